@@ -1,0 +1,38 @@
+# ScheduleZero. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+# The one list of dependencies is the header of schedulezero.py.
+DEPENDENCIES = $$(sed -n 's/^\#   "\(.*\)",$$/\1/p' schedulezero.py)
+TOOLS := pytest hypothesis ruff mypy types-PyYAML cronsim croniter playwright
+
+.PHONY: help run test lint bench clean
+
+help:  ## Show what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | column -t -s '|'
+
+run: .venv/run  ## Set up, then run the clock deployment in the foreground (Ctrl-C ends it)
+	exec $(BIN)/python -m schedulezero --deployment clock run
+
+test: .venv/test lint  ## Set up, then run every test
+	$(BIN)/python -m pytest -c tests/pytest.ini $(ARGS)
+	node --test tests/web/
+
+lint: .venv/test  ## Check style and types
+	$(BIN)/ruff check --config tests/ruff.toml . && $(BIN)/ruff format --check --config tests/ruff.toml .
+	$(BIN)/mypy --config-file tests/mypy.ini
+
+bench: .venv/test  ## Measure the figures of the README on this machine
+	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+clean:  ## Remove what was made, but neither data nor logs
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/run: schedulezero.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(DEPENDENCIES) && touch $@
+
+.venv/test: .venv/run Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TOOLS) && touch $@

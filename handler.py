@@ -1,0 +1,2253 @@
+#!/usr/bin/env python3
+"""ScheduleZero's handler library and its ready-made handlers: one file that needs only pyzmq.
+
+A handler is a process whose methods ScheduleZero calls. Ten lines make one:
+
+    from handler import Handler
+
+    class Backup(Handler):
+        def nightly(self, path: str, keep: int = 7):
+            "Copy `path`; keep the newest `keep` copies."
+            print("copying", path)             # goes to the execution's log, like logging
+            self.job.progress(50, "half way")  # self.job: the call this thread is running
+            return {"kept": keep}              # any JSON value; an exception is a failure
+
+    if __name__ == "__main__":
+        Backup.main()                          # python backup.py --server tcp://10.0.0.2:4242
+
+The id is the class name in kebab case (`backup`) unless `handler_id` or `--id` says otherwise.
+Functions work too: `handler = Handler("backup")`, `@handler.method` above each, `handler.main()`.
+Options of the constructor are the configuration: `--config '{"root": "/srv"}'` calls
+`Backup(root="/srv")`. Subclasses need not call `super().__init__()`.
+
+A job that is told to stop (cancelled, timed out, replaced) finds `self.job.cancelled` true;
+`self.job.check_cancelled()` and `self.job.wait(seconds)` raise JobCancelled. With `--processes`
+each job runs in a worker process, which is killed when it ignores that for GRACE_S.
+Output of threads a job starts by itself is not captured unless they run in its context
+(`contextvars.copy_context().run`).
+
+    socket thread (main)                              workers (threads, or processes)
+      DEALER ── Session ── calls ─────────────────────▶ perform(job)
+        ▲         │  ◀──── results, log lines ─────────── Outbox, captured output
+        └─────────┘        (deque + wake-up pipe)
+
+Only the main thread touches the socket; heartbeats go out whatever the jobs do. Results are kept
+until the server acknowledges them and sent again after every reconnection; `--spool DIR` also
+keeps them on disk, so that they outlive this process.
+
+Signals: SIGTERM and SIGINT refuse new calls, let running jobs finish for `--drain` seconds,
+deliver their results and exit 0; a second one exits at once. Exit codes: 0 drained, 1 jobs were
+abandoned, 2 usage, 78 configuration.
+
+The wire format is that of schedulezero.py, repeated here on purpose: this file stands alone.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import json
+import logging
+import os
+import re
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import zmq
+
+if TYPE_CHECKING:
+    import socket
+
+__version__ = "0.1.0"
+
+# --- Constants --------------------------------------------------------------------------------
+
+DEFAULT_SERVER: Final = "tcp://127.0.0.1:4242"
+EXIT_OK: Final = 0
+EXIT_ABANDONED: Final = 1
+EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; the governor never restarts it
+
+MAX_MESSAGE_BYTES: Final = 1 << 20
+MAX_DEPTH: Final = 60  # the server refuses JSON nested deeper than 64, envelope included
+MAX_ID_CHARS: Final = 120  # in hex it still fits a file name
+MAX_DOC_CHARS: Final = 2_000
+MAX_ERROR_CHARS: Final = 8_192  # of an error's sentence, and of its traceback
+MAX_LINE_CHARS: Final = 4_096
+MAX_LOG_LINES: Final = 1_000  # the server takes no more in one message
+MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the oldest lines go first
+LOG_BYTES_PER_S: Final = 64 << 10  # what one flooding job may send
+MAX_UNDELIVERED: Final = 1_000  # results; beyond them or the bytes below calls are refused
+MAX_UNDELIVERED_BYTES: Final = 16 << 20
+MAX_FINISHED_BYTES: Final = 512 << 10  # of results inside one registration; the rest follow it
+
+HEARTBEAT_S: Final = 2.0
+LIVENESS_S: Final = 10.0  # silence after which the server counts as gone
+HELLO_S: Final = 1.0  # how long a new connection waits for the server's hello
+REGISTER_S: Final = 5.0  # how long a registration waits for its reply
+RESEND_S: Final = 5.0
+BACKOFF_S: Final = (0.2, 5.0)
+FLUSH_S: Final = 0.2  # how long log lines and progress may wait for company
+GRACE_S: Final = 5.0  # between telling a job to stop and killing its worker process
+TIMEOUT_SLACK_S: Final = 1.0  # the server ends a job at its timeout; if it cannot, we do
+DRAIN_S: Final = 30.0
+ORPHAN_DRAIN_S: Final = 5.0  # the same when the governor is gone
+LAST_CALL_S: Final = 3.0  # before the end of the drain running jobs are told to stop
+NEVER: Final = float("inf")
+
+log = logging.getLogger("schedulezero.handler")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Options(NamedTuple):
+    """How to serve; None leaves the choice to the handler's class attributes."""
+
+    server: str = DEFAULT_SERVER
+    handler_id: str | None = None
+    concurrency: int | None = None
+    processes: bool = False
+    spool: str | None = None
+    drain_s: float = DRAIN_S
+    log_level: str = "INFO"
+    config: Mapping[str, Any] = {}
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+class JobCancelled(BaseException):
+    """The job was told to stop. Not an Exception, so that `except Exception` lets it through."""
+
+
+class ConfigError(Exception):
+    """The handler cannot start as it is configured; the sentence says what to change."""
+
+
+class ProtocolError(Exception):
+    """A message is not what the protocol says; it is dropped."""
+
+
+class BadParameters(Exception):
+    """A call's parameters do not fit the method; nothing was called."""
+
+
+# --- Wire: one UTF-8 JSON object per message --------------------------------------------------
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON."""
+    return _ENCODER.encode(message).encode()
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """The message in `body`; ProtocolError for everything else, however it is broken."""
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"{len(body)} bytes are more than {MAX_MESSAGE_BYTES}")
+    try:
+        message = _DECODER.decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not JSON: {error}") from None
+    if type(message) is not dict:
+        raise ProtocolError("not a JSON object")
+    return message
+
+
+def encode_lossy(message: Mapping[str, Any]) -> bytes:
+    """The same for messages about failures: text that is not valid Unicode becomes `?`."""
+    return _ENCODER.encode(message).encode("utf-8", "replace")
+
+
+def request(method: str, **params: Any) -> bytes:
+    return encode_lossy({"method": method, "params": params})
+
+
+def failure(call_id: str, error: str, **extras: Any) -> bytes:
+    """A failed result; `error` is a sentence for the user."""
+    error = error[:MAX_ERROR_CHARS]
+    return encode_lossy({"id": call_id, "success": False, "error": error, **extras})
+
+
+def nests_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects in `value` nest more than `limit` deep."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return limit == 0 or any(nests_deeper(each, limit - 1) for each in inside)
+
+
+# --- Methods: what can be called, derived from signatures -------------------------------------
+
+
+class Parameter(NamedTuple):
+    name: str
+    type: str | None
+    default: Any
+    required: bool
+
+    def describe(self) -> dict[str, Any]:
+        about: dict[str, Any] = {"name": self.name, "required": self.required}
+        if self.type:
+            about["type"] = self.type
+        if not self.required:
+            about["default"] = self.default if is_json(self.default) else repr(self.default)
+        return about
+
+
+class Method(NamedTuple):
+    name: str
+    function: Callable[..., Any]
+    doc: str
+    parameters: tuple[Parameter, ...]
+    takes_any: bool  # it has **kwargs
+    known: frozenset[str]
+    required: frozenset[str]
+
+    def describe(self) -> dict[str, Any]:
+        parameters = [parameter.describe() for parameter in self.parameters]
+        return {"name": self.name, "doc": self.doc, "parameters": parameters}
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """BadParameters, naming the parameter, unless `params` can be passed to the method."""
+        given = params.keys()
+        if self.required <= given and (self.takes_any or given <= self.known):
+            return
+        for name in sorted(self.required - given):
+            raise BadParameters(f"{self.name} needs the parameter {name!r}")
+        unknown = sorted(given - self.known)[0]
+        takes = ", ".join(parameter.name for parameter in self.parameters) or "none"
+        raise BadParameters(f"{self.name} has no parameter {unknown!r}; its parameters: {takes}")
+
+
+def is_json(value: Any) -> bool:
+    try:
+        return len(encode({"": value})) < MAX_DOC_CHARS
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def describe_method(name: str, function: Callable[..., Any]) -> Method:
+    """The Method for a function or bound method, read from its code object.
+
+    (`inspect` would do this too, for 0.8 MB more in every handler process.)
+    """
+    plain: Any = function
+    while hasattr(plain, "__wrapped__"):
+        plain = plain.__wrapped__
+    bound = hasattr(plain, "__self__") or hasattr(function, "__self__")
+    plain = getattr(plain, "__func__", plain)
+    code = plain.__code__
+    if code.co_posonlyargcount > bound:
+        raise ConfigError(f"{name} has positional-only parameters; calls pass them by name")
+    names = code.co_varnames[bound : code.co_argcount + code.co_kwonlyargcount]
+    given = plain.__defaults__ or ()
+    defaults = dict(zip(code.co_varnames[code.co_argcount - len(given) :], given, strict=False))
+    defaults.update(plain.__kwdefaults__ or {})
+    parameters = tuple(
+        Parameter(each, type_name(plain, each), defaults.get(each), each not in defaults)
+        for each in names
+    )
+    required = frozenset(each.name for each in parameters if each.required)
+    takes_any = bool(code.co_flags & 0x08)  # CO_VARKEYWORDS
+    doc = tidy(plain.__doc__ or "")
+    return Method(name, function, doc, parameters, takes_any, frozenset(names), required)
+
+
+def type_name(function: Any, parameter: str) -> str | None:
+    hint = function.__annotations__.get(parameter)
+    if hint is None or isinstance(hint, str):
+        return hint
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def tidy(doc: str) -> str:
+    """A docstring without its indentation, cut to MAX_DOC_CHARS."""
+    return "\n".join(line.strip() for line in doc.strip().splitlines())[:MAX_DOC_CHARS]
+
+
+# --- Jobs: one call while it runs -------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """What a job said since the last batch: log lines `[unix time, level, text]` and progress."""
+
+    lines: list[tuple[float, str, str]]
+    dropped: int
+    progress: tuple[float | None, str | None] | None
+
+    def messages(self, call_id: str) -> list[bytes]:
+        found = []
+        if self.lines or self.dropped:
+            found.append(request("log", id=call_id, lines=self.lines, dropped=self.dropped))
+        if self.progress:
+            percent, message = self.progress
+            found.append(request("progress", id=call_id, percent=percent, message=message))
+        return found
+
+
+class Outbox:
+    """A job's log lines and progress, between the thread that runs it and the one that sends.
+
+    Never blocks and never grows past MAX_LOG_BYTES: the oldest lines are dropped and counted, so
+    that the last words of a flooding job are kept. After n bytes the next batch is due no sooner
+    than n / LOG_BYTES_PER_S later.
+    """
+
+    __slots__ = (
+        "_bytes", "_dropped", "_lines", "_lock", "_not_before", "_partial", "_progress",
+        "due_at", "notify",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.due_at = NEVER
+        self.notify: Callable[[], None] | None = None  # called when due_at is set
+        self._not_before = 0.0
+        self._lock = threading.RLock()  # re-entered when a finalizer prints during a print
+        self._lines: deque[tuple[float, str, str]] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._partial: dict[str, str] = {}
+        self._progress: tuple[float | None, str | None] | None = None
+
+    def write(self, stream: str, text: str) -> None:
+        """Take what was printed to `stream`; a line goes out when it is complete."""
+        with self._lock:
+            *lines, rest = (self._partial.get(stream, "") + text).split("\n")
+            if len(rest) > MAX_LINE_CHARS:
+                lines, rest = [*lines, rest], ""
+            self._partial[stream] = rest
+            for line in lines:
+                self._append(time.time(), stream, line)
+        self._announce()
+
+    def add(self, level: str, text: str) -> None:
+        with self._lock:
+            for line in text.split("\n"):
+                self._append(time.time(), level, line)
+        self._announce()
+
+    def progress(self, percent: float | None, message: str | None) -> None:
+        with self._lock:
+            self._progress = (percent, message)
+        self._announce()
+
+    def merge(self, batch: Batch) -> None:
+        """Take over what another outbox collected."""
+        with self._lock:
+            self._dropped += batch.dropped
+            self._progress = batch.progress or self._progress
+            for line in batch.lines:
+                self._append(*line)
+        self._announce()
+
+    def take(self, now: float, *, last: bool = False) -> Batch | None:
+        """The batch that is due at monotonic `now`; with `last`, all there is, open lines too."""
+        with self._lock:
+            if last:
+                for stream, text in self._partial.items():
+                    if text:
+                        self._append(time.time(), stream, text)
+                self._partial.clear()
+            elif now < self.due_at:
+                return None
+            if not (self._lines or self._dropped or self._progress):
+                return None
+            batch = Batch(list(self._lines), self._dropped, self._progress)
+            self._not_before = now + self._bytes / LOG_BYTES_PER_S
+            self._lines.clear()
+            self._bytes = self._dropped = 0
+            self._progress = None
+            self.due_at = NEVER
+            return batch
+
+    def _append(self, at: float, level: str, text: str) -> None:
+        if len(text) > MAX_LINE_CHARS:
+            text = f"{text[:MAX_LINE_CHARS]} [{len(text) - MAX_LINE_CHARS} more characters]"
+        self._lines.append((round(at, 3), level, text))
+        self._bytes += len(text) + 32
+        while self._bytes > MAX_LOG_BYTES or len(self._lines) > MAX_LOG_LINES:
+            self._bytes -= len(self._lines.popleft()[2]) + 32
+            self._dropped += 1
+
+    def _announce(self) -> None:
+        if self.due_at == NEVER and (self._lines or self._progress):
+            self.due_at = max(time.monotonic() + FLUSH_S, self._not_before)
+            if self.notify:
+                self.notify()
+
+
+class Job:
+    """The call a worker is running; `self.job` inside a handler's method.
+
+    `execution_id` is the same in every attempt, `attempt` counts from 1, `timeout` is in seconds
+    (None: no limit). Outside a call `self.job` is a job of its own that nobody cancels, so that
+    methods can be called directly in tests.
+    """
+
+    __slots__ = (
+        "_callbacks", "_stop", "attempt", "call", "cancelled_at", "deadline", "execution_id",
+        "forgotten", "id", "method", "outbox", "params", "reason", "timeout",
+    )  # fmt: skip
+
+    def __init__(self, call: Mapping[str, Any]) -> None:
+        """Of a call message as `parse_call` returns it."""
+        self.call = call
+        self.id: str = call["id"]
+        self.method: str = call["method"]
+        self.params: dict[str, Any] = call["params"]
+        self.execution_id: str = call["execution_id"]
+        self.attempt: int = call["attempt"]
+        self.timeout: float | None = call["timeout"]
+        self.outbox = Outbox()
+        self.deadline = NEVER
+        self.reason: str | None = None
+        self.cancelled_at = NEVER
+        self.forgotten = False  # the server does not want the result
+        self._stop = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was told to stop; `reason` says why."""
+        return self._stop.is_set()
+
+    def check_cancelled(self) -> None:
+        """Raise JobCancelled if the job was told to stop."""
+        if self._stop.is_set():
+            raise JobCancelled(self.reason)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raise JobCancelled as soon as the job is told to stop."""
+        if self._stop.wait(seconds):
+            raise JobCancelled(self.reason)
+
+    def progress(self, percent: float | None, message: str | None = None) -> None:
+        """Show how far the job is, 0 to 100, or None when only the message is known."""
+        if percent is not None:
+            percent = min(100.0, max(0.0, float(percent)))
+        self.outbox.progress(percent, None if message is None else str(message)[:MAX_LINE_CHARS])
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, in another thread, when the job is told to stop."""
+        self._callbacks.append(callback)
+        if self._stop.is_set():
+            callback()
+
+    def cancel(self, reason: str, now: float) -> None:
+        """Tell the job to stop. The first reason stays."""
+        if self._stop.is_set():
+            return
+        self.reason, self.cancelled_at = reason, now
+        self._stop.set()
+        for callback in self._callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("%s: a callback for its cancellation failed", self.id)
+
+
+def parse_call(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a call, each of the right type; ProtocolError names the one that is not."""
+    call_id, params = message.get("id"), message.get("params", {})
+    if type(call_id) is not str or not 0 < len(call_id) <= MAX_ID_CHARS:
+        raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} characters")
+    if type(message.get("method")) is not str or type(params) is not dict:
+        raise ProtocolError("method is not a string or params not an object")
+    execution_id, _, attempt = call_id.rpartition(":")
+    timeout = message.get("timeout")
+    if type(timeout) not in (int, float) or not timeout > 0:  # type: ignore[operator]
+        timeout = None
+    return {
+        "id": call_id,
+        "method": message["method"],
+        "params": params,
+        "execution_id": execution_id or call_id,
+        "attempt": int(attempt) if attempt.isascii() and attempt.isdigit() else 1,
+        "timeout": timeout,
+    }
+
+
+_CURRENT: contextvars.ContextVar[Job] = contextvars.ContextVar("schedulezero_job")
+_NO_CALL: Final = {
+    "id": "none:1",
+    "method": "",
+    "params": {},
+    "execution_id": "none",
+    "attempt": 1,
+    "timeout": None,
+}
+
+
+def current_job() -> Job:
+    """The job this thread (or task) is running, or a detached one."""
+    return _CURRENT.get(None) or Job(_NO_CALL)
+
+
+def perform(job: Job, methods: Mapping[str, Method]) -> bytes:
+    """Run a job to its result message. Whatever the job raises, even SystemExit, ends only it."""
+    token = _CURRENT.set(job)
+    started = time.monotonic()
+    try:
+        method = methods.get(job.method)
+        if method is None:
+            names = ", ".join(sorted(methods)) or "none"
+            raise BadParameters(f"there is no method {job.method!r}; there are: {names}")
+        method.check(job.params)
+        job.check_cancelled()
+        value = method.function(**job.params)
+        if hasattr(value, "__await__"):
+            value = await_result(value)
+        return success(job.id, value, elapsed_ms(started))
+    except BadParameters as error:
+        return failure(job.id, str(error), error_type="BadParameters")
+    except JobCancelled:
+        return stopped(job, elapsed_ms(started))
+    except BaseException as error:
+        return raised(job.id, error, elapsed_ms(started))
+    finally:
+        _CURRENT.reset(token)
+
+
+def await_result(awaitable: Any) -> Any:
+    import asyncio  # only handlers with `async def` methods pay for it
+
+    async def run() -> Any:
+        return await awaitable
+
+    return asyncio.run(run())
+
+
+def elapsed_ms(started: float) -> float:
+    return round((time.monotonic() - started) * 1_000, 3)
+
+
+def success(call_id: str, value: Any, duration_ms: float) -> bytes:
+    """The result message, or a failed one when `value` cannot be sent."""
+    try:
+        body = encode({"id": call_id, "success": True, "result": value, "duration_ms": duration_ms})
+    except (TypeError, ValueError, RecursionError) as error:
+        return failure(call_id, f"the result is not JSON: {error}", error_type="BadResult")
+    if len(body) > MAX_MESSAGE_BYTES:
+        sentence = f"the result has {len(body)} bytes; at most {MAX_MESSAGE_BYTES} can be sent"
+        return failure(call_id, sentence, error_type="BadResult")
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and nests_deeper(value, MAX_DEPTH):
+        sentence = f"the result nests deeper than {MAX_DEPTH}"
+        return failure(call_id, sentence, error_type="BadResult")
+    return body
+
+
+def stopped(job: Job, duration_ms: float) -> bytes:
+    """The result of a job that ended because it was told to, or raised JobCancelled itself."""
+    sentence = f"stopped: {job.reason or 'by itself'}"
+    if job.reason == "stopping":
+        # Not the user's wish: without `cancelled` it is a failed attempt and is tried again.
+        sentence = "the handler stopped before the job was finished"
+        return failure(job.id, sentence, error_type="HandlerStopped", duration_ms=duration_ms)
+    return failure(job.id, sentence, cancelled=True, duration_ms=duration_ms)
+
+
+def raised(call_id: str, error: BaseException, duration_ms: float) -> bytes:
+    """The failed result for an exception: its text, type and traceback, from the job's code on."""
+    kind = type(error).__name__
+    try:
+        sentence = str(error) or kind
+        below = error.__traceback__ and error.__traceback__.tb_next
+        trace = "".join(traceback.format_exception(type(error), error, below))
+    except Exception as second:  # its __str__ raises
+        sentence, trace = f"{kind}, whose text cannot be had: {type(second).__name__}", ""
+    return failure(
+        call_id,
+        sentence,
+        error_type=kind,
+        traceback=trace[-MAX_ERROR_CHARS:],
+        duration_ms=duration_ms,
+    )
+
+
+# --- Handler ----------------------------------------------------------------------------------
+
+
+class _Main:
+    """`MyHandler.main(argv)` and `handler.main(argv)`: the command line of a class or instance."""
+
+    def __get__(self, instance: Handler | None, owner: type[Handler]) -> Callable[..., int]:
+        subject = owner if instance is None else instance
+
+        def run(argv: Sequence[str] | None = None) -> int:
+            """Serve until told to stop; sys.exit with the exit code unless `argv` is given."""
+            code = run_command_line(subject, sys.argv[1:] if argv is None else argv)
+            return code if argv is not None else sys.exit(code)
+
+        return run
+
+
+class Handler:
+    """A set of methods ScheduleZero may call: the public ones of a subclass, or `@method`'s.
+
+    Everything here except the names below is free for methods. Class attributes are defaults for
+    the command line's options of the same names.
+    """
+
+    handler_id: str | None = None  # None: the class name in kebab case
+    concurrency: int = 1  # jobs at the same time
+    processes: bool = False  # run them in worker processes, so that stuck ones can be killed
+    spool: str | None = None  # directory in which results wait until they are acknowledged
+    main = _Main()
+
+    def __init__(self, handler_id: str | None = None) -> None:
+        self.handler_id = handler_id or self.handler_id
+
+    def __init_subclass__(cls, **extras: Any) -> None:
+        super().__init_subclass__(**extras)
+        for name in ("main", "job", "method"):
+            if name in vars(cls):
+                raise TypeError(f"{cls.__name__}.{name} hides Handler.{name}; choose another name")
+
+    @property
+    def job(self) -> Job:
+        """The job being run here: see Job."""
+        return current_job()
+
+    def method(self, function: F) -> F:
+        """Decorator: make a function one of this handler's methods."""
+        vars(self).setdefault("_functions", {})[function.__name__] = function
+        return function
+
+
+def methods_of(handler: Handler) -> dict[str, Method]:
+    """Every public method of a handler's class, and the functions registered on it."""
+    found: dict[str, Callable[..., Any]] = {}
+    for owner in reversed(type(handler).__mro__):
+        if owner is not object and owner is not Handler:
+            for name, member in vars(owner).items():
+                if not name.startswith("_"):
+                    found.pop(name, None)
+                    if isinstance(member, FunctionType | staticmethod | classmethod):
+                        found[name] = getattr(handler, name)
+    found.update(vars(handler).get("_functions", {}))
+    return {name: describe_method(name, function) for name, function in found.items()}
+
+
+def id_of(handler: Handler) -> str:
+    """The handler's id; ConfigError if the server would refuse it."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(handler).__name__)
+    handler_id = handler.handler_id or words.lower()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", handler_id):
+        allowed = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+        raise ConfigError(f"{handler_id!r} is no handler id: {allowed}")
+    return handler_id
+
+
+# --- Ready-made: DingDong, Example ------------------------------------------------------------
+
+
+def strokes(hour: int, minute: int) -> int:
+    """How often a clock strikes: the hour (1 to 12) on the hour, once at half past, else not."""
+    if minute == 0:
+        return hour % 12 or 12
+    return 1 if minute == 30 else 0
+
+
+def ship_bells(hour: int, minute: int) -> int:
+    """A ship's bell: 1 to 8, one more every half hour of the four-hour watch, else 0."""
+    if minute % 30:
+        return 0
+    return (hour * 2 + minute // 30) % 8 or 8
+
+
+_HOURS: Final = (
+    "twelve", "one", "two", "three", "four", "five",
+    "six", "seven", "eight", "nine", "ten", "eleven",
+)  # fmt: skip
+_STEPS: Final = ("", "five", "ten", "a quarter", "twenty", "twenty-five", "half")
+
+
+def time_in_words(hour: int, minute: int) -> str:
+    """The time as people say it, to five minutes: "five to three", "half past two"."""
+    fives = (minute + 2) // 5
+    hour += fives > 6
+    name = _HOURS[hour % 12]
+    if fives % 12 == 0:
+        return f"{name} o'clock"
+    return f"{_STEPS[min(fives, 12 - fives)]} {'to' if fives > 6 else 'past'} {name}"
+
+
+class DingDong(Handler):
+    """Announces the time."""
+
+    _STYLES: Final = {
+        "plain": "ding dong",
+        "cuckoo": "cuckoo, cuckoo",
+        "westminster": "ding dang dong, bim bam bom",
+        "ship": "clang clang",
+    }
+
+    def chime(self, style: str = "plain") -> dict[str, Any]:
+        """Say the time and strike it. Styles: plain, cuckoo, westminster, ship."""
+        if style not in self._STYLES:
+            raise ValueError(f"style {style!r} is none of {', '.join(self._STYLES)}")
+        now = time.localtime()
+        said = f"{self._STYLES[style]}, it is {now.tm_hour:02}:{now.tm_min:02}"
+        count = (ship_bells if style == "ship" else strokes)(now.tm_hour, now.tm_min)
+        print(said)
+        return {"said": said, "strokes": count, "style": style}
+
+    def announce(self, message: str) -> dict[str, Any]:
+        """Say the time in words, then `message`."""
+        now = time.localtime()
+        said = f"It is {time_in_words(now.tm_hour, now.tm_min)}. {message}"
+        print(said)
+        return {"said": said}
+
+    def countdown(self, seconds: int = 10) -> dict[str, Any]:
+        """Count `seconds` down aloud; can be cancelled between two of them."""
+        for left in range(seconds, 0, -1):
+            print(left)
+            self.job.progress(100 * (seconds - left) / seconds, f"{left} s left")
+            self.job.wait(1)
+        print("ding dong")
+        return {"counted": seconds}
+
+
+class Example(Handler):
+    """Small methods to try things with."""
+
+    concurrency = 4
+
+    def add(self, a: float, b: float) -> float:
+        """The sum of two numbers."""
+        return a + b
+
+    def echo(self, **params: Any) -> dict[str, Any]:
+        """Return whatever was passed."""
+        return params
+
+    def fail(self, message: str = "told to fail") -> None:
+        """Fail with `message`."""
+        raise RuntimeError(message)
+
+    def sleep(self, seconds: float) -> dict[str, float]:
+        """Sleep with progress; stops at once when cancelled."""
+        began = time.monotonic()
+        while (slept := time.monotonic() - began) < seconds:
+            self.job.progress(100 * slept / seconds, f"{slept:.1f} of {seconds} s")
+            self.job.wait(min(0.5, seconds - slept))
+        return {"slept": round(slept, 3)}
+
+
+# --- Ready-made: Shell ------------------------------------------------------------------------
+
+
+def describe_exit(code: int) -> str:
+    """Words for a process's end; `code` as subprocess has it, negative for signals."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
+
+
+class ProgramFailed(Exception):
+    """A program ended with another exit code than expected."""
+
+
+class Shell(Handler):
+    """Runs programs. Refuses every one until its configuration allows it.
+
+    `allow` lists what may run: a program by the name or path calls give (with any arguments: list
+    only programs for which all are harmless), a whole argv as a list, or a whole command line.
+    `allow_any` allows everything, and calls to set `cwd` and `env`.
+    """
+
+    def __init__(
+        self,
+        handler_id: str | None = None,
+        *,
+        allow: Sequence[str | Sequence[str]] = (),
+        allow_any: bool = False,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(handler_id)
+        self._allow = [each if isinstance(each, str) else list(each) for each in allow]
+        self._allow_any = allow_any
+        self._cwd = cwd
+        self._env = dict(env or {})
+
+    def run(
+        self,
+        argv: list[str] | None = None,
+        command: str | None = None,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float | None = None,
+        expect: Sequence[int] = (0,),
+    ) -> dict[str, Any]:
+        """Run a program (`argv`) or a command line (`command`, by /bin/sh) to its end.
+
+        Its output becomes the log as it comes. Fails unless the exit code is in `expect`, or when
+        it runs longer than `timeout` seconds; then, as when cancelled, its whole process group
+        gets SIGTERM and 3 s later SIGKILL. Returns `exit_code` and the end of `stdout`.
+        """
+        if (argv is None) == (command is None):
+            raise ValueError("give either argv, a list, or command, a command line")
+        self._check(argv, command, cwd is not None or env is not None)
+        started = [str(each) for each in argv] if argv else ["/bin/sh", "-c", str(command)]
+        program = Program(started, cwd or self._cwd, {**self._env, **(env or {})})
+        try:
+            tail = program.follow(self.job, NEVER if timeout is None else timeout)
+        finally:
+            program.end()
+        if program.exit_code not in expect:
+            raise ProgramFailed(f"{describe_exit(program.exit_code)}: {program.last_words()}")
+        return {"exit_code": program.exit_code, "stdout": tail}
+
+    def _check(self, argv: list[str] | None, command: str | None, special: bool) -> None:
+        """PermissionError unless the configuration allows the call."""
+        if self._allow_any:
+            return
+        if special:
+            raise PermissionError("cwd and env can be set by calls only with allow_any")
+        allowed = command in self._allow if argv is None else argv in self._allow
+        if not allowed and not (argv and argv[0] in self._allow):
+            what = command if argv is None else argv[:1]
+            raise PermissionError(f"{what!r} is not in this handler's `allow`")
+
+
+class Program:
+    """A running program with its process group and its captured output."""
+
+    _TAIL_CHARS: Final = 16_384
+    _TERM_S: Final = 3.0
+    _LINGER_S: Final = 1.0  # for output after the exit: a background child may hold the pipes
+
+    def __init__(self, argv: Sequence[str], cwd: str | None, env: Mapping[str, str]) -> None:
+        import codecs
+        import subprocess  # a third of a megabyte for this handler only
+
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+        self._poll = select.poll()
+        self._open: dict[int, tuple[str, Any]] = {}
+        self._tails = {"stdout": "", "stderr": ""}
+        for name, pipe in (("stdout", self._process.stdout), ("stderr", self._process.stderr)):
+            assert pipe is not None
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            self._open[pipe.fileno()] = (name, decoder)
+            self._poll.register(pipe, select.POLLIN)
+
+    @property
+    def exit_code(self) -> int:
+        return int(self._process.wait())
+
+    def last_words(self) -> str:
+        """The last line of stderr, else of stdout."""
+        words = self._tails["stderr"].strip() or self._tails["stdout"].strip()
+        return words.rpartition("\n")[2] or "it printed nothing"
+
+    def follow(self, job: Job, timeout_s: float) -> str:
+        """Pass output to the job's log until the program ends; the end of its stdout."""
+        now = time.monotonic()
+        give_up_at, leave_at = now + timeout_s, NEVER
+        while now < leave_at and (self._open or self._process.poll() is None):
+            for fd, _ in self._poll.poll(250 if self._open else 20):
+                self._pass_on(fd, job)
+            now = time.monotonic()
+            job.check_cancelled()
+            if now >= give_up_at:
+                raise TimeoutError(f"still running after {timeout_s:g} s")
+            if leave_at == NEVER and self._process.poll() is not None:
+                leave_at = now + self._LINGER_S
+        return self._tails["stdout"]
+
+    def end(self) -> None:
+        """Leave nothing of it behind, unless it ended by itself."""
+        ended_itself = self._process.poll() is not None
+        if not ended_itself:
+            self._signal(signal.SIGTERM)
+            give_up_at = time.monotonic() + self._TERM_S
+            while self._process.poll() is None and time.monotonic() < give_up_at:
+                time.sleep(0.02)
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def _pass_on(self, fd: int, job: Job) -> None:
+        name, decoder = self._open[fd]
+        data = os.read(fd, 1 << 16)
+        text = decoder.decode(data, final=not data)
+        self._tails[name] = (self._tails[name] + text)[-self._TAIL_CHARS :]
+        job.outbox.write(name, text)
+        if not data:
+            del self._open[fd]
+            self._poll.unregister(fd)
+
+    def _signal(self, signum: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signum)
+
+
+# --- Ready-made: Http -------------------------------------------------------------------------
+
+
+class UnexpectedStatus(Exception):
+    """A server answered with another status than expected."""
+
+
+class Http(Handler):
+    """Makes HTTP requests. Refuses every URL until its configuration allows it.
+
+    `allow` lists URLs; those on the same scheme, host and port and at or below the path may be
+    requested, redirects included. `allow_any` allows every URL.
+    """
+
+    _MAX_BODY_BYTES: Final = 64 << 10  # of an answer's body that is returned
+    _REDIRECTS: Final = (301, 302, 303, 307, 308)
+    _PRIVATE: Final = ("authorization", "cookie", "proxy-authorization")
+
+    def __init__(
+        self,
+        handler_id: str | None = None,
+        *,
+        allow: Sequence[str] = (),
+        allow_any: bool = False,
+    ) -> None:
+        super().__init__(handler_id)
+        self._allow = list(allow)
+        self._allow_any = allow_any
+
+    def request(
+        self,
+        url: str,
+        method: str = "GET",
+        headers: dict[str, str] | None = None,
+        body: str | None = None,
+        json: Any = None,
+        expect: Sequence[int] = tuple(range(200, 300)),
+        timeout: float = 30.0,
+        max_redirects: int = 5,
+    ) -> dict[str, Any]:
+        """Request `url`; fails unless the final status is in `expect` within `timeout` seconds.
+
+        Returns `status`, `url`, `body` (its first 64 KiB as text) and `truncated`.
+        """
+        headers = {"User-Agent": f"ScheduleZero/{__version__}", **(headers or {})}
+        if json is not None:
+            body = _ENCODER.encode(json)
+            headers.setdefault("Content-Type", "application/json")
+        payload = None if body is None else body.encode()
+        deadline = time.monotonic() + timeout
+        for _ in range(max_redirects + 1):
+            exchange = Exchange(self._checked(url), self.job, deadline)
+            status, location, answer = exchange.run(method, headers, payload)
+            print(f"{method} {url}: {status}")
+            if not location or status not in self._REDIRECTS or status in expect:
+                return self._judged(status, url, answer, expect)
+            if status == 303 or (status < 303 and method == "POST"):
+                method, payload = "GET", None
+            url, headers = self._redirected(url, location, headers)
+        raise UnexpectedStatus(f"more than {max_redirects} redirects, the last one to {url}")
+
+    def _judged(
+        self, status: int, url: str, answer: bytes, expect: Sequence[int]
+    ) -> dict[str, Any]:
+        text = answer[: self._MAX_BODY_BYTES].decode("utf-8", "replace")
+        if status not in expect:
+            raise UnexpectedStatus(f"{url} answered {status}: {text[:200]}")
+        truncated = len(answer) > self._MAX_BODY_BYTES
+        return {"status": status, "url": url, "body": text, "truncated": truncated}
+
+    def _checked(self, url: str) -> Any:
+        """The parts of an allowed URL; ValueError or PermissionError for any other."""
+        from urllib.parse import unquote, urlsplit
+
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(f"{url!r} is no http or https URL, or has a user name in it")
+        path = unquote(parts.path)
+        for allowed in map(urlsplit, self._allow):
+            below = allowed.path.rstrip("/") + "/"
+            covered = origin(parts) == origin(allowed) and f"{path}/".startswith(below)
+            if covered and ".." not in path.split("/"):
+                return parts
+        if not self._allow_any:
+            raise PermissionError(f"{url} is not in this handler's `allow`")
+        return parts
+
+    def _redirected(
+        self, url: str, location: str, headers: dict[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        """Where to go next and with which headers: credentials stay with their origin."""
+        from urllib.parse import urljoin, urlsplit
+
+        target = urljoin(url, location)
+        if origin(urlsplit(target)) != origin(urlsplit(url)):
+            headers = {k: v for k, v in headers.items() if k.lower() not in self._PRIVATE}
+        return target, headers
+
+
+def origin(parts: Any) -> tuple[str, str | None, int]:
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+class Exchange:
+    """One request and its answer, over a connection that a cancellation or the deadline breaks."""
+
+    def __init__(self, parts: Any, job: Job, deadline: float) -> None:
+        """`parts` of the URL as urlsplit has them, `deadline` in monotonic seconds."""
+        self._job = job
+        self._deadline = deadline
+        self._host, self._port = parts.hostname, parts.port
+        self._tls = parts.scheme == "https"
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    def run(
+        self, method: str, headers: Mapping[str, str], payload: bytes | None
+    ) -> tuple[int, str | None, bytes]:
+        """Status, Location and up to 64 KiB and one byte of the body. OSError, TimeoutError."""
+        import http.client  # several megabytes, as it loads ssl: for this handler only
+
+        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        left_s = max(0.001, self._deadline - time.monotonic())
+        connection = connect(self._host, self._port, timeout=left_s)
+        timer = threading.Timer(left_s, self._break, [connection])
+        timer.daemon = True
+        timer.start()
+        self._job.on_cancel(lambda: self._break(connection))
+        try:
+            connection.connect()
+            self._check()
+            connection.request(method, self._target, payload, dict(headers))
+            answer = connection.getresponse()
+            body = answer.read(Http._MAX_BODY_BYTES + 1)
+            self._check()
+            return answer.status, answer.getheader("Location"), body
+        except (OSError, http.client.HTTPException) as error:
+            self._check()
+            raise ConnectionError(f"{self._host}: {error or type(error).__name__}") from error
+        finally:
+            timer.cancel()
+            connection.close()
+
+    def _check(self) -> None:
+        self._job.check_cancelled()
+        if time.monotonic() >= self._deadline:
+            raise TimeoutError(f"{self._host} gave no complete answer in time")
+
+    def _break(self, connection: Any) -> None:
+        """End a transfer that another thread waits for."""
+        import socket
+
+        if connection.sock:
+            with suppress(OSError):
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+# --- Captured output --------------------------------------------------------------------------
+
+
+class CapturedStream:
+    """Stands for sys.stdout or sys.stderr: a job's text goes to its outbox and to the original."""
+
+    def __init__(self, name: str, original: Any) -> None:
+        self._name = name
+        self._original = original
+
+    def write(self, text: str) -> int:
+        job = _CURRENT.get(None)
+        if job is not None:
+            job.outbox.write(self._name, text)
+        if self._original is not None:
+            self._original.write(text)
+        return len(text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+class JobLog(logging.Handler):
+    """Passes the logging records made inside a job to its outbox."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        job = _CURRENT.get(None)
+        if job is None:
+            return
+        try:
+            job.outbox.add(record.levelname, self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+class Capture:
+    """While entered, output and logging of jobs is captured in this process."""
+
+    def __enter__(self) -> None:
+        self._streams = sys.stdout, sys.stderr
+        self._log = JobLog()
+        logging.getLogger().addHandler(self._log)
+        sys.stdout = CapturedStream("stdout", sys.stdout)
+        sys.stderr = CapturedStream("stderr", sys.stderr)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout, sys.stderr = self._streams
+        logging.getLogger().removeHandler(self._log)
+
+
+# --- Spool: finished results on disk ----------------------------------------------------------
+
+
+class Spool:
+    """One file per unacknowledged result, so that it survives this process and a power cut."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        try:
+            os.makedirs(directory, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the spool directory cannot be used: {error}") from None
+
+    def save(self, call_id: str, body: bytes) -> None:
+        """Return when the result is on disk. If it cannot be, say so: it is still delivered."""
+        path = self._path(call_id)
+        try:
+            with open(path + ".tmp", "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path + ".tmp", path)
+            self._sync_directory()
+        except OSError as error:
+            log.warning("the result of %s is kept in memory only: %s", call_id, error)
+
+    def remove(self, call_id: str) -> None:
+        try:
+            os.unlink(self._path(call_id))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("%s stays in the spool and will be sent again: %s", call_id, error)
+
+    def load(self) -> dict[str, bytes]:
+        """The results an earlier process left, oldest first. A torn file is renamed `.bad`."""
+        found = {}
+        for name in sorted(os.listdir(self._directory), key=self._modified):
+            path = os.path.join(self._directory, name)
+            if name.endswith(".tmp"):
+                os.unlink(path)
+            elif name.endswith(".result"):
+                try:
+                    call_id = bytes.fromhex(name.removesuffix(".result")).decode()
+                    with open(path, "rb") as file:
+                        body = file.read(MAX_MESSAGE_BYTES + 1)
+                    if decode(body).get("id") != call_id:
+                        raise ProtocolError("it is the result of another call")
+                    found[call_id] = body
+                except (OSError, ValueError, ProtocolError) as error:
+                    log.error("%s is set aside: %s", path, error)
+                    os.replace(path, path + ".bad")
+        return found
+
+    def _path(self, call_id: str) -> str:
+        return os.path.join(self._directory, call_id.encode().hex() + ".result")
+
+    def _modified(self, name: str) -> int:
+        return os.stat(os.path.join(self._directory, name)).st_mtime_ns
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- Session: the protocol without a socket ---------------------------------------------------
+
+
+class Finished:
+    """A result that is not acknowledged yet."""
+
+    __slots__ = ("body", "log", "sent_at")
+
+    def __init__(self, body: bytes, log: Sequence[bytes] = ()) -> None:
+        self.body = body
+        self.log = log  # what the job said last, if it could not be sent before the result
+        self.sent_at: float | None = None
+
+
+class Session:
+    """What the server and this handler have agreed on. Pure: no socket, no thread, no clock.
+
+    Messages go in by `receive`, time by `now` (monotonic seconds); messages to send collect in
+    `outgoing`. Any of them may be lost: everything that matters is sent again.
+    """
+
+    def __init__(self, profile: Mapping[str, Any], spool: Spool | None = None) -> None:
+        """Of the registration's parameters that stay the same."""
+        self.outgoing: deque[bytes] = deque()
+        self.running: dict[str, Job] = {}
+        self.finished: dict[str, Finished] = {}
+        self.registered = False
+        self.draining = False
+        self._profile = dict(profile)
+        self._spool = spool
+        self._finished_bytes = 0
+        self._heard_at = 0.0
+        self._register_at = self._heartbeat_at = self._resend_at = NEVER
+        self._refusal: str | None = None
+        for call_id, body in (spool.load() if spool else {}).items():
+            self._keep(call_id, Finished(body))
+
+    def opened(self, now: float) -> None:
+        """A new connection: the server says hello, or we register unasked."""
+        self.outgoing.clear()
+        self.registered = False
+        self._heard_at = now
+        self._register_at = now + HELLO_S
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the server has said nothing for so long that it counts as gone."""
+        return now - self._heard_at > LIVENESS_S
+
+    def receive(self, message: Mapping[str, Any], now: float) -> Job | None:
+        """Take a message; return the job to start, if it is one."""
+        self._heard_at = now
+        method = message.get("method")
+        if method is None:
+            self._replied(message, now)
+        elif "id" in message:
+            return self._called(message, now)
+        else:
+            params = message.get("params")
+            act = self._CONTROLS.get(method) if type(method) is str else None
+            if act and type(params) is dict:
+                act(self, params, now)
+        return None
+
+    def finish(self, job: Job, body: bytes, now: float) -> None:
+        """A job has ended: keep its result until it is acknowledged."""
+        self.running.pop(job.id, None)
+        batch = job.outbox.take(now, last=True)
+        last_words = batch.messages(job.id) if batch else []
+        if job.forgotten:
+            if self._spool:
+                self._spool.remove(job.id)
+            return
+        finished = Finished(body)
+        if self.registered:
+            self.outgoing.extend(last_words)
+            self._send(finished, now)
+        else:
+            finished.log = last_words
+        self._keep(job.id, finished)
+
+    def tick(self, now: float) -> float:
+        """Do what is due; return when to come back at the latest."""
+        if now >= self._register_at:
+            self._register(now)
+        if now >= self._heartbeat_at:
+            self._heartbeat(now)
+        if now >= self._resend_at:
+            self._resend(now)
+        due_at = min(
+            self._register_at, self._heartbeat_at, self._resend_at, self._heard_at + LIVENESS_S
+        )
+        for job in self.running.values():
+            if now >= job.deadline:
+                job.cancel("timeout", now)
+                job.deadline = NEVER
+            if self.registered and job.outbox.due_at < NEVER:
+                batch = job.outbox.take(now)
+                if batch:
+                    self.outgoing.extend(batch.messages(job.id))
+                due_at = min(due_at, job.outbox.due_at)
+            due_at = min(due_at, job.deadline)
+        return due_at
+
+    def drain(self) -> None:
+        """From now on refuse calls."""
+        self.draining = True
+        if self.registered:
+            self._report("draining")
+
+    def has_to_deliver(self) -> bool:
+        """Whether results wait for the server that are nowhere else."""
+        return bool(self.finished) and (self.registered or not self._spool)
+
+    def leave(self) -> None:
+        if self.registered:
+            self._report("offline")
+
+    # What the server says.
+
+    def _called(self, message: Mapping[str, Any], now: float) -> Job | None:
+        call = parse_call(message)
+        call_id = call["id"]
+        if call_id in self.running:
+            return None
+        if call_id in self.finished:
+            self._send(self.finished[call_id], now)
+            return None
+        refusal = self._refuse()
+        if refusal:
+            self.outgoing.append(failure(call_id, refusal, refused=True))
+            return None
+        job = self.running[call_id] = Job(call)
+        if job.timeout is not None:
+            job.deadline = now + job.timeout + TIMEOUT_SLACK_S
+        return job
+
+    def _refuse(self) -> str | None:
+        """Why no call can be taken now, if so."""
+        if self.draining:
+            return "the handler is stopping"
+        if len(self.running) >= self._profile["concurrency"]:
+            return f"the handler runs {len(self.running)} jobs and takes no more at a time"
+        kept = len(self.finished)
+        if kept >= MAX_UNDELIVERED or self._finished_bytes >= MAX_UNDELIVERED_BYTES:
+            return f"the handler has {kept} results that are not acknowledged yet"
+        return None
+
+    def _acked(self, params: Mapping[str, Any], now: float) -> None:
+        call_ids = params.get("ids")
+        for call_id in call_ids if type(call_ids) is list else (params.get("id"),):
+            if type(call_id) is str and call_id in self.finished:
+                self._drop(call_id)
+
+    def _cancelled(self, params: Mapping[str, Any], now: float) -> None:
+        call_id, reason = params.get("id"), params.get("reason")
+        job = self.running.get(call_id) if type(call_id) is str else None
+        if job:
+            job.cancel(reason if type(reason) is str else "cancelled", now)
+
+    def _greeted(self, params: Mapping[str, Any], now: float) -> None:
+        self.registered = False
+        self._register(now)
+
+    def _alive(self, params: Mapping[str, Any], now: float) -> None:
+        """Hearing it was all."""
+
+    _CONTROLS: Final = {
+        "ack": _acked,
+        "cancel": _cancelled,
+        "hello": _greeted,
+        "heartbeat": _alive,
+    }
+
+    def _replied(self, reply: Mapping[str, Any], now: float) -> None:
+        accepted, about = reply.get("success"), reply.get("reply_to")
+        if about == "register":
+            self._admitted(reply, now) if accepted is True else self._rejected(reply, now)
+        elif accepted is False and reply.get("code") == "unknown_instance":
+            self._greeted({}, now)
+
+    def _admitted(self, reply: Mapping[str, Any], now: float) -> None:
+        log.info("%s as %s", reply.get("status", "registered"), self._profile["handler_id"])
+        self.registered, self._refusal = True, None
+        self._register_at = NEVER
+        self._heartbeat_at = now + HEARTBEAT_S
+        unwanted = reply.get("forget")
+        for call_id in unwanted if type(unwanted) is list else ():
+            self._forget(call_id, now)
+        for finished in self.finished.values():
+            if finished.sent_at is None:
+                self.outgoing.extend(finished.log)
+                finished.log = ()
+                self._send(finished, now)
+        if self.draining:
+            self._report("draining")
+
+    def _rejected(self, reply: Mapping[str, Any], now: float) -> None:
+        sentence = str(reply.get("error"))[:MAX_DOC_CHARS]
+        if sentence != self._refusal:
+            log.error("the server refuses the registration: %s", sentence)
+        self._refusal = sentence
+        self._register_at = now + REGISTER_S
+
+    def _forget(self, call_id: Any, now: float) -> None:
+        if type(call_id) is str and call_id in self.finished:
+            self._drop(call_id)
+        elif type(call_id) is str and call_id in self.running:
+            self.running[call_id].forgotten = True
+            self.running[call_id].cancel("forgotten", now)
+
+    # What we say.
+
+    def _register(self, now: float) -> None:
+        """Announce ourselves, what runs and what finished.
+
+        Results that do not fit, or that last words have to precede, are named as running and
+        follow when the registration is accepted.
+        """
+        bodies, later, size = [], [], 0
+        for call_id, finished in self.finished.items():
+            size += len(finished.body)
+            if finished.log or size > MAX_FINISHED_BYTES:
+                finished.sent_at = None
+                later.append(call_id)
+            else:
+                finished.sent_at = now
+                bodies.append(finished.body)
+        running = [*self.running, *later]
+        head = request("register", **self._profile, running=running)
+        self.outgoing.append(head[:-2] + b',"finished":[' + b",".join(bodies) + b"]}}")
+        self._register_at = now + REGISTER_S
+        self._heartbeat_at = NEVER
+
+    def _heartbeat(self, now: float) -> None:
+        self.outgoing.append(
+            request(
+                "heartbeat",
+                handler_id=self._profile["handler_id"],
+                instance=self._profile["instance"],
+                time=time.time(),
+                running=len(self.running),
+            )
+        )
+        self._heartbeat_at = now + HEARTBEAT_S
+
+    def _report(self, status: str) -> None:
+        self.outgoing.append(
+            request(
+                "report_status",
+                handler_id=self._profile["handler_id"],
+                instance=self._profile["instance"],
+                status=status,
+            )
+        )
+
+    def _send(self, finished: Finished, now: float) -> None:
+        if self.registered:
+            self.outgoing.append(finished.body)
+            finished.sent_at = now
+            self._resend_at = min(self._resend_at, now + RESEND_S)
+
+    def _resend(self, now: float) -> None:
+        self._resend_at = NEVER
+        for finished in self.finished.values():
+            if finished.sent_at is not None and now >= finished.sent_at + RESEND_S:
+                self._send(finished, now)
+        if self.finished:
+            self._resend_at = min(self._resend_at, now + RESEND_S)
+
+    def _keep(self, call_id: str, finished: Finished) -> None:
+        self.finished[call_id] = finished
+        self._finished_bytes += len(finished.body)
+
+    def _drop(self, call_id: str) -> None:
+        self._finished_bytes -= len(self.finished.pop(call_id).body)
+        if self._spool:
+            self._spool.remove(call_id)
+
+
+# --- Workers: threads -------------------------------------------------------------------------
+
+
+class Wakeup:
+    """Wakes the socket thread out of its poll, from any thread and from signals."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self.write_fd, False)
+        self.parked = False  # spares a system call when nobody sleeps
+
+    def notify(self) -> None:
+        if self.parked:
+            self.parked = False
+            with suppress(BlockingIOError):  # a full pipe wakes as well
+                os.write(self.write_fd, b"\0")
+
+    def clear(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self.read_fd, 4_096)
+
+
+Work = Callable[[Job], bytes]  # run a job to its result message
+Done = Callable[[Job, bytes], None]  # hand the result to the socket thread
+
+
+class ThreadPool:
+    """Runs jobs in daemon threads, started when they are first needed."""
+
+    def __init__(self, size: int, work: Work, done: Done) -> None:
+        self._size = size
+        self._work = work
+        self._done = done
+        self._calls: SimpleQueue[Job] = SimpleQueue()
+        self._idle: deque[None] = deque()
+        self._threads = 0
+
+    def start(self, job: Job) -> None:
+        try:
+            self._idle.pop()
+        except IndexError:
+            if self._threads < self._size:
+                self._threads += 1
+                name = f"worker-{self._threads}"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._calls.put(job)
+
+    def _run(self) -> None:
+        while True:
+            job = self._calls.get()
+            body = self._work(job)
+            self._idle.append(None)
+            self._done(job, body)
+
+
+# --- Workers: processes -----------------------------------------------------------------------
+#
+# A nursery, forked before there are threads and sockets, forks the workers: a clean parent, and
+# the only one that kills and waits. Each worker thread of the pool talks to a worker process of
+# its own, over a socket pair, in frames of a kind, a length and a body: C call, X cancel (a call
+# id), L log and progress, R result.
+
+_FRAME: Final = struct.Struct("!cI")
+_ORDER: Final = struct.Struct("!ci")  # to the nursery: F fork, K kill; back: the pid or status
+
+
+class Nursery:
+    """Forks, kills and reaps worker processes on behalf of the process that opened it."""
+
+    def __init__(self, work: Work) -> None:
+        """Fork the nursery. The calling process must have no threads yet."""
+        import socket  # half a megabyte that only process workers need
+
+        self._asking = threading.Lock()
+        sys.stdout.flush()
+        self._link, theirs = socket.socketpair()
+        self._link.settimeout(5.0)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._link.close()
+            try:
+                self._serve(theirs, work)
+            finally:
+                os._exit(EXIT_OK)
+        theirs.close()
+
+    def fork(self) -> tuple[int, socket.socket]:
+        """A new worker: its pid and the socket to talk to it. OSError if there can be none."""
+        import socket
+
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self._ask(b"F", 0, theirs.fileno())
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid, ours
+
+    def kill(self, pid: int) -> int:
+        """End a worker and all it started; return its wait status. OSError: no answer."""
+        return self._ask(b"K", pid)
+
+    def close(self) -> None:
+        """End every worker and the nursery."""
+        self._link.close()
+        os.waitpid(self.pid, 0)
+
+    def _ask(self, order: bytes, number: int, *descriptors: int) -> int:
+        import socket
+
+        with self._asking:
+            socket.send_fds(self._link, [_ORDER.pack(order, number)], descriptors)
+            answer = self._link.recv(_ORDER.size, socket.MSG_WAITALL)
+        if len(answer) < _ORDER.size:
+            raise OSError("the nursery is dead")
+        return int(_ORDER.unpack(answer)[1])
+
+    def _serve(self, link: socket.socket, work: Work) -> None:
+        """In the nursery: obey until the parent closes the link or dies."""
+        import socket
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent gets them too and decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        children: set[int] = set()
+        while True:
+            order, descriptors, _, _ = socket.recv_fds(link, _ORDER.size, 1)
+            if len(order) < _ORDER.size:
+                break
+            kind, number = _ORDER.unpack(order)
+            if kind == b"F":
+                number = self._bear(link, descriptors[0], work)
+                children.add(number)
+            else:
+                children.discard(number)
+                number = end_group(number)
+            link.sendall(_ORDER.pack(kind, number))
+        for pid in children:
+            if pid > 0:
+                end_group(pid)
+
+    def _bear(self, link: socket.socket, descriptor: int, work: Work) -> int:
+        """Fork a worker that talks over `descriptor`: its pid, or -errno."""
+        import socket
+
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(descriptor)
+            return -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            link.close()
+            try:
+                WorkerProcess(socket.socket(fileno=descriptor), work).run()
+            finally:
+                os._exit(EXIT_OK)
+        os.close(descriptor)
+        with suppress(OSError):
+            os.setpgid(pid, pid)  # here as well as in the child: whoever is first
+        return pid
+
+
+def end_group(pid: int) -> int:
+    """Kill the process group of a child; return the child's wait status, 0 if it is stuck."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    for _ in range(200):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.005)
+    return 0
+
+
+class WorkerProcess:
+    """In a worker: runs one job after the other, while a thread keeps talking to the parent."""
+
+    def __init__(self, link: socket.socket, work: Work) -> None:
+        self._link = link
+        self._work = work
+        self._wakeup = Wakeup()
+        self._calls: SimpleQueue[Job] = SimpleQueue()
+        self._job: Job | None = None
+        self._sending = threading.Lock()
+
+    def run(self) -> None:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        threading.Thread(target=self._listen, daemon=True).start()
+        while True:
+            job = self._calls.get()
+            body = self._work(job)
+            self._report(job, time.monotonic(), last=True)
+            sys.stdout.flush()
+            self._send(b"R", body)
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        poll.register(self._wakeup.read_fd, select.POLLIN)
+        frames = Frames()
+        while True:
+            job = self._job
+            due_s = min(60.0, job.outbox.due_at - time.monotonic()) if job else 60.0
+            self._wakeup.parked = True
+            ready = dict(poll.poll(max(0.0, due_s) * 1_000))
+            if self._wakeup.read_fd in ready:
+                self._wakeup.clear()
+            if self._link.fileno() in ready:
+                data = self._link.recv(65_536)
+                if not data:
+                    os._exit(EXIT_OK)  # the parent is gone or wants no more of us
+                for kind, body in frames.feed(data):
+                    self._obey(kind, body)
+            if job:
+                self._report(job, time.monotonic())
+
+    def _obey(self, kind: bytes, body: bytes) -> None:
+        if kind == b"C":
+            self._job = Job(parse_call(decode(body)))
+            self._job.outbox.notify = self._wakeup.notify
+            self._calls.put(self._job)
+        elif kind == b"X" and self._job:
+            reason = decode(body).get(self._job.id)
+            if reason:  # else it is about an earlier job
+                self._job.cancel(reason, time.monotonic())
+
+    def _report(self, job: Job, now: float, *, last: bool = False) -> None:
+        batch = job.outbox.take(now, last=last)
+        if batch:
+            self._send(b"L", encode_lossy(batch._asdict()))
+
+    def _send(self, kind: bytes, body: bytes) -> None:
+        with self._sending:
+            self._link.sendall(_FRAME.pack(kind, len(body)) + body)
+
+
+class Frames:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        """The kind and body of every frame that `data` completes."""
+        self._buffer += data
+        found = []
+        while len(self._buffer) >= _FRAME.size:
+            kind, length = _FRAME.unpack_from(self._buffer)
+            end = _FRAME.size + length
+            if len(self._buffer) < end:
+                break
+            found.append((kind, bytes(self._buffer[_FRAME.size : end])))
+            del self._buffer[:end]
+        return found
+
+
+class Worker:
+    """The parent's side of one worker process; used by one thread."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        """Start the process. OSError if it cannot be."""
+        self._nursery = nursery
+        self._pid, self._link = nursery.fork()
+        self._link.settimeout(GRACE_S)
+        self._frames = Frames()
+        self._poll = select.poll()
+        self._poll.register(self._link, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        """Between jobs a worker says nothing: what can be read then is its end."""
+        return not self._poll.poll(0)
+
+    def run(self, job: Job) -> bytes | None:
+        """Run a job to its result; None if the process died or did not stop in time."""
+        try:
+            self._send(b"C", encode(job.call))
+            job.on_cancel(lambda: self._send(b"X", encode_lossy({job.id: job.reason})))
+            while time.monotonic() < job.cancelled_at + GRACE_S:
+                if self._poll.poll(500):
+                    result = self._listen(job)
+                    if result:
+                        return result
+        except OSError as error:
+            log.debug("worker process %d: %s", self._pid, error)
+        return None
+
+    def bury(self) -> str:
+        """Kill the process and all it started; say how it ended."""
+        self._link.close()
+        return describe_exit(os.waitstatus_to_exitcode(self._nursery.kill(self._pid)))
+
+    def _listen(self, job: Job) -> bytes | None:
+        data = self._link.recv(1 << 18)
+        if not data:
+            raise OSError("it is gone")
+        for kind, body in self._frames.feed(data):
+            if kind == b"R":
+                return body
+            job.outbox.merge(Batch(**json.loads(body)))
+        return None
+
+    def _send(self, kind: bytes, body: bytes) -> None:
+        self._link.sendall(_FRAME.pack(kind, len(body)) + body)
+
+
+class ProcessWork:
+    """Work done in processes, one for each thread that calls it."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._mine = threading.local()
+
+    def __call__(self, job: Job) -> bytes:
+        try:
+            worker = self._worker()
+            result = worker.run(job)
+            if result:
+                return result
+            del self._mine.worker
+            end = worker.bury()
+        except OSError as error:
+            return failure(job.id, f"no worker process: {error}", error_type="WorkerDied")
+        if job.cancelled:
+            sentence = f"stopped: {job.reason}; killed as it did not stop within {GRACE_S:g} s"
+            return failure(job.id, sentence, cancelled=True)
+        sentence = f"the worker process died while it ran {job.method}: {end}"
+        return failure(job.id, sentence, error_type="WorkerDied")
+
+    def _worker(self) -> Worker:
+        worker: Worker | None = getattr(self._mine, "worker", None)
+        if worker is not None and not worker.is_alive():
+            log.warning("an idle worker process died: %s", worker.bury())
+            worker = None
+        if worker is None:
+            worker = self._mine.worker = Worker(self._nursery)
+        return worker
+
+
+# --- Dealer: the socket thread ----------------------------------------------------------------
+
+
+def open_lifeline() -> int | None:
+    """The read end of the governor's pipe, hidden from the programs that jobs start."""
+    try:
+        fd = int(os.environ.pop("SCHEDULEZERO_LIFELINE_FD", ""))
+        os.set_inheritable(fd, False)
+    except (ValueError, OSError):
+        return None
+    return fd
+
+
+class Dealer:
+    """Owns the DEALER socket and the loop that connects it with the session and the workers."""
+
+    def __init__(self, options: Options, session: Session, workers: int, work: Work) -> None:
+        self._server = options.server
+        self._drain_s = options.drain_s
+        self._session = session
+        self._wakeup = Wakeup()
+        self._pool = ThreadPool(workers, work, self._done)
+        self._results: deque[tuple[Job, bytes]] = deque()
+        self._poll = select.poll()
+        self._poll.register(self._wakeup.read_fd, select.POLLIN)
+        self._context = zmq.Context()
+        self._socket: Any = None
+        self._lifeline = open_lifeline()  # end of file on it: the governor is gone
+        if self._lifeline is not None:
+            self._poll.register(self._lifeline, select.POLLIN)
+        self._open_at = 0.0
+        self._backoff_s = BACKOFF_S[0]
+        self._drain_until = NEVER
+        self._stop_signals = 0
+        self._malformed = 0
+
+    def _done(self, job: Job, body: bytes) -> None:
+        """Hand over a result; called by workers."""
+        self._results.append((job, body))
+        self._wakeup.notify()
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        """The first asks for a drain, the second ends the process."""
+        self._stop_signals += 1
+        if self._stop_signals > 1:
+            os._exit(128 + signum)
+
+    def run(self) -> int:
+        """Serve until drained; return the exit code. SIGTERM and SIGINT are ours meanwhile."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {each: signal.signal(each, self._on_signal) for each in signals}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # a governor may have blocked them
+        signal.set_wakeup_fd(self._wakeup.write_fd, warn_on_full_buffer=False)
+        try:
+            self._serve()
+            return self._close()
+        finally:
+            signal.set_wakeup_fd(-1)
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _serve(self) -> None:
+        tick_at = 0.0
+        while True:
+            busy = self._receive()
+            busy |= self._collect()
+            now = time.monotonic()
+            if not busy or now >= tick_at:
+                due_at = self._tick(now)
+                tick_at = now + 0.1
+                if self._is_drained(now):
+                    return
+            self._flush()
+            if not busy:
+                self._park(due_at)
+
+    def _tick(self, now: float) -> float:
+        if self._stop_signals and self._drain_until == NEVER:
+            self._begin_drain("told to stop", now, self._drain_s)
+        if self._socket is None:
+            if now >= self._open_at:
+                self._open(now)
+        elif self._session.is_silent(now):
+            self._abandon(now)
+        last_call = self._drain_until - min(LAST_CALL_S, self._drain_s / 2)
+        if now >= last_call:
+            for job in self._session.running.values():
+                job.cancel("stopping", now)
+            last_call = self._drain_until
+        due_at = min(self._session.tick(now), last_call)
+        return due_at if self._socket is not None else min(due_at, self._open_at)
+
+    def _begin_drain(self, why: str, now: float, seconds: float) -> None:
+        running = len(self._session.running)
+        log.info("%s: %d jobs may finish within %g s", why, running, seconds)
+        self._drain_s = seconds
+        self._drain_until = now + seconds
+        self._session.drain()
+
+    def _is_drained(self, now: float) -> bool:
+        if self._drain_until == NEVER:
+            return False
+        if now >= self._drain_until:
+            return True
+        return not self._session.running and not self._session.has_to_deliver()
+
+    def _close(self) -> int:
+        """Say goodbye; return the exit code."""
+        session = self._session
+        session.leave()
+        self._flush()
+        if self._socket is not None:
+            self._socket.close(linger=500)
+        self._context.term()
+        if session.running:
+            log.error("gave up on %d running jobs", len(session.running))
+        return EXIT_ABANDONED if session.running else EXIT_OK
+
+    # The socket.
+
+    def _open(self, now: float) -> None:
+        dealer = self._context.socket(zmq.DEALER)
+        options = {
+            zmq.LINGER: 0,
+            zmq.IMMEDIATE: 1,  # queue nothing for a server that is not there
+            zmq.PROBE_ROUTER: 1,  # so that the server notices a reconnection and says hello
+            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
+            zmq.RECONNECT_IVL: 100,
+            zmq.RECONNECT_IVL_MAX: 1_000,
+            zmq.CONNECT_TIMEOUT: 5_000,
+            zmq.HANDSHAKE_IVL: 5_000,
+            zmq.TCP_KEEPALIVE: 1,
+        }
+        for option, value in options.items():
+            dealer.setsockopt(option, value)
+        dealer.connect(self._server)
+        self._socket = dealer
+        self._poll.register(self._socket.getsockopt(zmq.FD), select.POLLIN)
+        self._session.opened(now)
+
+    def _abandon(self, now: float) -> None:
+        """Close a connection on which nothing is heard, to try another one later."""
+        if self._session.registered:
+            log.warning("nothing heard from %s for %g s", self._server, LIVENESS_S)
+        self._poll.unregister(self._socket.getsockopt(zmq.FD))
+        self._socket.close()
+        self._socket = None
+        self._session.registered = False
+        self._open_at = now + self._backoff_s * (0.5 + os.urandom(1)[0] / 256)
+        self._backoff_s = min(BACKOFF_S[1], self._backoff_s * 2)
+
+    def _receive(self) -> bool:
+        """Take messages, at most a hundred, so that results get their turn."""
+        socket = self._socket
+        if socket is None:
+            return False
+        for taken in range(100):
+            try:
+                body = self._receive_body(socket)
+            except zmq.Again:
+                return taken > 0
+            self._take(body)
+        return True
+
+    def _receive_body(self, socket: Any) -> bytes | None:
+        """The body of the next message, None for one of another shape."""
+        body = socket.recv(zmq.NOBLOCK)
+        if body or not socket.getsockopt(zmq.RCVMORE):
+            frames = 1
+        else:
+            frames = 2
+            body = socket.recv(zmq.NOBLOCK)
+        well_formed = frames == 2
+        while socket.getsockopt(zmq.RCVMORE):
+            socket.recv(zmq.NOBLOCK)
+            well_formed = False
+        return body if well_formed else None
+
+    def _take(self, body: bytes | None) -> None:
+        try:
+            if body is None:
+                raise ProtocolError("not an empty frame and a body")
+            job = self._session.receive(decode(body), time.monotonic())
+        except ProtocolError as error:
+            self._malformed += 1
+            if self._malformed & (self._malformed - 1) == 0:  # the 1st, 2nd, 4th, 8th …
+                log.warning("dropped malformed message %d: %s", self._malformed, error)
+            return
+        if job:
+            job.outbox.notify = self._wakeup.notify
+            self._pool.start(job)
+
+    def _collect(self) -> bool:
+        """Take what the workers finished."""
+        if not self._results:
+            return False
+        now = time.monotonic()
+        while self._results:
+            job, body = self._results.popleft()
+            self._session.finish(job, body, now)
+        return True
+
+    def _flush(self) -> None:
+        """Send what there is. What cannot go now is lost: the session sends again what counts."""
+        outgoing, socket = self._session.outgoing, self._socket
+        try:
+            while outgoing and socket is not None:
+                socket.send(b"", zmq.SNDMORE | zmq.NOBLOCK)
+                socket.send(outgoing.popleft(), zmq.NOBLOCK)
+        except zmq.Again:
+            pass
+        outgoing.clear()
+
+    def _park(self, due_at: float) -> None:
+        """Sleep until something happens or is due."""
+        self._wakeup.parked = True
+        # The socket's descriptor signals edges: what came since the last recv shows only here.
+        ready = self._socket is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
+        if self._results or ready:
+            self._wakeup.parked = False
+            return
+        for fd, _ in self._poll.poll(min(60.0, max(0.0, due_at - time.monotonic())) * 1_000):
+            if fd == self._wakeup.read_fd:
+                self._wakeup.clear()
+            elif fd == self._lifeline:
+                self._governor_died(fd)
+        self._wakeup.parked = False
+
+    def _governor_died(self, fd: int) -> None:
+        if os.read(fd, 1) == b"":
+            self._poll.unregister(fd)
+            self._lifeline = None
+            if self._drain_until == NEVER:
+                drain_s = min(self._drain_s, ORPHAN_DRAIN_S)
+                self._begin_drain("the governor is gone", time.monotonic(), drain_s)
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+
+def serve(
+    target: str,
+    *,
+    handler_id: str,
+    server: str,
+    config_dir: str | None = None,
+    options: Options | None = None,
+) -> int:
+    """Serve `target` ("file.py:Class", relative to `config_dir`) until drained; the exit code.
+
+    For a freshly forked child: takes over signals and logging of the process.
+    """
+    options = (options or Options())._replace(handler_id=handler_id, server=server)
+    try:
+        return serve_handler(load_target(target, config_dir or os.getcwd()), options)
+    except ConfigError as error:
+        sys.stderr.write(f"{handler_id}: {error}\n")
+        return EXIT_CONFIG
+
+
+def load_target(target: str, directory: str) -> type[Handler] | Handler:
+    """The class or instance named by "path/to/file.py:Name", or by "Name" for one of this file."""
+    path, _, name = target.rpartition(":")
+    here = sys.modules[__name__]
+    path = os.path.join(directory, path) if path else __file__
+    ours = os.path.basename(path) == "handler.py" and not os.path.exists(path)
+    if ours or (os.path.exists(path) and os.path.samefile(path, __file__)):
+        module = here
+    else:
+        sys.modules.setdefault("handler", here)  # what the file means by `from handler import …`
+        module = load_module(path)
+    found = getattr(module, name, None)
+    if isinstance(found, Handler) or (isinstance(found, type) and issubclass(found, Handler)):
+        return found
+    names = [each for each, value in vars(module).items() if is_handler(value)]
+    raise ConfigError(f"{path} has no handler {name!r}; it has: {', '.join(names) or 'none'}")
+
+
+def is_handler(value: Any) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, Handler) and value is not Handler
+    return isinstance(value, Handler)
+
+
+def load_module(path: str) -> ModuleType:
+    """Import a file by its path; ConfigError says what went wrong where."""
+    import importlib.util
+
+    name = os.path.basename(path).removesuffix(".py")
+    if name in sys.modules:
+        name = f"handler_file_{name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not os.path.isfile(path):
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        kind = type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be imported: {kind}: {error} ({where.filename}:{where.lineno})"
+        ) from None
+    return module
+
+
+def build(subject: type[Handler] | Handler, options: Options) -> Handler:
+    """The instance to serve, made with the configuration as keyword arguments."""
+    if isinstance(subject, type):
+        handler = subject.__new__(subject)
+        construct = getattr(handler, "__init__")  # noqa: B009 - mypy forbids the plain spelling
+        try:
+            describe_method(subject.__name__, construct).check(options.config)
+            construct(**options.config)
+        except (BadParameters, ValueError, TypeError) as error:
+            raise ConfigError(f"configuration: {error}") from None
+    else:
+        handler = subject
+    if options.handler_id:
+        handler.handler_id = options.handler_id
+    return handler
+
+
+def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
+    configure_logging(options.log_level)
+    handler = build(subject, options)
+    handler_id = id_of(handler)
+    methods = methods_of(handler)
+    if not methods:
+        raise ConfigError(f"{type(handler).__name__} has no public methods")
+    concurrency = options.concurrency or handler.concurrency
+    directory = options.spool or handler.spool
+    spool = Spool(directory) if directory else None
+    profile = {
+        "handler_id": handler_id,
+        "methods": [method.describe() for method in methods.values()],
+        "instance": os.urandom(8).hex(),
+        "concurrency": concurrency,
+        "pid": os.getpid(),
+        "hostname": os.uname().nodename,
+        "library": f"handler.py {__version__}",
+    }
+
+    def work(job: Job) -> bytes:
+        body = perform(job, methods)
+        if spool:
+            spool.save(job.id, body)
+        return body
+
+    with Capture():
+        nursery = Nursery(work) if options.processes or handler.processes else None
+        log.info("%s calls %s: %s", handler_id, options.server, ", ".join(methods))
+        session = Session(profile, spool)
+        try:
+            return Dealer(
+                options, session, concurrency, ProcessWork(nursery) if nursery else work
+            ).run()
+        finally:
+            if nursery:
+                nursery.close()
+
+
+def configure_logging(level: str) -> None:
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise ConfigError(f"log level {level!r} is none of DEBUG INFO WARNING ERROR CRITICAL")
+    line = "%(asctime)s %(levelname)s %(filename)s:%(lineno)d:%(funcName)s %(message)s"
+    logging.basicConfig(level=level.upper(), format=line, force=True)
+
+
+def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
+    """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
+    import argparse
+
+    environ = os.environ
+    parser = argparse.ArgumentParser(description="Serve a handler's methods to ScheduleZero.")
+    if subject is None:
+        names = ", ".join(name for name, value in globals().items() if is_handler(value))
+        parser.add_argument("target", metavar="CLASS", help=f"{names}, or path/to/file.py:Class")
+    parser.add_argument(
+        "--server",
+        default=environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER),
+        help="tcp://host:port of the server (default: %(default)s)",
+    )
+    parser.add_argument("--id", help="the handler's id (default: the class name in kebab case)")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="jobs at the same time")
+    parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="run jobs in processes; stuck ones are killed when cancelled",
+    )
+    parser.add_argument("--spool", metavar="DIR", help="keep undelivered results there")
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=DRAIN_S,
+        metavar="SECONDS",
+        help="how long SIGTERM waits for running jobs (default: %(default)g)",
+    )
+    parser.add_argument("--log-level", default=environ.get("SCHEDULEZERO_LOG_LEVEL", "INFO"))
+    parser.add_argument(
+        "--config",
+        default=environ.get("SCHEDULEZERO_HANDLER_CONFIG", "{}"),
+        metavar="JSON",
+        help="arguments of the class's constructor",
+    )
+    given = parser.parse_args(argv)
+    options = Options(
+        given.server,
+        given.id,
+        given.concurrency,
+        given.processes,
+        given.spool,
+        given.drain,
+        given.log_level,
+        parse_config(given.config),
+    )
+    return getattr(given, "target", ""), options
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    try:
+        return decode(text.encode("utf-8", "replace"))
+    except ProtocolError as error:
+        raise ConfigError(f"--config is {error}") from None
+
+
+def run_command_line(subject: type[Handler] | Handler | None, argv: Sequence[str]) -> int:
+    try:
+        target, options = parse_arguments(argv, subject)
+        return serve_handler(subject or load_target(target, os.getcwd()), options)
+    except ConfigError as error:
+        sys.stderr.write(f"handler.py: {error}\n")
+        return EXIT_CONFIG
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the handler named on the command line; return the exit code."""
+    return run_command_line(None, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

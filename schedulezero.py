@@ -1,0 +1,9510 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "apscheduler==4.0.0a6",
+#   "pyzmq>=25,<28",
+#   "pyyaml>=6,<7",
+# ]
+# ///
+"""ScheduleZero: a job scheduler in one file, for machines where a broker is overkill.
+
+Work is done by handlers: small processes that register over ZeroMQ and expose methods. This
+program decides when (APScheduler 4), remembers everything (SQLite) and calls who (ZeroMQ), with
+retries, history, a dashboard, and a governor that keeps it all alive.
+
+                 fork                       one ROUTER socket (registration and dispatch)
+     governor ──┬──────▶ server ◀────────────────────────────────────▶ handlers
+     no threads │          │  HTTP, event stream ◀── browser, curl, CLI
+     no loop    │          └─ schedulezero.db (WAL, synchronous=FULL)
+                └──────▶ handlers named in config.yaml
+
+The life of an execution. A trigger gives a fire time. APScheduler's loop acquires the due
+schedule from the store, which has planned its fires, and releases it again: the store inserts
+the execution and advances the schedule in one transaction. If the handler has a free slot the
+row says `running` from the start, otherwise `queued`. After the commit the dispatcher makes the
+call; the handler runs the method and answers; the end is committed, acknowledged to the handler
+and published to the browsers. A failed attempt goes back to the queue with a due time.
+
+The words. A *trigger* is a set of *fire times*. A *schedule* joins a trigger to a call: a
+*handler*, a *method* and its *job_params*. A fire becomes an *execution*, the durable record of
+one call, made in one or more *attempts*. A handler id is served by one or more *instances*. A
+*deployment* is one server with its own data, logs and ports.
+
+The file reads top-down: a section names only what stands above it. `grep -n '^# --- '` is its
+table of contents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import difflib
+import enum
+import errno
+import fcntl
+import gc
+import hashlib
+import heapq
+import http
+import importlib.util
+import json
+import logging
+import logging.handlers
+import math
+import os
+import queue
+import random
+import re
+import select
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zlib
+import zoneinfo
+from abc import abstractmethod
+from bisect import bisect_left, bisect_right
+from calendar import monthrange
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TypeVar
+from urllib.parse import parse_qsl, unquote
+from uuid import UUID
+from zoneinfo import ZoneInfo, available_timezones
+
+import apscheduler
+import apscheduler.abc
+import tzlocal
+import yaml
+import zmq
+from apscheduler import abc as aps
+from zmq.utils.monitor import parse_monitor_message
+
+# --- Constants --------------------------------------------------------------------------------
+
+VERSION: Final = "0.1.0"
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_RUNNING: Final = 3
+EXIT_ALREADY_RUNNING: Final = 75  # EX_TEMPFAIL in sysexits.h
+EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is never restarted
+
+MAX_NAME_CHARS: Final = 128  # ids of schedules, handlers and methods
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+IDENTIFIER_RULE: Final = "1 to 128 letters, digits and . _ : @ -"
+MAX_JSON_BYTES: Final = 1 << 20  # one HTTP body, one ZeroMQ message
+MAX_JSON_DEPTH: Final = 64
+MAX_LOG_BYTES: Final = 64 << 10  # the log kept of one execution: its head and its tail
+MAX_ERROR_CHARS: Final = 8_192
+MAX_COALESCE_ALL: Final = 100  # catch-up runs of one schedule with `coalesce: all`
+MIN_INTERVAL_S: Final = 1
+MAX_INTERVAL_S: Final = 10 * 366 * 86_400
+LAST_YEAR: Final = 2100  # no trigger fires after it
+CALENDAR_GRACE_S: Final = 86_400  # a cron or date fire runs late by at most this
+INTERVAL_GRACE_S: Final = (5, 60)  # an interval fire: its own length, within these bounds
+HEARTBEAT_S: Final = 2.0
+LIVENESS: Final = 5  # heartbeats missed in a row before an instance counts as gone
+DRAIN_S: Final = 30.0  # what SIGTERM grants to finish
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+class ScheduleZeroError(Exception):
+    """Base of every failure with a sentence for the user; `code` is its snake_case name."""
+
+    code = "failed"
+
+
+class ConfigError(ScheduleZeroError):
+    """The configuration is wrong; the sentence names key, line, value and what is allowed."""
+
+    code = "bad_configuration"
+
+
+class InvalidField(ScheduleZeroError):
+    """A value from outside is refused; `field` is its dotted path: `trigger_config.hour`."""
+
+    code = "invalid_field"
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.field = field
+
+
+class TriggerError(InvalidField):
+    """A `trigger_config` that is malformed, out of bounds or can never fire."""
+
+    code = "invalid_trigger"
+
+
+class NotFound(ScheduleZeroError):
+    code = "not_found"
+
+
+class Conflict(ScheduleZeroError):
+    code = "conflict"
+
+
+class StoreUnavailable(ScheduleZeroError):
+    """The database cannot take a change now; nothing of the change was stored."""
+
+    code = "store_unavailable"
+
+
+class Overloaded(ScheduleZeroError):
+    """A bound was reached; trying again later may work."""
+
+    code = "overloaded"
+
+
+# --- Values -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Real time. The only reader of the system's clocks; tests pass their own."""
+
+    def now(self) -> datetime:
+        """Wall clock, aware, UTC."""
+        return datetime.now(UTC)
+
+    def now_us(self) -> int:
+        """Wall clock in microseconds since 1970."""
+        return time.time_ns() // 1_000
+
+    def monotonic(self) -> float:
+        """Seconds that never step; for durations and liveness."""
+        return time.monotonic()
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text may be the id of a schedule, a handler or a method."""
+    return IDENTIFIER.fullmatch(text) is not None
+
+
+def us_of(at: datetime) -> int:
+    """Database time of an aware datetime: whole microseconds since 1970 UTC."""
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def at_of(us: int) -> datetime:
+    """The aware UTC datetime of a database time."""
+    return EPOCH + timedelta(microseconds=us)
+
+
+def iso_of(us: int | None) -> str | None:
+    """ISO 8601 in UTC with `Z`, as every time in the API is written."""
+    if us is None:
+        return None
+    at = at_of(us)
+    return at.strftime("%Y-%m-%dT%H:%M:%S") + (f".{at.microsecond:06d}Z" if at.microsecond else "Z")
+
+
+class Status(enum.StrEnum):
+    """Where an execution stands. Everything but QUEUED and RUNNING is final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    MISSED = "missed"
+    SKIPPED = "skipped"
+    LOST = "lost"
+
+
+TERMINAL: Final = frozenset(Status) - {Status.QUEUED, Status.RUNNING}
+
+
+class Overlap(enum.StrEnum):
+    """What a fire does while an earlier execution of its schedule is not final."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+    ALLOW = "allow"
+    REPLACE = "replace"
+
+
+class Coalesce(enum.StrEnum):
+    """What becomes of several fire times that are due at once, as after downtime."""
+
+    LATEST = "latest"
+    NONE = "none"
+    ALL = "all"
+
+
+class Reason(enum.StrEnum):
+    """Why a fire did not run as planned."""
+
+    DOWN = "down"
+    CLOCK_STEP = "clock_step"
+    TOO_LATE = "too_late"
+    OVERLAP = "overlap"
+    HANDLER_OFFLINE = "handler_offline"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how soon a failed attempt is repeated. Delays in seconds."""
+
+    max_attempts: int = 3
+    base_delay: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 60.0
+    jitter: float = 0.5
+
+    def delay_s(self, failed_attempts: int, chance: float) -> float:
+        """Seconds to wait after the nth failure, n ≥ 1; `chance` in [0, 1) sets the jitter."""
+        plain = min(self.max_delay, self.base_delay * self.factor ** min(failed_attempts - 1, 64))
+        return plain * (1 + self.jitter * (2 * chance - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A handler the governor keeps running: a Python class by `run`, or any `command`."""
+
+    handler_id: str
+    run: str | None = None  # "file.py:ClassName", relative to the configuration file
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    concurrency: int | None = None  # these three for `run`: jobs at a time, each in a process,
+    processes: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)  # arguments of the constructor
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective configuration of one deployment. Paths are absolute."""
+
+    deployment: str = "default"
+    instance_name: str = "ScheduleZero"
+    description: str = ""
+    admin_contact: str = ""
+    version: str = VERSION
+    timezone: str = "UTC"
+    http_host: str = "127.0.0.1"
+    http_port: int = 8888
+    zmq_host: str = "127.0.0.1"
+    zmq_port: int = 4242
+    data_dir: str = "data/default"  # of this deployment alone
+    log_dir: str = "logs/default"  # of this deployment alone
+    log_level: str = "INFO"
+    timeout: float = 3600.0
+    retry: RetryPolicy = RetryPolicy()
+    max_executions: int = 10_000
+    max_age_days: float = 30.0
+    handlers: tuple[HandlerSpec, ...] = ()
+    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    path: str | None = None  # the file it came from, None for the defaults
+    directory: str = "/"  # where relative paths start: the file's directory, or the working one
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A durable plan: which method of which handler is called at which times."""
+
+    schedule_id: str
+    handler_id: str
+    method_name: str
+    job_params: Mapping[str, Any]
+    trigger_config: Mapping[str, Any]  # as the user gave it, with the time zone resolved
+    trigger_state: Mapping[str, Any]  # what load_trigger reads
+    name: str | None = None
+    timeout: float | None = None  # seconds; None: the configuration's
+    retry: RetryPolicy | None = None  # None: the configuration's
+    coalesce: Coalesce = Coalesce.LATEST
+    overlap: Overlap = Overlap.SKIP
+    misfire_grace_time: float | None = None  # seconds; None: the trigger's default
+    max_jitter: float = 0.0  # seconds
+    paused: bool = False
+    origin: str = "api"  # "api" or "config"
+    created_us: int = 0
+    updated_us: int = 0
+    next_fire_us: int | None = None  # None: exhausted
+    last_fire_us: int | None = None
+    generation: int = 0  # grows with every change; fires and edits compare it
+    quarantined: str | None = None  # why its trigger cannot be used, if it cannot
+    key: int | None = None  # the store's number of it; a schedule made anew gets another
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """The durable record of one call of a handler's method, through all its attempts."""
+
+    execution_id: str
+    schedule_id: str | None
+    handler_id: str
+    method_name: str
+    job_params: Mapping[str, Any]
+    status: Status
+    created_us: int
+    due_us: int  # not to be started before (jitter, retry)
+    deadline_us: int | None  # not to be started for the first time after
+    started_us: int | None = None
+    completed_us: int | None = None
+    attempt: int = 0  # attempts begun
+    retry: RetryPolicy = RetryPolicy()
+    timeout: float = 3600.0
+    overlap: Overlap = Overlap.ALLOW
+    instance: str | None = None  # which instance runs it
+    result: Any = None
+    error: str | None = None
+    reason: str | None = None
+    coalesced: int = 0  # further fire times this row stands for
+    coalesced_from_us: int | None = None  # the earliest of them
+    fire_us: int | None = None  # the nominal fire time; None: run by a call
+    schedule_key: int | None = None  # which schedule of that id, should it be made anew
+
+    @property
+    def scheduled_us(self) -> int:
+        """The nominal fire time; for run-now the time of the call."""
+        return self.created_us if self.fire_us is None else self.fire_us
+
+    @property
+    def is_final(self) -> bool:
+        return self.completed_us is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One ended try of an execution."""
+
+    attempt: int
+    instance: str | None
+    started_us: int
+    ended_us: int | None
+    outcome: str  # a terminal Status, or "late"
+    error: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """A method a handler offers. `parameters`: mappings with name, type, default, required."""
+
+    name: str
+    doc: str = ""
+    parameters: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceInfo:
+    """One connected (or lately gone) process that serves a handler id."""
+
+    instance: str
+    address: str  # tcp://host:port of a plain handler, "dial-in" otherwise
+    status: str  # Connected, Draining or Disconnected
+    concurrency: int
+    running: int
+    registered_us: int
+    last_seen_us: int
+    clock_skew_s: float | None = None
+    pid: int | None = None
+    hostname: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerInfo:
+    """All instances of one handler id, as the API shows them."""
+
+    handler_id: str
+    address: str
+    status: str  # Connected if any instance is
+    methods: tuple[MethodInfo, ...]
+    instances: tuple[InstanceInfo, ...]
+    running: int
+    queued: int
+    last_seen_us: int
+
+
+# --- JSON -------------------------------------------------------------------------------------
+#
+# RFC 8259, and of what it leaves open only what every reader understands alike.
+
+
+class BadJson(ScheduleZeroError):
+    """A text that is not the strict JSON accepted here."""
+
+    code = "bad_json"
+
+
+_BRACKETS: Final = re.compile(r"[^\[\]{}]+")
+_JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode UTF-8 JSON. Raises BadJson for everything two readers could understand differently:
+    another encoding, duplicate keys, NaN, numbers beyond 64 bits, lone surrogates, deep nesting.
+    """
+    try:
+        text = body.decode()
+        if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_too_deep(text):
+            raise BadJson(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
+        value = _JSON_DECODER.decode(text)
+        if _SURROGATE_ESCAPE.search(text):
+            _JSON_ENCODER.encode(value).encode()
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise BadJson(f"not JSON: {error.msg} at {where}") from None
+    except UnicodeDecodeError as error:
+        raise BadJson(f"the JSON is not UTF-8: bad byte at position {error.start}") from None
+    except UnicodeEncodeError:
+        raise BadJson("a string in the JSON holds half of a surrogate pair") from None
+    return value
+
+
+def dump_json(value: Any) -> str:
+    """Encode compactly. Raises ValueError for NaN, TypeError for what JSON cannot say."""
+    return _JSON_ENCODER.encode(value)
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode compactly, as UTF-8."""
+    # Lone surrogates from elsewhere become JSON escapes: one bad string must not hide a list.
+    return _JSON_ENCODER.encode(value).encode(errors="backslashreplace")
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether brackets outside strings nest beyond the bound; unbalanced counts as too deep."""
+    brackets = _BRACKETS.sub("", _JSON_STRING.sub("", text))
+    for _ in range(MAX_JSON_DEPTH):
+        if not brackets:
+            break
+        brackets = brackets.replace("[]", "").replace("{}", "")
+    return bool(brackets)
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadJson(f"the key {twice[:80]!r} is given twice in one JSON object")
+    return members
+
+
+def _read_integer(digits: str) -> int:
+    # 20 characters hold every 64-bit integer; longer ones would also cost quadratic time.
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+        raise BadJson(f"the number {digits[:30]} does not fit into 64 bits")
+    return number
+
+
+def _read_float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise BadJson(f"the number {digits[:30]} is too large")
+    return number
+
+
+def _refuse_constant(name: str) -> Any:
+    raise BadJson(f"{name} is not JSON")
+
+
+_JSON_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_read_object,
+    parse_int=_read_integer,
+    parse_float=_read_float,
+    parse_constant=_refuse_constant,
+)
+_JSON_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+)
+
+
+# --- Configuration ----------------------------------------------------------------------------
+
+MAX_CONFIG_BYTES: Final = 1 << 20
+MAX_TEXT_CHARS: Final = 1_024
+MAX_TIMEOUT_S: Final = 366 * 86_400
+MASK: Final = "***"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
+_SECRET_OPTION: Final = re.compile(r"(-[\w-]*(?:secret|token|passw|credential|key)[\w-]*)(=?)(.*)")
+_URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+_RESERVED_IDS: Final = frozenset({"governor", "server"})  # names of `logs` and `status`
+
+KeyPath = tuple[str, ...]
+Check = Callable[[Any], Any]  # returns the value to use; raises ValueError(what is allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSource:
+    """Where settings came from; turns a wrong one into a sentence that says where it stands."""
+
+    name: str
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    variables: Mapping[KeyPath, str] = field(default_factory=dict)  # set by the environment
+
+    def wrong(self, path: KeyPath, value: object, allowed: str) -> ConfigError:
+        shown = MASK if _is_secret(path) else _shorten(repr(value))
+        if variable := self.variables.get(path):
+            return ConfigError(f"{variable} is {shown}; it must be {allowed}")
+        return ConfigError(
+            f"{self._place(path)}: {'.'.join(path)} is {shown}; it must be {allowed}"
+        )
+
+    def unknown(self, path: KeyPath, value: object, allowed: Iterable[str]) -> ConfigError:
+        names = sorted(allowed)
+        shown = MASK if _is_secret(path) else _shorten(repr(value))
+        return ConfigError(
+            f"{self._place(path)}: unknown key {'.'.join(path)!r} (value {shown})"
+            f"{suggest(path[-1], names)}; allowed here: {', '.join(names)}"
+        )
+
+    def missing(self, path: KeyPath, key: str) -> ConfigError:
+        return ConfigError(f"{self._place(path)}: {'.'.join(path)} needs the key {key!r}")
+
+    def _place(self, path: KeyPath) -> str:
+        """File and line of the key, or of the nearest key around it."""
+        for length in range(len(path), 0, -1):
+            if line := self.lines.get(path[:length]):
+                return f"{self.name} line {line}"
+        return self.name
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a word close to a known one, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_secret(path: KeyPath) -> bool:
+    return "env" in path or bool(path and _SECRET.search(path[-1]))
+
+
+# Checks of one value. bool is an int in Python, so numbers refuse it by name.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS or "\0" in value:
+        raise ValueError(f"a text of at most {MAX_TEXT_CHARS} characters")
+    return value
+
+
+def _filled_text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"a text of 1 to {MAX_TEXT_CHARS} characters")
+    return _text(value)
+
+
+def _label(value: Any) -> str:
+    """A text, or a number that YAML read where a text was meant, as in `version: 1.0`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _text(str(value) if number else value)
+
+
+def _host(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:%-]{1,253}", value):
+        raise ValueError("a host name or address such as 127.0.0.1, 0.0.0.0 or ::1")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS:
+        raise ValueError(f"a name of 1 to {MAX_NAME_CHARS} characters")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError("a mapping whose keys are texts")
+    return value
+
+
+def _whole(low: int, high: int) -> Check:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float) -> Check:
+    def check(value: Any) -> float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _one_of(*allowed: str) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            hint = suggest(value, allowed) if isinstance(value, str) else ""
+            raise ValueError(f"one of {', '.join(allowed)}{hint}")
+        return value
+
+    return check
+
+
+def _log_level(value: Any) -> str:
+    levels = _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    return str(levels(value.upper() if isinstance(value, str) else value))
+
+
+def _timezone(value: Any) -> str:
+    if isinstance(value, str) and is_timezone(value):
+        return value
+    hint = suggest(value, zoneinfo.available_timezones()) if isinstance(value, str) else ""
+    raise ValueError(f"an IANA time zone such as Europe/Berlin or UTC{hint}")
+
+
+def is_timezone(name: str) -> bool:
+    """Whether the host's time zone database has the name."""
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown; not a relative path; a directory
+        return False
+    return True
+
+
+def _command(value: Any) -> tuple[str, ...]:
+    parts = value if isinstance(value, list) else []
+    if not parts or not all(isinstance(p, str) and "\0" not in p for p in parts) or not parts[0]:
+        raise ValueError('a list of texts: the program and its arguments, as ["/bin/job", "-v"]')
+    return tuple(parts)
+
+
+def _run_target(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[^\0]+\.py:[A-Za-z_]\w*", value):
+        raise ValueError("file.py:ClassName")
+    return value
+
+
+def _environment(value: Any) -> Mapping[str, str]:
+    allowed = (str, int, float)
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str)
+        and re.fullmatch(r"[^=\0]+", name)
+        and isinstance(text, allowed)
+        and not isinstance(text, bool)
+        and "\0" not in str(text)
+        for name, text in value.items()
+    ):
+        raise ValueError("a mapping of variable names to texts or numbers")
+    return {name: str(text) for name, text in value.items()}
+
+
+_RETRY: Final[Mapping[str, Check]] = MappingProxyType(
+    {
+        "max_attempts": _whole(1, 1_000),
+        "base_delay": _number(0, 86_400),
+        "factor": _number(1, 100),
+        "max_delay": _number(0, 366 * 86_400),
+        "jitter": _number(0, 1),
+    }
+)
+_HISTORY: Final[Mapping[str, Check]] = MappingProxyType(
+    {"max_executions": _whole(1, 100_000_000), "max_age_days": _number(0.01, 36_600)}
+)
+_SCALARS: Final[Mapping[str, Check]] = MappingProxyType(
+    {
+        "instance_name": _filled_text,
+        "description": _text,
+        "admin_contact": _text,
+        "version": _label,
+        "timezone": _timezone,
+        "http_host": _host,
+        "http_port": _whole(1, 65_535),
+        "zmq_host": _host,
+        "zmq_port": _whole(1, 65_535),
+        "data_dir": _filled_text,
+        "log_dir": _filled_text,
+        "log_level": _log_level,
+        "timeout": _number(0.001, MAX_TIMEOUT_S),
+    }
+)
+_HANDLER: Final[Mapping[str, Check]] = MappingProxyType(
+    {
+        "run": _run_target,
+        "command": _command,
+        "env": _environment,
+        "cwd": _filled_text,
+        "concurrency": _whole(1, 1_000),
+        "processes": _flag,
+        "config": _mapping,
+    }
+)
+_ONLY_WITH_RUN: Final = ("concurrency", "processes", "config")  # a command has its own options
+_SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
+    {
+        "handler_id": _name,
+        "method_name": _name,
+        "job_params": _mapping,
+        "trigger_config": _mapping,
+        "name": _text,
+        "timeout": _number(0.001, MAX_TIMEOUT_S),
+        "retry": _mapping,
+        "coalesce": _one_of(*map(str, Coalesce)),
+        "overlap": _one_of(*map(str, Overlap)),
+        "misfire_grace_time": _number(0, 366 * 86_400),
+        "max_jitter": _number(0, 86_400),
+        "paused": _flag,
+    }
+)
+_SECTIONS: Final = ("retry", "history", "handlers", "schedules")
+
+# What a deployment is before the file is read. The clock announces the time by the DingDong
+# handler, each hour and, so that something is to be seen at once, each minute.
+BUILT_IN_DEPLOYMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "default": {},
+        "clock": {
+            "http_port": 8889,
+            "zmq_port": 4243,
+            "handlers": {"ding-dong": {"run": "handler.py:DingDong"}},
+            "schedules": {
+                "hourly-chime": {
+                    "handler_id": "ding-dong",
+                    "method_name": "chime",
+                    "trigger_config": {"type": "cron", "minute": "0"},
+                },
+                "minute-chime": {
+                    "handler_id": "ding-dong",
+                    "method_name": "chime",
+                    "trigger_config": {"type": "cron", "minute": "1-59"},
+                },
+            },
+        },
+        "production": {"http_port": 8890, "zmq_port": 4244},
+        "test": {"http_port": 8891, "zmq_port": 4245},
+    }
+)
+
+
+def parse_config(
+    mapping: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str],
+    deployment: str | None = None,
+    path: str | None = None,
+    directory: str = "/",
+    lines: Mapping[KeyPath, int] | None = None,
+    local_timezone: str = "UTC",
+) -> Config:
+    """Return the effective configuration of one deployment.
+
+    Weakest first: defaults, the built-in deployment, the top level of `mapping`, its
+    `deployments` entry of that name, `environ`. Every entry of `deployments` is checked, chosen
+    or not. Mappings merge by key; a handler or schedule set to null is removed. `data_dir` and
+    `log_dir` of the result are absolute and end in the deployment's name; relative paths start
+    at `directory`. Raises ConfigError.
+    """
+    source = ConfigSource(os.path.basename(path) if path else "configuration", lines or {})
+    top = {key: value for key, value in mapping.items() if key != "deployments"}
+    layer = _parse_layer(top, (), source)
+    entries = _parse_deployments(mapping.get("deployments"), source)
+    name = _choose_deployment(deployment, environ, entries, source)
+    built_in = _parse_layer(BUILT_IN_DEPLOYMENTS.get(name, {}), (), source)
+    merged: dict[str, Any] = {}
+    for part in (built_in, layer, entries.get(name, {}), _parse_environment(environ)):
+        _merge(merged, part)
+    merged.setdefault("timezone", local_timezone)
+    return _build_config(merged, name, path, directory, source)
+
+
+def _parse_layer(mapping: Any, at: KeyPath, source: ConfigSource) -> dict[str, Any]:
+    """Check one mapping of settings; only the keys it holds are in the result."""
+    settings: dict[str, Any] = {}
+    for key, value in _checked(mapping, at, source).items():
+        where = (*at, key)
+        if key in _SCALARS:
+            settings[key] = _apply(_SCALARS[key], value, where, source)
+        elif key in ("retry", "history"):
+            table = _RETRY if key == "retry" else _HISTORY
+            settings[key] = _parse_table(value, where, source, table)
+        elif key == "handlers":
+            settings[key] = _parse_each(value, where, source, _parse_handler)
+        elif key == "schedules":
+            settings[key] = _parse_each(value, where, source, _parse_declared_schedule)
+        else:
+            allowed = [*_SCALARS, *_SECTIONS, *([] if at else ["deployments"])]
+            raise source.unknown(where, value, allowed)
+    return settings
+
+
+def _checked(value: Any, at: KeyPath, source: ConfigSource) -> Mapping[str, Any]:
+    """The mapping at `at`; an empty section of a YAML file is null and means no entries."""
+    return {} if value is None else _apply(_mapping, value, at, source)
+
+
+def _apply(check: Check, value: Any, at: KeyPath, source: ConfigSource) -> Any:
+    try:
+        return check(value)
+    except ValueError as error:
+        raise source.wrong(at, value, str(error)) from None
+
+
+def _parse_table(
+    value: Any, at: KeyPath, source: ConfigSource, table: Mapping[str, Check]
+) -> dict[str, Any]:
+    """Check a mapping whose keys are those of `table`."""
+    settings = {}
+    for key, item in _checked(value, at, source).items():
+        if key not in table:
+            raise source.unknown((*at, key), item, table)
+        settings[key] = _apply(table[key], item, (*at, key), source)
+    return settings
+
+
+def _parse_each(
+    value: Any, at: KeyPath, source: ConfigSource, parse: Callable[..., Any]
+) -> dict[str, Any]:
+    """Check a mapping of ids to entries; None for an entry that is null."""
+    entries = _checked(value, at, source)
+    return {
+        key: None if entry is None else parse(key, entry, (*at, key), source)
+        for key, entry in entries.items()
+    }
+
+
+def _parse_handler(handler_id: str, value: Any, at: KeyPath, source: ConfigSource) -> HandlerSpec:
+    # The id names a directory of logs, a line of `status` and an argument of `logs`.
+    if not _NAME.fullmatch(handler_id) or len(handler_id) > MAX_NAME_CHARS:
+        raise source.wrong(at, handler_id, "named with letters, digits, '.', '_' and '-'")
+    if handler_id in _RESERVED_IDS:
+        raise source.wrong(at, handler_id, "another name: this one is ScheduleZero's own")
+    settings = _parse_table(value, at, source, _HANDLER)
+    if ("run" in settings) == ("command" in settings):
+        raise source.wrong(at, value, "a mapping with exactly one of run and command")
+    for key in _ONLY_WITH_RUN:
+        if key in settings and "command" in settings:
+            raise source.wrong((*at, key), settings[key], "left out beside command")
+    _check_json(settings.get("config"), (*at, "config"), source)
+    return HandlerSpec(handler_id=handler_id, **settings)
+
+
+def _parse_declared_schedule(
+    schedule_id: str, value: Any, at: KeyPath, source: ConfigSource
+) -> Mapping[str, Any]:
+    """Check the shape of a declared schedule; its trigger is read when it is applied."""
+    if not 1 <= len(schedule_id) <= MAX_NAME_CHARS:
+        raise source.wrong(at, schedule_id, f"named with 1 to {MAX_NAME_CHARS} characters")
+    settings = _parse_table(value, at, source, _SCHEDULE)
+    for key in ("handler_id", "method_name", "trigger_config"):
+        if key not in settings:
+            raise source.missing(at, key)
+    _parse_table(settings.get("retry"), (*at, "retry"), source, _RETRY)
+    for key in ("job_params", "trigger_config"):
+        _check_json(settings.get(key), (*at, key), source)
+    return settings
+
+
+def _check_json(value: Any, at: KeyPath, source: ConfigSource) -> None:
+    """Raise ConfigError for what JSON cannot carry, such as .nan or keys that are numbers."""
+    if len(at) > MAX_JSON_DEPTH:
+        raise source.wrong(at[:4], "...", f"nested at most {MAX_JSON_DEPTH} deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise source.wrong(at, value, "a finite number")
+    if isinstance(value, Mapping):
+        for key, item in _apply(_mapping, value, at, source).items():
+            _check_json(item, (*at, key), source)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_json(item, (*at, str(index)), source)
+    elif not isinstance(value, str | int | float | None):
+        raise source.wrong(at, value, "a value that JSON has")
+
+
+def _parse_deployments(value: Any, source: ConfigSource) -> dict[str, dict[str, Any]]:
+    entries = {}
+    for name, entry in _checked(value, ("deployments",), source).items():
+        if not _NAME.fullmatch(name) or len(name) > 64:  # it names directories
+            allowed = "named with at most 64 letters, digits, '.', '_' and '-'"
+            raise source.wrong(("deployments", name), name, allowed)
+        entries[name] = _parse_layer(entry, ("deployments", name), source)
+    return entries
+
+
+def _choose_deployment(
+    asked: str | None,
+    environ: Mapping[str, str],
+    entries: Mapping[str, Any],
+    source: ConfigSource,
+) -> str:
+    """A misspelt deployment is refused: it would start beside the wanted one, with no data."""
+    name = asked or environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
+    known = sorted({*BUILT_IN_DEPLOYMENTS, *entries})
+    if name not in known:
+        raise ConfigError(
+            f"unknown deployment {_shorten(name)!r}{suggest(name, known)}; "
+            f"allowed are {', '.join(known)}, and those under deployments: in {source.name}"
+        )
+    return name
+
+
+def _variables() -> dict[str, KeyPath]:
+    """The environment variables that set a key, and which."""
+    keys: list[KeyPath] = [(key,) for key in _SCALARS]
+    keys += [("retry", key) for key in _RETRY] + [("history", key) for key in _HISTORY]
+    return {"SCHEDULEZERO_" + "_".join(key).upper(): key for key in keys}
+
+
+def _parse_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of `environ`. An empty variable counts as not set."""
+    variables = _variables()
+    _check_misspelt(environ, variables)
+    given = {name: key for name, key in variables.items() if environ.get(name)}
+    source = ConfigSource("environment", {}, {key: name for name, key in given.items()})
+    mapping: dict[str, Any] = {}
+    for name, key in given.items():
+        section = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
+        section[key[-1]] = _read_scalar(key, environ[name])
+    return _parse_layer(mapping, (), source)
+
+
+def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> None:
+    # Foreign variables with our prefix are normal: Kubernetes sets SCHEDULEZERO_PORT and
+    # SCHEDULEZERO_SERVICE_HOST for a service of that name. So only near misses are errors.
+    known = {"SCHEDULEZERO_CONFIG_PATH", "SCHEDULEZERO_DEPLOYMENT", *variables}
+    suffixes = {name.removeprefix("SCHEDULEZERO_"): name for name in known}
+    for name in sorted(environ):
+        suffix = name.removeprefix("SCHEDULEZERO_")
+        if suffix == name or name in known:
+            continue
+        if close := difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8):
+            raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
+
+
+def _read_scalar(key: KeyPath, text: str) -> Any:
+    """A number where the key takes one and the text is one; else the text, for its check."""
+    is_text = len(key) == 1 and key[0] not in ("http_port", "zmq_port", "timeout")
+    if not is_text and re.fullmatch(r"-?[0-9]{1,18}", text):
+        return int(text)
+    if not is_text and re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,18}", text):
+        return float(text)
+    return text
+
+
+def _merge(settings: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Put `over` on top of `settings`; the sections merge by key, everything else is replaced."""
+    for key, value in over.items():
+        settings[key] = {**settings.get(key, {}), **value} if key in _SECTIONS else value
+
+
+def _build_config(
+    settings: Mapping[str, Any],
+    deployment: str,
+    path: str | None,
+    directory: str,
+    source: ConfigSource,
+) -> Config:
+    def place(*parts: str) -> str:
+        return os.path.normpath(os.path.join(directory, *parts))
+
+    plain = {key: value for key, value in settings.items() if key not in _SECTIONS}
+    plain["data_dir"] = place(plain.get("data_dir", "data"), deployment)
+    plain["log_dir"] = place(plain.get("log_dir", "logs"), deployment)
+    specs = [spec for spec in settings.get("handlers", {}).values() if spec]
+    handlers = [replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs]
+    schedules = {key: entry for key, entry in settings.get("schedules", {}).items() if entry}
+    config = Config(
+        deployment=deployment,
+        retry=RetryPolicy(**settings.get("retry", {})),
+        handlers=tuple(handlers),
+        schedules=schedules,
+        path=path,
+        directory=directory,
+        lines=source.lines,
+        **plain,
+        **settings.get("history", {}),
+    )
+    if config.http_port == config.zmq_port:
+        raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
+    return config
+
+
+def error_in_config(config: Config, path: KeyPath, sentence: str) -> ConfigError:
+    """Say where in the file of `config` the setting at `path` stands, and what is wrong with it."""
+    source = ConfigSource(os.path.basename(config.path or "configuration"), config.lines)
+    if ("deployments", config.deployment, *path) in config.lines:
+        path = ("deployments", config.deployment, *path)
+    return ConfigError(f"{source._place(path)}: {'.'.join(path)}: {sentence}")
+
+
+def mask_config(config: Config) -> dict[str, Any]:
+    """The configuration as JSON values, without secrets.
+
+    Masked: every variable of a handler's `env`, values whose key looks like a secret, options
+    such as `--token=…` in commands, passwords in URLs.
+    """
+    shown = asdict(replace(config, lines={}))
+    del shown["lines"]
+    shown["handlers"] = {
+        spec.handler_id: {
+            **({"run": spec.run} if spec.run else {"command": _mask_command(spec.command)}),
+            **({"env": dict.fromkeys(spec.env, MASK)} if spec.env else {}),
+            **({"cwd": spec.cwd} if spec.cwd else {}),
+            **({"concurrency": spec.concurrency} if spec.concurrency else {}),
+            **({"processes": True} if spec.processes else {}),
+            **({"config": dict(spec.config)} if spec.config else {}),
+        }
+        for spec in config.handlers
+    }
+    shown["history"] = {key: shown.pop(key) for key in _HISTORY}
+    masked: dict[str, Any] = _mask(shown)
+    return masked
+
+
+def _mask(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: MASK if _SECRET.search(k) else _mask(item) for k, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mask(item) for item in value]
+    return _URL_PASSWORD.sub(rf"\1{MASK}@", value) if isinstance(value, str) else value
+
+
+def _mask_command(command: Iterable[str]) -> list[str]:
+    """Mask what follows an option with a secret's name, after `=` or as the next argument."""
+    shown: list[str] = []
+    is_value = False
+    for part in command:
+        option = _SECRET_OPTION.fullmatch(part)
+        if is_value:
+            shown.append(MASK)
+        elif option and option[2]:
+            shown.append(f"{option[1]}={MASK}")
+        else:
+            shown.append(part)
+        is_value = bool(option and not option[2] and not is_value)
+    return shown
+
+
+class _ConfigLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML without its implicit dates: `run_date: 2027-01-01 10:00` stays the text it is."""
+
+    yaml_implicit_resolvers: Final = {
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def parse_yaml(text: str, name: str) -> tuple[Mapping[str, Any], dict[KeyPath, int]]:
+    """Read a YAML mapping: its values, and the line of each key. Raises ConfigError.
+
+    Duplicate keys are refused, since the last one would win without a word.
+    """
+    try:
+        loader = _ConfigLoader(text)
+        try:
+            node = loader.get_single_node()
+            lines = _lines_of(node, name)
+            mapping = loader.construct_document(node) if node else {}
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name} line {mark.line + 1}" if mark else name
+        raise ConfigError(f"{place}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{name}: not valid YAML: {reason}") from None
+    if mapping is None:
+        mapping = {}
+    if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+        raise ConfigError(f"{name}: must be a mapping of settings, such as 'http_port: 8888'")
+    return mapping, lines
+
+
+def _lines_of(root: yaml.Node | None, name: str) -> dict[KeyPath, int]:
+    """The line of every key, counted from 1. An aliased node is walked where it first stands."""
+    lines: dict[KeyPath, int] = {}
+    walked: set[int] = set()
+    pending: list[tuple[yaml.Node | None, KeyPath]] = [(root, ())]
+    while pending:
+        node, at = pending.pop()
+        if node is None or id(node) in walked:
+            continue
+        walked.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: dict[str, int] = {}
+            for key, value in node.value:
+                word, line = str(key.value), key.start_mark.line + 1
+                if word in seen:
+                    first = f"it stands already on line {seen[word]}"
+                    raise ConfigError(f"{name} line {line}: duplicate key {word!r}: {first}")
+                seen[word] = lines[(*at, word)] = line
+                pending.append((value, (*at, word)))
+        elif isinstance(node, yaml.SequenceNode):
+            pending.extend((item, (*at, str(i))) for i, item in enumerate(node.value))
+    return lines
+
+
+def load_config(
+    path: str | None, environ: Mapping[str, str], deployment: str | None = None
+) -> Config:
+    """Read the configuration: from `path`, else SCHEDULEZERO_CONFIG_PATH, else ./config.yaml if
+    it exists, else the defaults. Raises ConfigError.
+    """
+    path = path or environ.get("SCHEDULEZERO_CONFIG_PATH") or None
+    if path is None and os.path.exists("config.yaml"):
+        path = "config.yaml"
+    mapping: Mapping[str, Any] = {}
+    lines: dict[KeyPath, int] = {}
+    if path is not None:
+        path = os.path.abspath(path)
+        mapping, lines = parse_yaml(_read_config_file(path), os.path.basename(path))
+    return parse_config(
+        mapping,
+        environ=environ,
+        deployment=deployment,
+        path=path,
+        directory=os.path.dirname(path) if path else os.getcwd(),
+        lines=lines,
+        local_timezone=load_local_timezone(),
+    )
+
+
+def _read_config_file(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def load_local_timezone() -> str:
+    """The host's zone as an IANA name, `UTC` where that cannot be told."""
+    try:
+        tzlocal.reload_localzone()  # it remembers, and a reload may follow a change of the zone
+        name = tzlocal.get_localzone_name()
+    except (KeyError, ValueError, OSError):  # contradicting or unreadable files in /etc, odd TZ
+        return "UTC"
+    return name if name and is_timezone(name) else "UTC"
+
+
+# --- Logging ----------------------------------------------------------------------------------
+
+LOG_FILE_BYTES: Final = 5 << 20
+LOG_BACKUPS: Final = 3  # so one log holds at most 20 MiB
+
+# C0 controls (with CR, LF and ESC), DEL, C1, and the separators that many viewers break lines at.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def escape_controls(text: str) -> str:
+    """Write control characters as escapes, so that no message can forge a line or a colour."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class LogFormatter(logging.Formatter):
+    """One line per record, `time level file:line:function message`; tracebacks are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        whole, ms = divmod(int(record.created * 1_000), 1_000)
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+        place = f"{record.filename}:{record.lineno}:{record.funcName}"
+        message = escape_controls(record.getMessage())
+        lines = [f"{at}.{ms:03}Z {record.levelname} {place} {message}"]
+        if record.exc_info:
+            lines += self._indented(self.formatException(record.exc_info))
+        if record.stack_info:
+            lines += self._indented(self.formatStack(record.stack_info))
+        return "\n".join(lines)
+
+    def _indented(self, text: str) -> list[str]:
+        return ["    " + escape_controls(line) for line in text.split("\n")]
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file of bounded size. With `is_stderr` it stays what the process's stderr writes to."""
+
+    def __init__(self, path: str, *, is_stderr: bool) -> None:
+        self._is_stderr = is_stderr
+        super().__init__(path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_BACKUPS, encoding="utf-8")
+        self._redirect()
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        self._redirect()
+
+    def _redirect(self) -> None:
+        """Send stdout and stderr here: what the interpreter itself says is not lost either."""
+        if self._is_stderr and self.stream is not None:
+            os.dup2(self.stream.fileno(), 1)
+            os.dup2(self.stream.fileno(), 2)
+
+
+def configure_logging(directory: str, name: str, level: str, *, is_foreground: bool) -> None:
+    """Send this process's log to `directory`/`name`.log, which is made; replaces what was set.
+
+    In the foreground every line goes to stderr too; otherwise stdout and stderr go to the file.
+    Raises OSError.
+    """
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, f"{name}.log")
+    handlers: list[logging.Handler] = [LogFile(path, is_stderr=not is_foreground)]
+    if is_foreground:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=level, handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a full disk must not print a traceback for each line
+    # These two tell of each fire and each poll; what they say that matters comes back as errors.
+    for library in ("apscheduler", "asyncio"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+# --- Triggers ---------------------------------------------------------------------------------
+#
+# A trigger is a set of instants with three questions: which is next, which was last, how many
+# lie between. Each is computed, never walked, so that the cost does not depend on the distance.
+#
+# Wall-clock triggers (cron, calendar_interval, and) are sets of local times: days x hours x
+# minutes x seconds. A zone turns them into instants span by span, a span being a stretch with one
+# UTC offset. The `dst` rule says what happens where two spans meet:
+#
+#   A trigger whose minute or hour starts with `*` follows the wall clock under every rule: a local
+#   time that does not exist is no fire, one that happens twice is two.
+#   All others are fixed times. In a gap (the clock jumps from 02:00 to 03:00) those in [02:00,
+#   03:00) together are one fire at the instant of the jump; `skip` drops them. In an overlap (the
+#   clock goes back from 03:00 to 02:00) those in [02:00, 03:00) fire in the first pass only;
+#   `both` fires them in each.
+#
+# `debian` is what Debian's cron(8) does with changes of less than three hours, here for any size.
+
+SECOND_US: Final = 1_000_000
+DAY_S: Final = 86_400
+EPOCH_ORDINAL: Final = EPOCH.toordinal()
+LAST_US: Final = us_of(datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC)) - 1
+FIRST_MONTH: Final = 1969 * 12  # months are counted from year 0; local years exceed UTC's by a day
+LAST_MONTH: Final = (LAST_YEAR + 1) * 12
+SAMPLE_S: Final = 3 * DAY_S  # no zone changes its offset twice within a week
+MAX_MEMBERS: Final = 16  # triggers within one `and` or `or`
+MAX_NESTING: Final = 3  # an `or` of `and`s of triggers
+MAX_EXPRESSION_CHARS: Final = 1_000  # of one cron field or expression
+OR_EXACT_COUNT: Final = 1_000  # up to here an `or` counts fire times that members share once
+ON_TIME_S: Final = 1.0  # a fire at most this late is on time
+
+MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+POSITIONS: Final = ("last", "1st", "2nd", "3rd", "4th", "5th")
+CRON_FIELDS: Final = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
+CRONTAB_FIELDS: Final = ("minute", "hour", "day", "month", "day_of_week")
+CRONTAB_NICKNAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "@yearly": "0 0 1 1 *",
+        "@annually": "0 0 1 1 *",
+        "@monthly": "0 0 1 * *",
+        "@weekly": "0 0 * * 0",
+        "@daily": "0 0 * * *",
+        "@midnight": "0 0 * * *",
+        "@hourly": "0 * * * *",
+    }
+)
+
+
+class Dst(enum.StrEnum):
+    """What becomes of a fixed local time that a clock change skips or repeats."""
+
+    DEBIAN = "debian"
+    SKIP = "skip"
+    BOTH = "both"
+
+
+# Zones
+
+
+class Span(NamedTuple):
+    """UTC seconds [begin, end) in which a zone keeps one offset; offsets in seconds east."""
+
+    begin: int
+    end: int
+    offset: int
+    before: int  # the offset until `begin`
+
+
+def offset_at(zone: ZoneInfo, at: int) -> int:
+    offset = datetime.fromtimestamp(at, zone).utcoffset()
+    assert offset is not None
+    return offset.days * DAY_S + offset.seconds
+
+
+@lru_cache(maxsize=512)
+def spans_of(zone: ZoneInfo, year: int) -> tuple[Span, ...]:
+    """The spans of a UTC year; the year's own ends bound them too."""
+    begin, end = (_epoch_day(y * 12, 1) * DAY_S for y in (year, year + 1))
+    spans = []
+    before, offset = offset_at(zone, begin - 1), offset_at(zone, begin)
+    for at in range(begin, end, SAMPLE_S):
+        later = min(at + SAMPLE_S, end - 1)
+        changed = offset_at(zone, later)
+        if changed != offset:
+            jump = _find_jump(zone, at, later, changed)
+            spans.append(Span(begin, jump, offset, before))
+            begin, before, offset = jump, offset, changed
+    return (*spans, Span(begin, end, offset, before))
+
+
+def _find_jump(zone: ZoneInfo, before: int, after: int, changed: int) -> int:
+    """The first second with the changed offset, which `after` has and `before` has not."""
+    while after - before > 1:
+        middle = (before + after) // 2
+        before, after = (before, middle) if offset_at(zone, middle) == changed else (middle, after)
+    return after
+
+
+def span_at(zone: ZoneInfo, at: int) -> Span:
+    year = date.fromordinal(at // DAY_S + EPOCH_ORDINAL).year
+    return next(span for span in reversed(spans_of(zone, year)) if span.begin <= at)
+
+
+def spans_between(zone: ZoneInfo, first: int, last: int) -> Iterator[Span]:
+    while first <= last:
+        yield (span := span_at(zone, first))
+        first = span.end
+
+
+def instant_of(wall: datetime, zone: ZoneInfo) -> int:
+    """UTC microseconds of a naive local time: after the gap, or the first of two."""
+    first, second = (us_of(wall.replace(tzinfo=zone, fold=fold)) for fold in (0, 1))
+    if first <= second:
+        return first
+    # PEP 495: in a gap fold=0 counts with the offset before it, so `first` is after the jump.
+    return span_at(zone, first // SECOND_US).begin * SECOND_US
+
+
+def load_zone(name: object, path: str) -> ZoneInfo:
+    """The zone of an IANA name. Raises TriggerError with the nearest names."""
+    if isinstance(name, str) and name.split("/")[0] not in ("posix", "right", "localtime"):
+        try:
+            return ZoneInfo(name)
+        except (OSError, ValueError, KeyError):
+            pass
+    raise TriggerError(path, f"{name!r} is not a known time zone{_nearest_zones(str(name))}")
+
+
+def _nearest_zones(name: str) -> str:
+    known = {zone.lower(): zone for zone in sorted(available_timezones())}
+    known |= {zone.rpartition("/")[2]: known[zone] for zone in list(known)}
+    close = difflib.get_close_matches(name.lower().replace(" ", "_"), known, n=4, cutoff=0.7)
+    names = list(dict.fromkeys(known[zone] for zone in close))[:3]
+    return f"; the nearest are {', '.join(names)}" if names else "; use a name like Europe/Berlin"
+
+
+# Days and times of day
+
+
+def _epoch_day(month: int, day: int) -> int:
+    """Days since 1970 of a day in a month that is counted from year 0."""
+    return date(month // 12, month % 12 + 1, day).toordinal() - EPOCH_ORDINAL
+
+
+def _month_and_day(epoch_day: int) -> tuple[int, int]:
+    at = date.fromordinal(epoch_day + EPOCH_ORDINAL)
+    return at.year * 12 + at.month - 1, at.day
+
+
+@dataclass(frozen=True, slots=True)
+class DayRule:
+    """Which days of a month match. Weekdays count from Monday, 0."""
+
+    days: tuple[int, ...]  # of the month
+    weekdays: tuple[int, ...]
+    last: bool = False  # the last day of the month
+    positions: tuple[tuple[int, int], ...] = ()  # (n, weekday): its nth, 0 for its last
+    either: bool = False  # Vixie: day of month or day of week is enough
+
+    def matches(self, day: int, weekday: int, length: int) -> bool:
+        of_month = (
+            day in self.days
+            or (self.last and day == length)
+            or ((day + 6) // 7, weekday) in self.positions
+            or (day + 7 > length and (0, weekday) in self.positions)
+        )
+        of_week = weekday in self.weekdays
+        return (of_month or of_week) if self.either else (of_month and of_week)
+
+
+@lru_cache(maxsize=1024)
+def days_of_month(rule: DayRule, first_weekday: int, length: int) -> tuple[int, ...]:
+    """The matching days of a month by its shape; at most 28 shapes per rule."""
+    return tuple(
+        day
+        for day in range(1, length + 1)
+        if rule.matches(day, (first_weekday + day - 1) % 7, length)
+    )
+
+
+class TimesOfDay(NamedTuple):
+    """The product of sorted hours, minutes and seconds, indexed in order."""
+
+    hours: tuple[int, ...]
+    minutes: tuple[int, ...]
+    seconds: tuple[int, ...]
+
+    def total(self) -> int:
+        return len(self.hours) * len(self.minutes) * len(self.seconds)
+
+    def at(self, index: int) -> int:
+        """The nth time, in seconds of the day."""
+        rest, second = divmod(index, len(self.seconds))
+        hour, minute = divmod(rest, len(self.minutes))
+        return self.hours[hour] * 3600 + self.minutes[minute] * 60 + self.seconds[second]
+
+    def before(self, second: int) -> int:
+        """How many times lie before a second of the day."""
+        index, is_exact = 0, True
+        wanted = (second // 3600, second // 60 % 60, second % 60)
+        for values, value in zip(self, wanted, strict=True):
+            at = bisect_left(values, value) if is_exact else 0
+            index = index * len(values) + at
+            is_exact = is_exact and at < len(values) and values[at] == value
+        return index
+
+
+# Trigger classes
+
+T_Trigger = TypeVar("T_Trigger", bound="Trigger")
+
+
+class Trigger(apscheduler.abc.Trigger):
+    """A pure set of fire times between two bounds, none after LAST_YEAR.
+
+    Its state is plain JSON. No question raises for an aware time, near or far. `next()` is
+    APScheduler's iterator: it answers the first fire time after `cursor_us` and moves it there.
+    """
+
+    __slots__ = ("cursor_us", "end_us", "start_us", "zone")
+
+    kind: ClassVar[str]
+    keys: ClassVar[tuple[str, ...]]  # of its trigger_config
+
+    zone: ZoneInfo
+    start_us: int
+    end_us: int
+    cursor_us: int
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> Trigger:
+        """The trigger of a checked-for-keys `trigger_config`. Raises TriggerError."""
+
+    @property
+    def grace_s(self) -> float:
+        """How late a fire may run if its schedule does not say."""
+        return CALENDAR_GRACE_S
+
+    def next_after(self, after: datetime) -> datetime | None:
+        """The first fire time strictly later than `after`, in UTC."""
+        fire_us = self._next(max(us_of(after), self.start_us - 1))
+        return None if fire_us is None or fire_us > self.end_us else at_of(fire_us)
+
+    def latest_until(self, at: datetime) -> datetime | None:
+        """The last fire time not later than `at`, in UTC."""
+        fire_us = self._latest(min(us_of(at), self.end_us))
+        return None if fire_us is None or fire_us < self.start_us else at_of(fire_us)
+
+    def count_between(self, first: datetime, last: datetime) -> int:
+        """The number of fire times f with first <= f <= last."""
+        first_us, last_us = max(us_of(first), self.start_us), min(us_of(last), self.end_us)
+        return self._count(first_us, last_us) if first_us <= last_us else 0
+
+    def rebased(self, now: datetime) -> Trigger:
+        """The trigger to use when it turns out that it was made by a clock that ran ahead."""
+        return self
+
+    def note(self, fire_at: datetime) -> str | None:
+        """What a clock change does to this fire, in words."""
+        return None
+
+    def next(self) -> datetime | None:
+        fire_at = self.next_after(at_of(self.cursor_us))
+        if fire_at is not None:
+            self.cursor_us = us_of(fire_at)
+        return fire_at
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "type": self.kind,
+            "timezone": self.zone.key,
+            "start_us": self.start_us,
+            "end_us": self.end_us,
+            "cursor_us": self.cursor_us,
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.zone = load_zone(state["timezone"], "timezone")
+        self.start_us, self.end_us = int(state["start_us"]), int(state["end_us"])
+        self.cursor_us = int(state["cursor_us"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trigger) and self.__getstate__() == other.__getstate__()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{render_trigger(self)} {self.zone.key}>"
+
+    # With start_us - 1 <= after_us, at_us <= end_us and start_us <= first_us <= last_us <= end_us:
+
+    @abstractmethod
+    def _next(self, after_us: int) -> int | None: ...
+
+    @abstractmethod
+    def _latest(self, at_us: int) -> int | None: ...
+
+    @abstractmethod
+    def _count(self, first_us: int, last_us: int) -> int: ...
+
+    def why_never(self) -> str:
+        """The sentence for a trigger that has no fire time ahead."""
+        return f"it would never fire: no fire time lies before {self.end_text()}"
+
+    def end_text(self) -> str:
+        return f"the end of {LAST_YEAR}" if self.end_us == LAST_US else str(iso_of(self.end_us))
+
+    @abstractmethod
+    def words(self) -> str:
+        """When it fires, without zone and bounds."""
+
+    @abstractmethod
+    def render(self) -> str:
+        """What stands in the brackets of `kind[...]`."""
+
+
+class DateTrigger(Trigger):
+    """Fires once."""
+
+    __slots__ = ("wall",)
+
+    kind = "date"
+    keys = ("run_date",)
+
+    wall: str | None  # the local time asked for, if it was given without an offset
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> DateTrigger:
+        path = f"{place.path}.run_date"
+        if "run_date" not in config:
+            raise TriggerError(path, "a date trigger needs run_date")
+        run_us = parse_instant(config["run_date"], place.zone, path)
+        if run_us < place.now_us - CALENDAR_GRACE_S * SECOND_US:
+            at = iso_of(run_us)
+            raise TriggerError(path, f"{at} is more than {CALENDAR_GRACE_S // 3600} h in the past")
+        wall = config["run_date"]
+        naive = isinstance(wall, str) and datetime.fromisoformat(wall).tzinfo is None
+        cursor_us = min(place.now_us, run_us - 1)
+        return place.build(cls, run_us, run_us, cursor_us, wall=wall if naive else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"wall": self.wall}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.wall = state["wall"]
+
+    def _next(self, after_us: int) -> int | None:
+        return self.start_us if after_us < self.start_us else None
+
+    def _latest(self, at_us: int) -> int | None:
+        return self.start_us if at_us >= self.start_us else None
+
+    def _count(self, first_us: int, last_us: int) -> int:
+        return 1
+
+    def note(self, fire_at: datetime) -> str | None:
+        if self.wall is None:
+            return None
+        wall, at = datetime.fromisoformat(self.wall), fire_at.astimezone(self.zone)
+        if wall != at.replace(tzinfo=None):
+            return f"{_day_text(wall)}: {wall:%H:%M} does not exist, runs at {at:%H:%M}"
+        return f"{_day_text(at)}: {_pass_text(at, False)}" if is_ambiguous(at) else None
+
+    def words(self) -> str:
+        at = at_of(self.start_us).astimezone(self.zone)
+        return f"once, on {_day_text(at)} at {_clock_text(at)}"
+
+    def render(self) -> str:
+        at = at_of(self.start_us).astimezone(self.zone)
+        return f"{at:%Y-%m-%d %H:%M:%S %Z}"
+
+
+class IntervalTrigger(Trigger):
+    """Fires at start + k x interval in UTC: clock changes do not touch it."""
+
+    __slots__ = ("interval_us", "is_start_given")
+
+    kind = "interval"
+    units: ClassVar[Mapping[str, int]] = MappingProxyType(
+        {"weeks": 7 * DAY_S, "days": DAY_S, "hours": 3600, "minutes": 60, "seconds": 1}
+    )
+    keys = (*units, "start_time", "end_time")
+
+    interval_us: int
+    is_start_given: bool
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> IntervalTrigger:
+        interval_us = cls._parse_length(config, place)
+        is_given = config.get("start_time") is not None
+        start_us, end_us = place.parse_bounds(config)
+        if not is_given:
+            start_us = place.now_us + interval_us
+        details = {"interval_us": interval_us, "is_start_given": is_given}
+        return place.build(cls, start_us, end_us, place.now_us, **details)
+
+    @classmethod
+    def _parse_length(cls, config: Mapping[str, Any], place: Place) -> int:
+        length_s = 0.0
+        for unit, unit_s in cls.units.items():
+            if unit in config:
+                highest = MAX_INTERVAL_S // unit_s
+                path = f"{place.path}.{unit}"
+                length_s += parse_number(config[unit], 0, highest, path) * unit_s
+        if not MIN_INTERVAL_S <= length_s <= MAX_INTERVAL_S:
+            given = f"{length_s:g} s is out of bounds"
+            if not any(unit in config for unit in cls.units):
+                given = f"one of {', '.join(cls.units)} is missing"
+            bounds = "an interval is at least 1 second and at most 10 years long"
+            raise TriggerError(place.path, f"{given}: {bounds}")
+        return round(length_s * SECOND_US)
+
+    def __getstate__(self) -> dict[str, Any]:
+        details = {"interval_us": self.interval_us, "is_start_given": self.is_start_given}
+        return super().__getstate__() | details
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.interval_us = int(state["interval_us"])
+        self.is_start_given = bool(state["is_start_given"])
+        if self.interval_us < MIN_INTERVAL_S * SECOND_US:
+            raise ValueError("the interval is too short")
+
+    @property
+    def grace_s(self) -> float:
+        shortest, longest = INTERVAL_GRACE_S
+        return min(max(self.interval_us / SECOND_US, shortest), longest)
+
+    def rebased(self, now: datetime) -> Trigger:
+        """A grid that begins in the future only since the clock ran ahead begins again."""
+        ahead = (self.start_us - us_of(now) - 1) // self.interval_us
+        if self.is_start_given or ahead < 1:
+            return self
+        start_us = self.start_us - ahead * self.interval_us
+        return load_trigger(self.__getstate__() | {"start_us": start_us})
+
+    def _next(self, after_us: int) -> int | None:
+        return after_us + self.interval_us - (after_us - self.start_us) % self.interval_us
+
+    def _latest(self, at_us: int) -> int | None:
+        return at_us - (at_us - self.start_us) % self.interval_us
+
+    def _count(self, first_us: int, last_us: int) -> int:
+        before = (first_us - 1 - self.start_us) // self.interval_us
+        return (last_us - self.start_us) // self.interval_us - before
+
+    def words(self) -> str:
+        rest, parts = self.interval_us, []
+        for unit, unit_s in self.units.items():
+            n: float = rest // (unit_s * SECOND_US)
+            rest %= unit_s * SECOND_US
+            if unit_s == 1:
+                n += rest / SECOND_US
+            if n:
+                parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
+        return f"every {join_words(parts)}"
+
+    def render(self) -> str:
+        return str(timedelta(microseconds=self.interval_us))
+
+
+class WallTrigger(Trigger):
+    """Fires at local times of a zone: days x times of day, with the DST rule above.
+
+    In the methods below times are whole seconds, UTC for `at`, and since 1970-01-01 00:00 local
+    for `local`.
+    """
+
+    __slots__ = ("dst", "follows_clock", "times")
+
+    dst: Dst
+    follows_clock: bool
+    times: TimesOfDay
+
+    @abstractmethod
+    def month_days(self, month: int) -> Sequence[int]:
+        """The matching days of a month counted from year 0, in order."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"dst": self.dst.value}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.dst = Dst(state["dst"])
+
+    # Local times
+
+    def _first_day(self, day: int) -> int | None:
+        first_month, least = _month_and_day(day)
+        for month in range(first_month, LAST_MONTH + 1):
+            days = self.month_days(month)
+            if (index := bisect_left(days, least)) < len(days):
+                return _epoch_day(month, days[index])
+            least = 1
+        return None
+
+    def _last_day(self, day: int) -> int | None:
+        last_month, most = _month_and_day(day)
+        for month in range(last_month, FIRST_MONTH - 1, -1):
+            days = self.month_days(month)
+            if index := bisect_right(days, most):
+                return _epoch_day(month, days[index - 1])
+            most = 31
+        return None
+
+    def _first_local(self, local: int) -> int | None:
+        """The first match at or after a local time."""
+        day, second = divmod(local, DAY_S)
+        found = self._first_day(day)
+        index = self.times.before(second) if found == day else 0
+        if index == self.times.total():
+            found, index = self._first_day(day + 1), 0
+        return None if found is None else found * DAY_S + self.times.at(index)
+
+    def _last_local(self, local: int) -> int | None:
+        """The last match before a local time."""
+        day, second = divmod(local, DAY_S)
+        found = self._last_day(day)
+        index = self.times.before(second) if found == day else self.times.total()
+        if index == 0:
+            found, index = self._last_day(day - 1), self.times.total()
+        return None if found is None else found * DAY_S + self.times.at(index - 1)
+
+    def _count_local(self, first: int, end: int) -> int:
+        """The number of matches in [first, end)."""
+        if first >= end:
+            return 0
+        (first_day, first_second), (end_day, end_second) = divmod(first, DAY_S), divmod(end, DAY_S)
+        total = self._count_days(first_day, end_day) * self.times.total()
+        for day, second, sign in ((first_day, first_second, -1), (end_day, end_second, 1)):
+            if self._count_days(day, day + 1):
+                total += sign * self.times.before(second)
+        return total
+
+    def _count_days(self, first: int, end: int) -> int:
+        """The number of matching days in [first, end)."""
+        (first_month, first_day), (end_month, end_day) = _month_and_day(first), _month_and_day(end)
+        total = -bisect_left(self.month_days(first_month), first_day)
+        total += sum(len(self.month_days(month)) for month in range(first_month, end_month))
+        return total + bisect_left(self.month_days(end_month), end_day)
+
+    # The zone: local times to instants
+
+    def _floor(self, span: Span) -> int:
+        """The local time from which a span's own fires count."""
+        if self.follows_clock or self.dst is Dst.BOTH:
+            return span.begin + span.offset
+        return span.begin + max(span.offset, span.before)
+
+    def _skipped(self, span: Span) -> int:
+        """How many fixed local times fell into the gap before a span."""
+        if self.follows_clock or span.before >= span.offset:
+            return 0
+        return self._count_local(span.begin + span.before, span.begin + span.offset)
+
+    def _fires_at_jump(self, span: Span) -> bool:
+        return self.dst is not Dst.SKIP and self._skipped(span) > 0
+
+    def _next(self, after_us: int) -> int | None:
+        at = after_us // SECOND_US + 1
+        while at * SECOND_US <= self.end_us:
+            span = span_at(self.zone, at)
+            if at <= span.begin and self._fires_at_jump(span):
+                return span.begin * SECOND_US
+            local = self._first_local(max(at + span.offset, self._floor(span)))
+            if local is not None and local - span.offset < span.end:
+                return (local - span.offset) * SECOND_US
+            # The day before may be repeated, and the next match be in a gap of up to a day.
+            local = self._first_local(span.end + span.offset - DAY_S)
+            if local is None:
+                return None
+            at = max(span.end, local - 2 * DAY_S)
+        return None
+
+    def _latest(self, at_us: int) -> int | None:
+        at = at_us // SECOND_US
+        while at * SECOND_US >= self.start_us:
+            span = span_at(self.zone, at)
+            local = self._last_local(at + 1 + span.offset)
+            if local is not None and local >= self._floor(span):
+                return (local - span.offset) * SECOND_US
+            if self._fires_at_jump(span):
+                return span.begin * SECOND_US
+            local = self._last_local(span.begin + span.offset + DAY_S)
+            if local is None:
+                return None
+            at = min(span.begin - 1, local + 2 * DAY_S)
+        return None
+
+    def _count(self, first_us: int, last_us: int) -> int:
+        first, last = -(-first_us // SECOND_US), last_us // SECOND_US
+        total = 0
+        for span in spans_between(self.zone, first, last):
+            begin = max(first + span.offset, self._floor(span))
+            end = min(last + 1, span.end) + span.offset
+            total += self._count_local(begin, end)
+            if first <= span.begin and self._fires_at_jump(span):
+                total += 0 if self._first_local(begin) == begin else 1
+        return total
+
+    def note(self, fire_at: datetime) -> str | None:
+        at = fire_at.astimezone(self.zone)
+        span = span_at(self.zone, us_of(fire_at) // SECOND_US)
+        previous = self.latest_until(fire_at - timedelta(microseconds=1))
+        begin_us = span.begin * SECOND_US
+        is_first = previous is None or us_of(previous) < begin_us
+        if is_first and begin_us >= self.start_us and (count := self._skipped(span)):
+            return self._gap_text(span, count, at)
+        if is_ambiguous(at):
+            return f"{_day_text(at)}: {_pass_text(at, self.follows_clock or self.dst is Dst.BOTH)}"
+        return None
+
+    def _gap_text(self, span: Span, count: int, at: datetime) -> str:
+        local = self._first_local(span.begin + span.before)
+        assert local is not None
+        wall = at_of(local * SECOND_US)
+        what = f"{wall:%H:%M} does not exist"
+        if count > 1:
+            what = f"{wall:%H:%M} and {count - 1} more times do not exist"
+        then = "skipped" if self.dst is Dst.SKIP else f"runs at {at:%H:%M}"
+        return f"{_day_text(wall)}: {what}, {then}"
+
+
+class CronTrigger(WallTrigger):
+    """Fires at the local times that match APScheduler's cron fields or a crontab expression."""
+
+    __slots__ = ("expression", "fields", "rule")
+
+    kind = "cron"
+    keys = (*CRON_FIELDS, "expression", "start_time", "end_time")
+
+    fields: Mapping[str, str]  # as given; empty with an expression
+    expression: str | None
+    rule: CronRule
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> CronTrigger:
+        start_us, end_us = place.parse_bounds(config)
+        fields = {
+            name: parse_field_text(config[name], f"{place.path}.{name}")
+            for name in CRON_FIELDS
+            if config.get(name) is not None
+        }
+        expression = config.get("expression")
+        if expression is not None:
+            expression = " ".join(parse_text(expression, f"{place.path}.expression").split())
+            if fields:
+                names = ", ".join(fields)
+                raise TriggerError(place.path, f"give either an expression or fields ({names})")
+        try:
+            return place.build(
+                cls, start_us, end_us, place.now_us, fields=fields, expression=expression
+            )
+        except TriggerError as error:
+            raise TriggerError(f"{place.path}.{error.field}".rstrip("."), str(error)) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        details = {"fields": dict(self.fields), "expression": self.expression}
+        return super().__getstate__() | details
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.fields, self.expression = dict(state["fields"]), state["expression"]
+        if self.expression is None:
+            self.rule = compile_cron_fields(tuple(self.fields.items()))
+        else:
+            self.rule = compile_crontab(self.expression)
+        self.times, self.follows_clock = self.rule.times, self.rule.follows_clock
+
+    def month_days(self, month: int) -> Sequence[int]:
+        rule, (year, index) = self.rule, divmod(month, 12)
+        if index + 1 not in rule.months or (rule.years and year not in rule.years):
+            return ()
+        days = days_of_month(rule.days, *monthrange(year, index + 1))
+        if not rule.weeks:
+            return days
+        return [d for d in days if date(year, index + 1, d).isocalendar().week in rule.weeks]
+
+    def why_never(self) -> str:
+        return f"it would never fire: no date before {self.end_text()} matches {self.render()}"
+
+    def words(self) -> str:
+        return describe_cron(self.rule)
+
+    def render(self) -> str:
+        if self.expression is not None:
+            return f"expression={self.expression!r}"
+        given = ((name, self.fields[name]) for name in CRON_FIELDS if name in self.fields)
+        return ", ".join(f"{name}={text!r}" for name, text in given)
+
+
+class CalendarIntervalTrigger(WallTrigger):
+    """Fires every n days or months from a date on, at one time of day.
+
+    A day that a month does not have becomes the last day of that month.
+    """
+
+    __slots__ = ("anchor", "every", "unit")
+
+    kind = "calendar_interval"
+    lengths: ClassVar[Mapping[str, tuple[str, int]]] = MappingProxyType(
+        {
+            "years": ("months", 12),
+            "months": ("months", 1),
+            "weeks": ("days", 7),
+            "days": ("days", 1),
+        }
+    )
+    keys = (*lengths, "hour", "minute", "second", "start_date", "end_date")
+
+    unit: str  # "months" or "days"
+    every: int
+    anchor: date
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> CalendarIntervalTrigger:
+        unit, every = cls._parse_length(config, place)
+        hour, minute, second = (
+            int(parse_number(config.get(name, 0), 0, high, f"{place.path}.{name}", whole=True))
+            for name, high in (("hour", 23), ("minute", 59), ("second", 59))
+        )
+        today = at_of(place.now_us).astimezone(place.zone).date()
+        anchor = place.parse_date(config, "start_date") or today
+        last = place.parse_date(config, "end_date") or date(LAST_YEAR, 12, 31)
+        if last < anchor:
+            raise TriggerError(f"{place.path}.end_date", "end_date is before start_date")
+        start_us = place.instant_of_day(anchor)
+        end_us = place.instant_of_day(last + timedelta(days=1)) - 1
+        time = [hour, minute, second]
+        details = {"unit": unit, "every": every, "anchor": anchor.isoformat(), "time": time}
+        return place.build(cls, start_us, end_us, place.now_us, **details)
+
+    @classmethod
+    def _parse_length(cls, config: Mapping[str, Any], place: Place) -> tuple[str, int]:
+        given: dict[str, int] = {}
+        for name, (unit, size) in cls.lengths.items():
+            path, most = f"{place.path}.{name}", MAX_INTERVAL_S // DAY_S // size
+            most = most if unit == "days" else 120 // size
+            n = int(parse_number(config.get(name, 0), 0, most, path, whole=True))
+            if n:
+                given[unit] = given.get(unit, 0) + n * size
+        if len(given) != 1:
+            sentence = "give years and months, or weeks and days: at least one, not both pairs"
+            raise TriggerError(place.path, sentence)
+        return next(iter(given.items()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {
+            "unit": self.unit,
+            "every": self.every,
+            "anchor": self.anchor.isoformat(),
+            "time": [values[0] for values in self.times],
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.unit, self.every = state["unit"], int(state["every"])
+        self.anchor = date.fromisoformat(state["anchor"])
+        hour, minute, second = state["time"]
+        self.times, self.follows_clock = TimesOfDay((hour,), (minute,), (second,)), False
+        if self.every < 1 or self.unit not in ("months", "days"):
+            raise ValueError("the calendar interval is empty")
+
+    def month_days(self, month: int) -> Sequence[int]:
+        length = monthrange(month // 12, month % 12 + 1)[1]
+        if self.unit == "days":
+            anchor = self.anchor.toordinal() - EPOCH_ORDINAL
+            return range((anchor - _epoch_day(month, 1)) % self.every + 1, length + 1, self.every)
+        if (month - self.anchor.year * 12 - self.anchor.month + 1) % self.every:
+            return ()
+        return (min(self.anchor.day, length),)
+
+    def words(self) -> str:
+        size, name = (12, "year") if self.every % 12 == 0 else (1, "month")
+        if self.unit == "days":
+            size, name = (7, "week") if self.every % 7 == 0 else (1, "day")
+        n, day = self.every // size, ""
+        if self.unit == "months":
+            day = f" on day {self.anchor.day}" + (" or the last" if self.anchor.day > 28 else "")
+            day += f" of {MONTHS[self.anchor.month - 1].title()}" if name == "year" else ""
+        elif name == "week":
+            day = f" on {WEEKDAY_NAMES[self.anchor.weekday()]}"
+        every = f"every {name}" if n == 1 else f"every {n} {name}s"
+        return f"{every}{day} {describe_times(self.times)}"
+
+    def render(self) -> str:
+        clock = ":".join(f"{values[0]:02d}" for values in self.times)
+        return f"{self.unit}={self.every}, time='{clock}', start_date='{self.anchor}'"
+
+
+class AndTrigger(WallTrigger):
+    """Fires at the local times that all its members match: wall-clock triggers of one zone."""
+
+    __slots__ = ("triggers",)
+
+    kind = "and"
+    keys = ("triggers",)
+
+    triggers: tuple[WallTrigger, ...]
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> AndTrigger:
+        members: list[WallTrigger] = []
+        for index, member in enumerate(place.parse_members(config)):
+            path = f"{place.path}.triggers[{index}]"
+            if not isinstance(member, WallTrigger):
+                sentence = "an `and` combines triggers of type cron, calendar_interval and `and`"
+                raise TriggerError(path, sentence)
+            members.append(member)
+            if (member.zone, member.dst) != (members[0].zone, members[0].dst):
+                raise TriggerError(path, "the triggers of an `and` share one timezone and dst")
+        start_us, end_us = max(m.start_us for m in members), min(m.end_us for m in members)
+        place = replace(place, zone=members[0].zone, dst=members[0].dst)
+        try:
+            return place.build(cls, start_us, end_us, place.now_us, triggers=states_of(members))
+        except ValueError as error:
+            raise TriggerError(place.path, f"it would never fire: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"triggers": states_of(self.triggers)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        members = [load_trigger(member) for member in state["triggers"]]
+        self.triggers = tuple(member for member in members if isinstance(member, WallTrigger))
+        common = (
+            tuple(sorted(set.intersection(*map(set, values))))
+            for values in zip(*(member.times for member in self.triggers), strict=True)
+        )
+        self.times = TimesOfDay(*common)
+        self.follows_clock = all(member.follows_clock for member in self.triggers)
+        if not self.times.total():
+            raise ValueError("its triggers have no time of day in common")
+
+    def month_days(self, month: int) -> Sequence[int]:
+        return sorted(set.intersection(*(set(m.month_days(month)) for m in self.triggers)))
+
+    def why_never(self) -> str:
+        return f"it would never fire: its triggers share no date before {self.end_text()}"
+
+    def words(self) -> str:
+        return " and also ".join(member.words() for member in self.triggers)
+
+    def render(self) -> str:
+        return ", ".join(map(render_trigger, self.triggers))
+
+
+class OrTrigger(Trigger):
+    """Fires when any of its members does; a time that several share is one fire.
+
+    `count_between` counts shared times once up to OR_EXACT_COUNT, and per member beyond.
+    """
+
+    __slots__ = ("triggers",)
+
+    kind = "or"
+    keys = ("triggers",)
+
+    triggers: tuple[Trigger, ...]
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], place: Place) -> OrTrigger:
+        members = place.parse_members(config)
+        start_us, end_us = min(m.start_us for m in members), max(m.end_us for m in members)
+        cursor_us = min(member.cursor_us for member in members)
+        return place.build(cls, start_us, end_us, cursor_us, triggers=states_of(members))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"triggers": states_of(self.triggers)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        super().__setstate__(state)
+        self.triggers = tuple(load_trigger(member) for member in state["triggers"])
+
+    @property
+    def grace_s(self) -> float:
+        return min(member.grace_s for member in self.triggers)
+
+    def rebased(self, now: datetime) -> Trigger:
+        members = [member.rebased(now) for member in self.triggers]
+        return load_trigger(self.__getstate__() | {"triggers": states_of(members)})
+
+    def note(self, fire_at: datetime) -> str | None:
+        notes = [
+            note
+            for member in self.triggers
+            if member.latest_until(fire_at) == fire_at and (note := member.note(fire_at))
+        ]
+        return "; ".join(dict.fromkeys(notes)) or None
+
+    def _next(self, after_us: int) -> int | None:
+        after = at_of(min(after_us, LAST_US))
+        fires = [fire for member in self.triggers if (fire := member.next_after(after))]
+        return us_of(min(fires)) if fires else None
+
+    def _latest(self, at_us: int) -> int | None:
+        at = at_of(max(at_us, 0))
+        fires = [fire for member in self.triggers if (fire := member.latest_until(at))]
+        return us_of(max(fires)) if fires else None
+
+    def _count(self, first_us: int, last_us: int) -> int:
+        first, last = at_of(first_us), at_of(last_us)
+        total = sum(member.count_between(first, last) for member in self.triggers)
+        if total > OR_EXACT_COUNT:
+            return total
+        count, at_us = 0, self._next(first_us - 1)
+        while at_us is not None and at_us <= last_us:
+            count, at_us = count + 1, self._next(at_us)
+        return count
+
+    def words(self) -> str:
+        return " or ".join(member.words() for member in self.triggers)
+
+    def render(self) -> str:
+        return ", ".join(map(render_trigger, self.triggers))
+
+
+# Cron fields
+
+
+class CronRule(NamedTuple):
+    """A compiled cron pattern; `years` and `weeks` are empty if all match."""
+
+    years: frozenset[int]
+    months: tuple[int, ...]
+    weeks: frozenset[int]
+    days: DayRule
+    times: TimesOfDay
+    follows_clock: bool
+
+
+class FieldRange(NamedTuple):
+    """What a cron field may hold; names count from `low`."""
+
+    low: int
+    high: int
+    names: tuple[str, ...] = ()
+
+
+ITEM: Final = re.compile(r"(\*|[0-9]{1,4}|[a-z]+)(?:-([0-9]{1,4}|[a-z]+))?(?:/([0-9]{1,4}))?")
+FIELD_RANGES: Final[Mapping[str, FieldRange]] = MappingProxyType(
+    {
+        "year": FieldRange(EPOCH.year, LAST_YEAR),
+        "month": FieldRange(1, 12, MONTHS),
+        "day": FieldRange(1, 31),
+        "week": FieldRange(1, 53),
+        "day_of_week": FieldRange(0, 6, WEEKDAYS),
+        "hour": FieldRange(0, 23),
+        "minute": FieldRange(0, 59),
+        "second": FieldRange(0, 59),
+    }
+)
+CRONTAB_WEEKDAYS: Final = FieldRange(0, 7, ("sun", *WEEKDAYS[:-1]))  # 0 and 7 are Sunday
+
+
+@lru_cache(maxsize=256)
+def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
+    """Compile APScheduler's fields: all must match; Monday is weekday 0.
+
+    Of the fields not given, those before the last given one match always, those after it match
+    their least value. Raises TriggerError with the name of the field.
+    """
+    texts = dict(given)
+    if not texts:
+        sentence = f"a cron trigger needs an expression or one of {', '.join(CRON_FIELDS)}"
+        raise TriggerError("", sentence)
+    least_significant = max(map(CRON_FIELDS.index, texts))
+    for index, name in enumerate(CRON_FIELDS):
+        is_free = index < least_significant or name in ("year", "week", "day_of_week")
+        texts.setdefault(name, "*" if is_free else str(FIELD_RANGES[name].low))
+    days, is_last, positions = parse_days(texts["day"])
+    values = {
+        name: parse_values(name, texts[name], FIELD_RANGES[name])
+        for name in CRON_FIELDS
+        if name != "day"
+    }
+    return CronRule(
+        years=frozenset() if texts["year"] == "*" else frozenset(values["year"]),
+        months=values["month"],
+        weeks=frozenset() if texts["week"] == "*" else frozenset(values["week"]),
+        days=DayRule(days, values["day_of_week"], is_last, positions),
+        times=TimesOfDay(values["hour"], values["minute"], values["second"]),
+        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
+    )
+
+
+@lru_cache(maxsize=256)
+def compile_crontab(expression: str) -> CronRule:
+    """Compile a crontab's five fields as Vixie's cron reads them; raises TriggerError.
+
+    If neither the day of month nor the day of week begins with `*`, either is enough.
+    """
+    texts = _split_crontab(expression.lower())
+    values = {
+        name: parse_values(
+            name,
+            texts[name],
+            CRONTAB_WEEKDAYS if name == "day_of_week" else FIELD_RANGES[name],
+            is_crontab=True,
+        )
+        for name in CRONTAB_FIELDS
+    }
+    weekdays = tuple(sorted({(day - 1) % 7 for day in values["day_of_week"]}))
+    either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
+    return CronRule(
+        years=frozenset(),
+        months=values["month"],
+        weeks=frozenset(),
+        days=DayRule(values["day"], weekdays, either=either),
+        times=TimesOfDay(values["hour"], values["minute"], (0,)),
+        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
+    )
+
+
+def _split_crontab(expression: str) -> dict[str, str]:
+    if expression == "@reboot":
+        sentence = "@reboot is no time: a trigger knows when, not that the machine has started"
+        raise TriggerError("expression", sentence)
+    if expression.startswith("@") and expression not in CRONTAB_NICKNAMES:
+        hint = suggest(expression, CRONTAB_NICKNAMES)
+        raise TriggerError("expression", f"{expression!r} is unknown{hint}")
+    fields = CRONTAB_NICKNAMES.get(expression, expression).split()
+    if len(fields) != len(CRONTAB_FIELDS):
+        sentence = f"a crontab expression has 5 fields, not {len(fields)}: "
+        sentence += "minute, hour, day of month, month, day of week"
+        if len(fields) > len(CRONTAB_FIELDS):
+            sentence += "; for seconds or years give fields: second, minute, hour and so on"
+        raise TriggerError("expression", sentence)
+    return dict(zip(CRONTAB_FIELDS, fields, strict=True))
+
+
+def parse_days(text: str) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int], ...]]:
+    """The days of a `day` field, whether it has `last`, and its positions such as `1st mon`."""
+    items = [item.strip().split() for item in text.split(",")]
+    positions = []
+    for item in items:
+        if len(item) == 2:
+            if item[0] not in POSITIONS or item[1] not in WEEKDAYS:
+                sentence = f"'{' '.join(item)}' is no day such as '1st mon' or 'last fri'"
+                raise TriggerError("day", sentence)
+            positions.append((POSITIONS.index(item[0]), WEEKDAYS.index(item[1])))
+    plain = ",".join(" ".join(item) for item in items if len(item) != 2 and item != ["last"])
+    days = parse_values("day", plain, FIELD_RANGES["day"]) if plain or not items else ()
+    return days, ["last"] in items, tuple(positions)
+
+
+def parse_values(
+    name: str, text: str, allowed: FieldRange, *, is_crontab: bool = False
+) -> tuple[int, ...]:
+    """The values of one cron field, sorted. Raises TriggerError with the name of the field."""
+    values: set[int] = set()
+    for item in text.split(","):
+        try:
+            values.update(_parse_item(name, item.strip(), allowed, is_crontab))
+        except ValueError as error:
+            field = "expression" if is_crontab else name
+            raise TriggerError(field, f"{name} {item.strip()!r}: {error}") from None
+    return tuple(sorted(values))
+
+
+def _parse_item(name: str, item: str, allowed: FieldRange, is_crontab: bool) -> Sequence[int]:
+    match = ITEM.fullmatch(item)
+    if match is None:
+        raise ValueError("not a value, a range or a step such as 5, 1-5, */15 or 10-50/20")
+    first_text, last_text, step_text = match.groups()
+    step = int(step_text or 1)
+    most = allowed.high - allowed.low + 1
+    if not 1 <= step <= most:
+        raise ValueError(f"the step must be between 1 and {most}")
+    if first_text == "*":
+        if last_text:
+            raise ValueError("`*` cannot begin a range")
+        return range(allowed.low, allowed.high + 1, step)
+    first = last = _parse_value(first_text, allowed)
+    if last_text:
+        last = _parse_value(last_text, allowed)
+    elif step_text:
+        last = allowed.high
+        if is_crontab:  # Vixie's cron silently drops the step
+            raise ValueError(f"a step needs a range: {first_text}-{last}/{step}")
+    if first <= last:
+        return range(first, last + 1, step)
+    if name != "day_of_week":
+        before, after = f"{first_text}-{allowed.high}", f"{allowed.low}-{last_text}"
+        raise ValueError(f"the range runs backwards; write {before},{after}")
+    return [day % 7 for day in range(first, last + 8, step)]
+
+
+def _parse_value(text: str, allowed: FieldRange) -> int:
+    if text in allowed.names:
+        return allowed.low + allowed.names.index(text)
+    if not text.isdigit():
+        known = f"{suggest(text, allowed.names)}" if allowed.names else "; it has no names"
+        raise ValueError(f"{text!r} is unknown{known}")
+    if not allowed.low <= int(text) <= allowed.high:
+        hint = "; 0 is Monday here" if allowed.names == WEEKDAYS else ""
+        raise ValueError(f"{text} is not between {allowed.low} and {allowed.high}{hint}")
+    return int(text)
+
+
+# Parsing
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parser is in a `trigger_config`, and what holds there unless it says otherwise."""
+
+    path: str
+    zone: ZoneInfo
+    dst: Dst
+    now_us: int
+    depth: int = 1
+
+    def parse(self, config: object) -> Trigger:
+        """The trigger of a `trigger_config` at this place. Raises TriggerError."""
+        if not isinstance(config, Mapping):
+            raise TriggerError(self.path, "a trigger is an object such as {'type': 'interval', …}")
+        name = config.get("type")
+        kind = TRIGGER_KINDS.get(name) if isinstance(name, str) else None
+        if kind is None:
+            sentence = f"type is one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
+            raise TriggerError(f"{self.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
+        for key in config:
+            if key not in (known := ("type", "timezone", "dst", *kind.keys)):
+                hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
+                sentence = f"a trigger of type {kind.kind} has no {key!r}{hint}"
+                raise TriggerError(f"{self.path}.{key}", sentence)
+        return kind.parse(config, self._inherit(config))
+
+    def _inherit(self, config: Mapping[str, Any]) -> Place:
+        place = self
+        if (name := config.get("timezone")) is not None:
+            place = replace(place, zone=load_zone(name, f"{self.path}.timezone"))
+        if (dst := config.get("dst")) is not None:
+            if dst not in list(Dst):
+                sentence = f"dst is one of {', '.join(Dst)}, not {dst!r}"
+                raise TriggerError(f"{self.path}.dst", sentence)
+            place = replace(place, dst=Dst(dst))
+        return place
+
+    def parse_members(self, config: Mapping[str, Any]) -> list[Trigger]:
+        """The triggers within an `and` or `or`."""
+        path, members = f"{self.path}.triggers", config.get("triggers")
+        if not isinstance(members, list | tuple) or not 1 <= len(members) <= MAX_MEMBERS:
+            raise TriggerError(path, f"triggers is a list of 1 to {MAX_MEMBERS} triggers")
+        if self.depth == MAX_NESTING:
+            raise TriggerError(path, f"triggers are nested deeper than {MAX_NESTING}")
+        return [
+            replace(self, path=f"{path}[{index}]", depth=self.depth + 1).parse(member)
+            for index, member in enumerate(members)
+        ]
+
+    def parse_bounds(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """`start_time` and `end_time`, 0 and LAST_US if not given."""
+        start_us, end_us = (
+            default
+            if config.get(name) is None
+            else parse_instant(config[name], self.zone, f"{self.path}.{name}")
+            for name, default in (("start_time", 0), ("end_time", LAST_US))
+        )
+        if end_us < start_us:
+            raise TriggerError(f"{self.path}.end_time", "end_time is before start_time")
+        return start_us, end_us
+
+    def parse_date(self, config: Mapping[str, Any], name: str) -> date | None:
+        text = config.get(name)
+        if text is None:
+            return None
+        try:
+            day = date.fromisoformat(parse_text(text, f"{self.path}.{name}"))
+        except ValueError:
+            day = date.min
+        if not EPOCH.year <= day.year <= LAST_YEAR:
+            sentence = f"{text!r} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
+            raise TriggerError(f"{self.path}.{name}", sentence)
+        return day
+
+    def instant_of_day(self, day: date) -> int:
+        """UTC microseconds at which a local day begins."""
+        return max(0, instant_of(datetime(day.year, day.month, day.day), self.zone))
+
+    def build(
+        self, kind: type[T_Trigger], start_us: int, end_us: int, cursor_us: int, **details: Any
+    ) -> T_Trigger:
+        trigger = kind.__new__(kind)
+        trigger.__setstate__({
+            "timezone": self.zone.key, "dst": self.dst, "start_us": start_us,
+            "end_us": min(end_us, LAST_US), "cursor_us": cursor_us, **details,
+        })  # fmt: skip
+        return trigger
+
+
+TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
+    {
+        kind.kind: kind
+        for kind in (
+            DateTrigger,
+            IntervalTrigger,
+            CronTrigger,
+            CalendarIntervalTrigger,
+            AndTrigger,
+            OrTrigger,
+        )
+    }
+)
+
+
+def parse_trigger(config: Mapping[str, Any], *, timezone: str, now: datetime) -> Trigger:
+    """The trigger of a `trigger_config`; `timezone` is the zone of those that name none.
+
+    Raises TriggerError for a config that is malformed, out of bounds or can never fire.
+    """
+    zone = load_zone(timezone, "timezone")
+    trigger = Place("trigger_config", zone, Dst.DEBIAN, us_of(now)).parse(config)
+    if trigger.next_after(at_of(trigger.cursor_us)) is None:
+        raise TriggerError("trigger_config", trigger.why_never())
+    return trigger
+
+
+def load_trigger(state: Mapping[str, Any]) -> Trigger:
+    """The trigger of a stored state. Raises TriggerError if it cannot be used any more."""
+    try:
+        kind = TRIGGER_KINDS[state["type"]]
+        trigger = kind.__new__(kind)
+        trigger.__setstate__(state)
+    except TriggerError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        sentence = f"the stored trigger cannot be read: {type(error).__name__}: {error}"
+        raise TriggerError("trigger", sentence) from error
+    return trigger
+
+
+def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
+    return [trigger.__getstate__() for trigger in triggers]
+
+
+def parse_instant(value: object, zone: ZoneInfo, path: str) -> int:
+    """UTC microseconds of an ISO 8601 string (local if without offset) or of Unix seconds."""
+    if isinstance(value, str):
+        try:
+            at = datetime.fromisoformat(parse_text(value, path))
+        except ValueError:
+            sentence = f"{value!r} is not ISO 8601, such as 2027-03-28T02:30:00+01:00"
+            raise TriggerError(path, sentence) from None
+        us = us_of(at) if at.tzinfo else instant_of(at, zone)
+    else:
+        us = round(parse_number(value, 0, LAST_US / SECOND_US, path) * SECOND_US)
+    if not 0 <= us <= LAST_US:
+        raise TriggerError(path, f"{value!r} is not between the years {EPOCH.year} and {LAST_YEAR}")
+    return us
+
+
+def parse_number(
+    value: object, low: float, high: float, path: str, *, whole: bool = False
+) -> float:
+    name = path.rpartition(".")[2]
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        kind = "whole number" if whole else "number"
+        raise TriggerError(path, f"{name} must be a {kind}, not {value!r}")
+    if not low <= value <= high:  # NaN compares false
+        raise TriggerError(path, f"{name} must be between {low:g} and {high:g}, not {value:g}")
+    return value
+
+
+def parse_text(value: object, path: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_EXPRESSION_CHARS:
+        name = path.rpartition(".")[2]
+        sentence = (
+            f"{name} must be text of 1 to {MAX_EXPRESSION_CHARS} characters, not {value!r:.80}"
+        )
+        raise TriggerError(path, sentence)
+    return value
+
+
+def parse_field_text(value: object, path: str) -> str:
+    """A cron field, given as text or as a whole number, in lower case."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(int(parse_number(value, 0, LAST_YEAR, path)))
+    return " ".join(parse_text(value, path).lower().split())
+
+
+# Words
+
+WEEKDAY_NAMES: Final = (
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
+)  # fmt: skip
+
+
+def describe_trigger(trigger: Trigger) -> str:
+    """The trigger in words, such as `every day at 02:30 Europe/Berlin`."""
+    words = trigger.words()
+    if not isinstance(trigger, IntervalTrigger):
+        words += f" {trigger.zone.key}"
+    if isinstance(trigger, DateTrigger | CalendarIntervalTrigger):
+        return words
+    starts = trigger.start_us and getattr(trigger, "is_start_given", True)
+    for word, us, is_shown in (
+        ("from", trigger.start_us, starts),
+        ("until", trigger.end_us, trigger.end_us < LAST_US),
+    ):
+        if is_shown:
+            at = at_of(us).astimezone(trigger.zone)
+            words += f", {word} {_day_text(at)} {_clock_text(at)}"
+    return words
+
+
+def render_trigger(trigger: Trigger) -> str:
+    """The trigger as APScheduler writes it, such as `interval[1:00:00]`."""
+    return f"{trigger.kind}[{trigger.render()}]"
+
+
+def describe_cron(rule: CronRule) -> str:
+    times, dates = describe_times(rule.times), describe_dates(rule)
+    if times.startswith("at "):
+        return f"{dates or 'every day'} {times}"
+    return f"{times}, {dates}" if dates else times
+
+
+def describe_times(times: TimesOfDay) -> str:
+    """Times of day in words; they begin with `at` if they are few enough to be listed."""
+    if times.total() <= 6 and len(times.seconds) == 1:
+        listed = [_clock_words(times.at(index)) for index in range(times.total())]
+        return f"at {join_words(listed)}"
+    parts, is_free = [], True
+    for name, values in zip(("second", "minute", "hour"), reversed(times), strict=True):
+        if is_free and values == (0,):
+            continue  # on the hour, on the minute
+        text = _values_words(name, values, FIELD_RANGES[name])
+        if text != f"every {name}" or is_free:
+            parts.append(text)
+        is_free = False
+    return " of ".join(parts)
+
+
+def describe_dates(rule: CronRule) -> str:
+    """The dates of a cron rule in words; empty if every day matches."""
+    parts = []
+    days = _days_words(rule.days)
+    if days:
+        parts.append(days)
+    if rule.weeks:
+        parts.append(f"in week {_list_words(sorted(rule.weeks))}")
+    if len(rule.months) < 12:
+        names = [MONTHS[month - 1].title() for month in rule.months]
+        parts.append(f"in {_list_words(rule.months, names)}")
+    if rule.years:
+        parts.append(f"in {_list_words(sorted(rule.years))}")
+    if parts and not days:
+        parts.insert(0, "every day")
+    return " ".join(parts)
+
+
+def _days_words(rule: DayRule) -> str:
+    of_month = [POSITIONS[n] + " " + WEEKDAY_NAMES[day] for n, day in rule.positions]
+    of_month += ["last day"] if rule.last else []
+    if of_month:
+        of_month = [f"the {join_words(of_month)} of the month"]
+    if 0 < len(rule.days) < 31:
+        of_month.insert(0, f"day {_list_words(rule.days)}")
+    on_days = f"on {join_words(of_month)}" if of_month else ""
+    if len(rule.weekdays) == 7:
+        return on_days
+    names = [WEEKDAY_NAMES[day] for day in rule.weekdays]
+    weekdays = _list_words(rule.weekdays, names)
+    if not on_days:
+        return weekdays if len(names) > 1 else f"every {weekdays}"
+    return f"{on_days} or {weekdays}" if rule.either else f"{on_days} if it is {weekdays}"
+
+
+def _values_words(name: str, values: Sequence[int], allowed: FieldRange) -> str:
+    if len(values) == allowed.high + 1:
+        return f"every {name}"
+    step = values[1] - values[0] if len(values) > 2 else 0
+    if step > 1 and list(values) == list(range(0, allowed.high + 1, step)):
+        return f"every {step} {name}s"
+    return f"{name} {_list_words(values)}"
+
+
+def _list_words(values: Sequence[int], names: Sequence[str] = ()) -> str:
+    """`1 to 3 and 7`: numbers, or their names, with runs of three or more drawn together."""
+    texts = list(names) or [str(value) for value in values]
+    parts, first = [], 0
+    for index in range(len(values)):
+        if index + 1 < len(values) and values[index + 1] == values[index] + 1:
+            continue
+        if index - first >= 2:
+            parts.append(f"{texts[first]} to {texts[index]}")
+        else:
+            parts.extend(texts[first : index + 1])
+        first = index + 1
+    return join_words(parts)
+
+
+def join_words(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _clock_words(second: int) -> str:
+    text = f"{second // 3600:02d}:{second // 60 % 60:02d}"
+    return f"{text}:{second % 60:02d}" if second % 60 else text
+
+
+def _clock_text(at: datetime) -> str:
+    return _clock_words(at.hour * 3600 + at.minute * 60 + at.second)
+
+
+def _day_text(at: datetime) -> str:
+    return f"{at.day} {MONTHS[at.month - 1].title()} {at.year}"
+
+
+def is_ambiguous(at: datetime) -> bool:
+    """Whether the local time of an instant occurs twice."""
+    return at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
+
+
+def _pass_text(at: datetime, runs_twice: bool) -> str:
+    which = "second" if at.fold else "first"
+    runs = f"runs both times, this is the {which}" if runs_twice else "runs the first time"
+    return f"{at:%H:%M} happens twice, {runs}"
+
+
+@dataclass(frozen=True, slots=True)
+class FirePreview:
+    """One coming fire: the instant, the local time with its offset, what the clock does to it."""
+
+    fire_at: datetime
+    local: str
+    note: str | None
+
+
+def preview_fire_times(trigger: Trigger, now: datetime, n: int) -> list[FirePreview]:
+    """The next n fires after `now`, or as many as there are."""
+    previews: list[FirePreview] = []
+    fire_at = trigger.next_after(now)
+    while fire_at is not None and len(previews) < n:
+        local = fire_at.astimezone(trigger.zone).isoformat(sep=" ", timespec="seconds")
+        previews.append(FirePreview(fire_at, local, trigger.note(fire_at)))
+        fire_at = trigger.next_after(fire_at)
+    return previews
+
+
+# Fire planning
+
+
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """What becomes of a due fire time: one row, which may stand for further ones."""
+
+    nominal_at: datetime
+    run: bool
+    reason: Reason | None = None  # why it does not run, or why others are on it
+    coalesced: int = 0  # further fire times this row stands for
+    coalesced_from: datetime | None = None  # the earliest of them
+
+
+@dataclass(frozen=True, slots=True)
+class FirePlan:
+    """The rows of what is due, in time order, and the next fire time."""
+
+    fires: tuple[Fire, ...]
+    next_fire_at: datetime | None
+
+
+def plan_fires(
+    trigger: Trigger,
+    due_at: datetime,
+    now: datetime,
+    *,
+    coalesce: Coalesce,
+    grace_s: float,
+    reason: Reason | None,
+) -> FirePlan:
+    """Decide what becomes of `due_at` and of every fire time since, up to `now`.
+
+    Each of them is accounted for exactly once, as a row or on one. `due_at` counts as a fire time
+    even if the trigger has been changed and does not produce it. `reason` says why several are
+    due at once; TOO_LATE is assumed. The work is bounded by MAX_COALESCE_ALL.
+    """
+    if due_at > now:
+        return FirePlan((), due_at)
+    due = DueFires.find(trigger, due_at, now, reason or Reason.TOO_LATE)
+    is_recent = due.lateness_s(due.newest) <= grace_s
+    if coalesce is Coalesce.LATEST or due.total == 1 or not is_recent:
+        fires = [due.row(due.newest, due.total, run=is_recent)]
+    elif coalesce is Coalesce.ALL:
+        fires = due.newest_apart(MAX_COALESCE_ALL, grace_s)
+    elif due.lateness_s(due.newest) <= ON_TIME_S:
+        fires = due.newest_apart(1, grace_s)
+    else:
+        fires = [due.row(due.newest, due.total, run=False)]
+    return FirePlan(tuple(fires), trigger.next_after(now))
+
+
+@dataclass(frozen=True, slots=True)
+class DueFires:
+    """The fire times from `due_at` to `now`: `total` of them, the last one `newest`."""
+
+    trigger: Trigger
+    due_at: datetime
+    now: datetime
+    newest: datetime
+    total: int
+    reason: Reason
+
+    @classmethod
+    def find(cls, trigger: Trigger, due_at: datetime, now: datetime, reason: Reason) -> DueFires:
+        second = trigger.next_after(due_at)
+        if second is None or second > now:  # as nearly always: one fire is due
+            return cls(trigger, due_at, now, due_at, 1, reason)
+        newest = trigger.latest_until(now) or second
+        return cls(trigger, due_at, now, newest, 1 + trigger.count_between(second, newest), reason)
+
+    def lateness_s(self, at: datetime) -> float:
+        return (self.now - at).total_seconds()
+
+    def row(self, newest: datetime, total: int, *, run: bool) -> Fire:
+        """One row for the oldest `total` fire times, at the newest of them."""
+        if total == 1:
+            return Fire(newest, run, None if run else self.reason)
+        return Fire(newest, run, self.reason, total - 1, self.due_at)
+
+    def newest_apart(self, most: int, grace_s: float) -> list[Fire]:
+        """A run for each of the newest ones within the grace, one missed row for the others."""
+        runs: list[Fire] = []
+        at: datetime | None = self.newest
+        while at and len(runs) < most and self.lateness_s(at) <= grace_s:
+            runs.append(Fire(at, run=True))
+            at = self._previous(at)
+        older = [] if at is None else [self.row(at, max(1, self.total - len(runs)), run=False)]
+        return older + runs[::-1]
+
+    def _previous(self, at: datetime) -> datetime | None:
+        if at <= self.due_at:
+            return None
+        previous = self.trigger.latest_until(at - timedelta(microseconds=1))
+        return max(previous, self.due_at) if previous else self.due_at
+
+
+def jitter_s(schedule_id: str, nominal_at: datetime, max_jitter: float) -> float:
+    """The start delay of a fire in [0, max_jitter) seconds; always the same for the same fire."""
+    key = f"{schedule_id}@{us_of(nominal_at)}".encode()
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / (1 << 53) * max_jitter
+
+
+# --- Clock guard ------------------------------------------------------------------------------
+
+STEP_US: Final = 1_000_000  # wall and monotonic clock apart by more within a turn: a step
+HOLD_S: Final = 120.0  # how long fires wait for a clock that is behind the database
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """What one look at both clocks showed."""
+
+    step_us: int  # how far the wall clock was set, or slept; 0 for none
+    holding: str | None  # why fires must wait; None if they need not
+    released: bool = False  # this look ended a hold without the clock having caught up
+
+
+class ClockGuard:
+    """Compares the wall clock with the monotonic one, look by look. Pure: times are passed in."""
+
+    def __init__(self, now_us: int, monotonic_s: float, seen_us: int) -> None:
+        """`seen_us`: the latest wall time the database knows of; 0 if it is new."""
+        self._seen_us = seen_us
+        self._started_s = monotonic_s
+        self._offset_us = now_us - round(monotonic_s * 1e6)
+        self._holding = now_us < seen_us - STEP_US
+
+    def observe(self, now_us: int, monotonic_s: float) -> ClockReading:
+        offset_us = now_us - round(monotonic_s * 1e6)
+        step_us = offset_us - self._offset_us
+        self._offset_us = offset_us
+        if abs(step_us) < STEP_US:
+            step_us = 0
+        if not self._holding:
+            return ClockReading(step_us, None)
+        if now_us >= self._seen_us:
+            self._holding = False
+            return ClockReading(step_us, None)
+        if monotonic_s - self._started_s >= HOLD_S:
+            self._holding = False
+            return ClockReading(step_us, None, released=True)
+        behind_s = (self._seen_us - now_us) // 1_000_000
+        return ClockReading(
+            step_us, f"the clock is {behind_s} s behind the last time the database saw"
+        )
+
+
+# --- Store ------------------------------------------------------------------------------------
+#
+# One file, two connections. The writer thread owns the only connection that writes or
+# checkpoints (SQLite before 3.51.3 can reset the WAL wrongly with two); the event loop owns a
+# read-only one. A change is a function of the writing connection; the writer collects what is
+# queued and commits it in one transaction, so that 32 clients share one flush.
+
+SCHEMA_VERSION: Final = 1
+PAGE_BYTES: Final = 1024  # halves what a small commit writes, against SQLite's 4096
+CHECKPOINT_PAGES: Final = 4000
+CACHE_KIB: Final = 1024  # per connection
+MAX_WRITES_QUEUED: Final = 20_000
+MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of them waits
+BUSY_MS: Final = 5_000
+TRIGGERS_CACHED: Final = 1_024
+PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
+NEXT_WAKE_S: Final = (0.001, 2.0)  # how soon and how late APScheduler looks again
+ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case
+ID_CHARS: Final = 12
+
+SCHEMA: Final = (
+    """
+    CREATE TABLE schedules (
+        key INTEGER PRIMARY KEY AUTOINCREMENT,
+        schedule_id TEXT NOT NULL UNIQUE,
+        name TEXT,
+        handler_id TEXT NOT NULL,
+        method_name TEXT NOT NULL,
+        job_params TEXT NOT NULL,
+        trigger_config TEXT NOT NULL,
+        trigger_state TEXT NOT NULL,
+        timeout REAL,
+        retry TEXT,
+        coalesce_policy TEXT NOT NULL,
+        overlap TEXT NOT NULL,
+        misfire_grace_time REAL,
+        max_jitter REAL NOT NULL,
+        paused INTEGER NOT NULL,
+        origin TEXT NOT NULL,
+        created_us INTEGER NOT NULL,
+        updated_us INTEGER NOT NULL,
+        next_fire_us INTEGER,
+        last_fire_us INTEGER,
+        generation INTEGER NOT NULL,
+        quarantined TEXT
+    ) STRICT;
+    CREATE INDEX schedules_due ON schedules (next_fire_us)
+        WHERE paused = 0 AND quarantined IS NULL AND next_fire_us IS NOT NULL;
+    CREATE TABLE executions (
+        id INTEGER PRIMARY KEY,
+        schedule_id TEXT,
+        schedule_key INTEGER,
+        fire_us INTEGER,
+        handler_id TEXT NOT NULL,
+        method_name TEXT NOT NULL,
+        job_params TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_us INTEGER NOT NULL,
+        due_us INTEGER NOT NULL,
+        deadline_us INTEGER,
+        started_us INTEGER,
+        completed_us INTEGER,
+        attempt INTEGER NOT NULL,
+        retry TEXT NOT NULL,
+        timeout REAL NOT NULL,
+        overlap TEXT NOT NULL,
+        instance TEXT,
+        result TEXT,
+        error TEXT,
+        reason TEXT,
+        coalesced INTEGER NOT NULL,
+        coalesced_from_us INTEGER
+    ) STRICT;
+    CREATE UNIQUE INDEX executions_fire ON executions (schedule_id, fire_us, schedule_key)
+        WHERE schedule_id IS NOT NULL;
+    CREATE INDEX executions_live ON executions (id) WHERE completed_us IS NULL;
+    CREATE TABLE attempts (
+        id INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,
+        instance TEXT,
+        started_us INTEGER NOT NULL,
+        ended_us INTEGER,
+        outcome TEXT NOT NULL,
+        error TEXT,
+        traceback TEXT,
+        PRIMARY KEY (id, attempt)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE logs (id INTEGER PRIMARY KEY, log TEXT NOT NULL) STRICT;
+    CREATE TABLE handlers (
+        handler_id TEXT PRIMARY KEY,
+        address TEXT NOT NULL,
+        methods TEXT NOT NULL,
+        last_seen_us INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE tasks (task_id TEXT PRIMARY KEY, definition TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    """,
+)
+"""The statements that lead from each schema version to the next; the length is the version."""
+
+log_store = logging.getLogger("schedulezero.store")
+
+
+def encode_id(number: int) -> str:
+    """The 12 characters users see for an execution's row id; they sort as the numbers do."""
+    return "".join(ID_ALPHABET[number >> shift & 31] for shift in range(55, -1, -5))
+
+
+def decode_id(text: str) -> int | None:
+    """The row id of an execution id, or None if it is none."""
+    if len(text) != ID_CHARS:
+        return None
+    number = 0
+    for char in text:
+        digit = ID_ALPHABET.find(char)
+        if digit < 0:
+            return None
+        number = number << 5 | digit
+    return number
+
+
+@lru_cache(maxsize=64)
+def dump_retry(retry: RetryPolicy | None) -> str | None:
+    if retry is None:
+        return None
+    return dump_json(
+        [retry.max_attempts, retry.base_delay, retry.factor, retry.max_delay, retry.jitter]
+    )
+
+
+@lru_cache(maxsize=64)
+def load_retry(text: str | None) -> RetryPolicy | None:
+    return None if text is None else RetryPolicy(*json.loads(text))
+
+
+SCHEDULE_COLUMNS: Final = (
+    "schedule_id, name, handler_id, method_name, job_params, trigger_config, trigger_state, "
+    "timeout, retry, coalesce_policy, overlap, misfire_grace_time, max_jitter, paused, origin, "
+    "created_us, updated_us, next_fire_us, last_fire_us, generation, quarantined, key"
+)
+EXECUTION_COLUMNS: Final = (
+    "id, schedule_id, schedule_key, fire_us, handler_id, method_name, job_params, status, "
+    "created_us, due_us, deadline_us, started_us, completed_us, attempt, retry, timeout, overlap, "
+    "instance, result, error, reason, coalesced, coalesced_from_us"
+)
+
+
+def placeholders(columns: str) -> str:
+    return ", ".join("?" * len(columns.split(",")))
+
+
+def schedule_row(schedule: Schedule) -> tuple[Any, ...]:
+    """The values of SCHEDULE_COLUMNS."""
+    s = schedule
+    return (
+        s.schedule_id, s.name, s.handler_id, s.method_name, dump_json(s.job_params),
+        dump_json(s.trigger_config), dump_json(s.trigger_state), s.timeout, dump_retry(s.retry),
+        s.coalesce.value, s.overlap.value, s.misfire_grace_time, s.max_jitter, int(s.paused),
+        s.origin, s.created_us, s.updated_us, s.next_fire_us, s.last_fire_us, s.generation,
+        s.quarantined, s.key,
+    )  # fmt: skip
+
+
+def schedule_of(row: Sequence[Any]) -> Schedule:
+    """The value of a row of SCHEDULE_COLUMNS."""
+    return Schedule(
+        schedule_id=row[0], name=row[1], handler_id=row[2], method_name=row[3],
+        job_params=json.loads(row[4]), trigger_config=json.loads(row[5]),
+        trigger_state=json.loads(row[6]), timeout=row[7], retry=load_retry(row[8]),
+        coalesce=Coalesce(row[9]), overlap=Overlap(row[10]), misfire_grace_time=row[11],
+        max_jitter=row[12], paused=bool(row[13]), origin=row[14], created_us=row[15],
+        updated_us=row[16], next_fire_us=row[17], last_fire_us=row[18], generation=row[19],
+        quarantined=row[20], key=row[21],
+    )  # fmt: skip
+
+
+def execution_row(execution: Execution) -> tuple[Any, ...]:
+    """The values of EXECUTION_COLUMNS."""
+    e = execution
+    return (
+        decode_id(e.execution_id), e.schedule_id, e.schedule_key, e.fire_us, e.handler_id,
+        e.method_name, dump_json(e.job_params), e.status.value, e.created_us, e.due_us,
+        e.deadline_us, e.started_us, e.completed_us, e.attempt, dump_retry(e.retry), e.timeout,
+        e.overlap.value, e.instance, None if e.result is None else dump_json(e.result), e.error,
+        e.reason, e.coalesced, e.coalesced_from_us,
+    )  # fmt: skip
+
+
+def execution_of(row: Sequence[Any]) -> Execution:
+    """The value of a row of EXECUTION_COLUMNS."""
+    return Execution(
+        execution_id=encode_id(row[0]), schedule_id=row[1], schedule_key=row[2], fire_us=row[3],
+        handler_id=row[4], method_name=row[5], job_params=json.loads(row[6]),
+        status=Status(row[7]), created_us=row[8], due_us=row[9], deadline_us=row[10],
+        started_us=row[11], completed_us=row[12], attempt=row[13],
+        retry=load_retry(row[14]) or RetryPolicy(), timeout=row[15], overlap=Overlap(row[16]),
+        instance=row[17], result=None if row[18] is None else json.loads(row[18]), error=row[19],
+        reason=row[20], coalesced=row[21], coalesced_from_us=row[22],
+    )  # fmt: skip
+
+
+INSERT_EXECUTION: Final = (
+    f"INSERT INTO executions ({EXECUTION_COLUMNS}) "
+    f"VALUES ({placeholders(EXECUTION_COLUMNS)}) ON CONFLICT DO NOTHING"
+)
+CLAIM_EXECUTION: Final = (
+    "UPDATE executions SET status = 'running', attempt = ?, started_us = ?, instance = ? "
+    "WHERE id = ? AND status = 'queued'"
+)
+END_EXECUTION: Final = (
+    "UPDATE executions SET status = ?, completed_us = ?, result = ?, error = ?, reason = ? "
+    "WHERE id = ? AND attempt = ? AND completed_us IS NULL"
+)
+REQUEUE_EXECUTION: Final = (
+    "UPDATE executions SET status = 'queued', due_us = ?, error = ?, attempt = ?, instance = NULL "
+    "WHERE id = ? AND attempt = ? AND status = 'running'"
+)
+INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+ADVANCE_SCHEDULE: Final = (
+    "UPDATE schedules SET last_fire_us = ?, next_fire_us = ? "
+    "WHERE schedule_id = ? AND generation = ? AND next_fire_us = ?"
+)
+
+
+def open_writing(path: str) -> sqlite3.Connection:
+    """Open or create the database for the writer thread.
+
+    Raises StoreUnavailable with a sentence when it cannot be opened, is damaged, or was written
+    by a newer version; the file is left as it was.
+    """
+    try:
+        db = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
+        )
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        migrate(db)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"cannot open the database {path}: {error}") from error
+    return db
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring the schema to SCHEMA_VERSION, each step in one transaction."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StoreUnavailable(
+            f"the database has schema version {version}, this program knows up to "
+            f"{SCHEMA_VERSION}: start the newer program"
+        )
+    for number, statements in enumerate(SCHEMA[version:], start=version + 1):
+        db.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
+
+
+def open_reading(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000)
+    db.execute("PRAGMA query_only = 1")
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    return db
+
+
+Change = Callable[[sqlite3.Connection], Any]
+
+
+class Writer:
+    """The thread that writes. Changes queued while a commit is under way share the next one."""
+
+    def __init__(self, db: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self.commits = 0
+        self.trouble: str | None = None  # why the last commit failed; None after one succeeded
+        self._db = db
+        self._loop = loop
+        self._queue: queue.SimpleQueue[tuple[Change, asyncio.Future[Any]] | None]
+        self._queue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, change: Change) -> asyncio.Future[Any]:
+        """Queue a change. The future gives what it returned, after the commit.
+
+        Raises StoreUnavailable in the future if the change was not stored. Cancelling the future
+        does not take the change back.
+        """
+        future = self._loop.create_future()
+        if self._queue.qsize() >= MAX_WRITES_QUEUED:
+            raise Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk")
+        self._queue.put((change, future))
+        return future
+
+    def close(self) -> None:
+        """Commit what is queued, end the thread and close the connection."""
+        self._queue.put(None)
+        self._thread.join()
+        self._db.close()
+
+    def _run(self) -> None:
+        while group := self._take():
+            outcomes = self._commit(group)
+            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver, outcomes)
+
+    def _take(self) -> list[tuple[Change, asyncio.Future[Any]]]:
+        """Wait for a change, then take all that are queued; empty when told to close."""
+        first = self._queue.get()
+        if first is None:
+            return []
+        group = [first]
+        while len(group) < MAX_GROUP:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                self._queue.put(None)  # closing: after this group
+                break
+            group.append(item)
+        return group
+
+    def _commit(
+        self, group: list[tuple[Change, asyncio.Future[Any]]]
+    ) -> list[tuple[asyncio.Future[Any], Any]]:
+        """Commit the group in one transaction, or, if a change fails, each in its own."""
+        try:
+            results = self._transact([change for change, _ in group])
+            return [(future, result) for (_, future), result in zip(group, results, strict=True)]
+        except Exception as error:
+            if len(group) == 1:
+                return [(group[0][1], self._failure(error))]
+        return [outcome for item in group for outcome in self._commit([item])]
+
+    def _transact(self, changes: list[Change]) -> list[Any]:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            results = [change(db) for change in changes]
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        self.commits += 1
+        self.trouble = None
+        return results
+
+    def _failure(self, error: Exception) -> Exception:
+        """What the caller of a failed change sees; the store's own troubles also mark health."""
+        if isinstance(error, ScheduleZeroError):
+            return error
+        sentence = f"the database did not take the change: {error}"
+        if self.trouble is None:
+            log_store.error("%s", sentence, exc_info=error)
+        self.trouble = sentence
+        return StoreUnavailable(sentence)
+
+    @staticmethod
+    def _deliver(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        for future, outcome in outcomes:
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+class Intake(Protocol):
+    """Who runs what the store records: told before and after each commit of a new execution."""
+
+    def admit(self, execution: Execution) -> Execution:
+        """Decide what the row says at first: queued, running already, or skipped."""
+
+    def accept(self, execution: Execution) -> None:
+        """The row is stored: go on with it."""
+
+    def withdraw(self, execution: Execution) -> None:
+        """The row was not stored: free what `admit` took for it."""
+
+
+class PlannedFires(aps.Trigger):
+    """A fire plan, told to APScheduler's loop in the way it asks: one time after another.
+
+    The loop takes every time up to its `now` as a fire and the first later one as the next fire
+    time. It looks at the clock again after the plan was made, so the walk goes on beyond the plan.
+    """
+
+    def __init__(self, plan: FirePlan, trigger: Trigger) -> None:
+        self._times = [fire.nominal_at for fire in plan.fires[1:]]
+        self._times.append(plan.next_fire_at) if plan.next_fire_at else None
+        self._times.reverse()
+        self._last = plan.next_fire_at
+        self._trigger = trigger
+
+    def next(self) -> datetime | None:
+        if self._times:
+            return self._times.pop()
+        if self._last is not None:
+            self._last = self._trigger.next_after(self._last)
+        return self._last
+
+    def __getstate__(self) -> Any:
+        return self._trigger.__getstate__()
+
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("a plan lives for one turn and is never restored")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A due schedule between acquire and release."""
+
+    schedule: Schedule
+    scheduler_id: str
+    until_us: int
+    fires: Mapping[datetime, Fire]
+
+
+def execution_of_fire(
+    schedule: Schedule, fire: Fire, execution_id: str, now_us: int, grace_s: float, config: Config
+) -> Execution:
+    """The execution that records a fire of a schedule, whether it is to run or was missed."""
+    fire_us = us_of(fire.nominal_at)
+    delay_s = jitter_s(schedule.schedule_id, fire.nominal_at, schedule.max_jitter)
+    return Execution(
+        execution_id=execution_id,
+        schedule_id=schedule.schedule_id,
+        schedule_key=schedule.key,
+        handler_id=schedule.handler_id,
+        method_name=schedule.method_name,
+        job_params=schedule.job_params,
+        status=Status.QUEUED if fire.run else Status.MISSED,
+        created_us=now_us,
+        fire_us=fire_us,
+        due_us=fire_us + round(delay_s * 1e6),
+        deadline_us=fire_us + round((grace_s + delay_s) * 1e6),
+        completed_us=None if fire.run else now_us,
+        retry=schedule.retry or config.retry,
+        timeout=schedule.timeout or config.timeout,
+        overlap=Overlap.QUEUE if schedule.coalesce is Coalesce.ALL else schedule.overlap,
+        reason=fire.reason.value if fire.reason else None,
+        coalesced=fire.coalesced,
+        coalesced_from_us=us_of(fire.coalesced_from) if fire.coalesced_from else None,
+    )
+
+
+class Store(aps.DataStore):
+    """Everything durable, and APScheduler's data store.
+
+    Reads are synchronous, answered from the page cache by a read-only connection. Changes are
+    coroutines that return after the commit and raise StoreUnavailable when nothing was stored.
+    No method of the DataStore interface lets an exception of the database out: any would end
+    APScheduler's loop for good. They log, show it in `state`, and let the next turn try again.
+
+    Leases live in memory: exactly one server may have the data directory, so a lease that
+    outlives its server would only delay the next one.
+    """
+
+    def __init__(self, path: str, config: Config, clock: Clock) -> None:
+        """Open the database. Raises StoreUnavailable as open_writing does."""
+        self.path = path
+        self.config = config
+        self.clock = clock
+        self.intake: Intake | None = None
+        self.reason: Reason = Reason.DOWN  # what late fires of the next turn are blamed on
+        self.holding: str | None = None  # why no schedule is acquired now
+        self.last_turn_s = clock.monotonic()  # when APScheduler last asked; the supervisor looks
+        self.look: Callable[[], None] = lambda: None  # called each turn, to compare the clocks
+        self._db = open_writing(path)
+        self._reader = open_reading(path)
+        self._writer: Writer | None = None
+        self.changed: Callable[[str], None] = lambda schedule_id: None  # called after the commit
+        self._backlog = False  # whether more was due than one turn takes
+        self._claims: dict[str, Claimed] = {}
+        self._jobs: dict[str, list[apscheduler.Job]] = {}
+        self._trigger = lru_cache(maxsize=TRIGGERS_CACHED)(_load_trigger)
+        (last,) = self._reader.execute("SELECT max(id) FROM executions").fetchone()
+        self._last_id: int = last or 0
+        self._event_broker: aps.EventBroker | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the writer; before this only reads work."""
+        self._writer = Writer(self._db, loop)
+
+    def close(self) -> None:
+        """Commit what is queued and close both connections."""
+        if self._writer is not None:
+            self._writer.close()
+        self._reader.close()
+
+    @property
+    def state(self) -> str:
+        """`ok`, or a sentence that says what is wrong with the database."""
+        return (self._writer and self._writer.trouble) or "ok"
+
+    def write(self, change: Change) -> asyncio.Future[Any]:
+        assert self._writer is not None, "the store is not open"
+        return self._writer.submit(change)
+
+    def new_id(self) -> str:
+        """A new execution id: ordered by time, and growing even when the clock goes back."""
+        self._last_id = max(self._last_id + 1, self.clock.now_us() // 1000 << 16)
+        return encode_id(self._last_id)
+
+    # Schedules
+
+    def schedule(self, schedule_id: str) -> Schedule | None:
+        query = f"SELECT {SCHEDULE_COLUMNS} FROM schedules WHERE schedule_id = ?"
+        row = self._reader.execute(query, (schedule_id,)).fetchone()
+        return schedule_of(row) if row else None
+
+    def schedules(
+        self,
+        *,
+        handler_id: str | None = None,
+        method_name: str | None = None,
+        paused: bool | None = None,
+        search: str | None = None,
+        origin: str | None = None,
+        sort: str = "schedule_id",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> tuple[list[Schedule], int]:
+        """One page of the matching schedules, and how many match in all."""
+        where, values = _conditions(
+            ("handler_id = ?", handler_id),
+            ("method_name = ?", method_name),
+            ("paused = ?", None if paused is None else int(paused)),
+            ("origin = ?", origin),
+            (
+                "instr(lower(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id || ' ' "
+                "|| method_name), ?)",
+                search.lower() if search else None,
+            ),
+        )
+        order = SCHEDULE_ORDERS[sort]
+        (total,) = self._reader.execute(
+            f"SELECT count(*) FROM schedules {where}", values
+        ).fetchone()
+        rows = self._reader.execute(
+            f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order} LIMIT ? OFFSET ?",
+            (*values, limit, offset),
+        ).fetchall()
+        return [schedule_of(row) for row in rows], total
+
+    async def add_schedule_record(self, schedule: Schedule) -> None:
+        """Store a new schedule. Raises Conflict if the id is taken."""
+
+        def change(db: sqlite3.Connection) -> None:
+            try:
+                db.execute(INSERT_SCHEDULE, schedule_row(schedule))
+            except sqlite3.IntegrityError:
+                raise Conflict(f"there is a schedule '{schedule.schedule_id}' already") from None
+
+        await self.write(change)
+        await self._announce(apscheduler.ScheduleAdded, schedule)
+
+    async def replace_schedule(self, schedule: Schedule, generation: int) -> bool:
+        """Store a changed schedule if nobody else changed it since `generation`.
+
+        The next fire time is left to the scheduler unless the trigger or the pause changed.
+        """
+
+        def change(db: sqlite3.Connection) -> bool:
+            row = db.execute(
+                "SELECT trigger_state, paused, quarantined FROM schedules "
+                "WHERE schedule_id = ? AND generation = ?",
+                (schedule.schedule_id, generation),
+            ).fetchone()
+            if row is None:
+                return False
+            kept = (dump_json(schedule.trigger_state), int(schedule.paused), None)
+            columns = SCHEDULE_COLUMNS if row != kept else SCHEDULE_COLUMNS_WITHOUT_TIMES
+            names = [name.strip() for name in columns.split(",")]
+            value_of = dict(zip(SCHEDULE_NAMES, schedule_row(schedule), strict=True))
+            value_of["generation"] = generation + 1
+            db.execute(
+                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in names)} "
+                "WHERE schedule_id = ?",
+                (*(value_of[name] for name in names), schedule.schedule_id),
+            )
+            return True
+
+        replaced: bool = await self.write(change)
+        if replaced:
+            await self._announce(apscheduler.ScheduleUpdated, schedule)
+        return replaced
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        def change(db: sqlite3.Connection) -> bool:
+            sql = "DELETE FROM schedules WHERE schedule_id = ?"
+            return db.execute(sql, (schedule_id,)).rowcount == 1
+
+        deleted: bool = await self.write(change)
+        self.changed(schedule_id)
+        return deleted
+
+    async def set_paused(self, schedule_id: str, paused: bool) -> Schedule | None:
+        """Pause or resume; a resumed schedule fires next after now. None: no such schedule."""
+        while True:
+            schedule = self.schedule(schedule_id)
+            if schedule is None or schedule.paused == paused:
+                return schedule
+            now_us = self.clock.now_us()
+            changed = replace(schedule, paused=paused, updated_us=now_us)
+            if not paused and schedule.quarantined is None:
+                trigger = self._trigger(dump_json(schedule.trigger_state))
+                changed = replace(changed, next_fire_us=next_us(trigger, now_us))
+            if await self.replace_schedule(changed, schedule.generation):
+                return self.schedule(schedule_id)
+
+    # Executions
+
+    async def add_execution(self, execution: Execution) -> Execution:
+        """Store a new execution as the intake admits it, then let the intake go on with it."""
+        intake = self.intake
+        assert intake is not None
+        admitted = intake.admit(execution)
+        stored = self.write(partial(_insert_execution, admitted))
+
+        def settle(stored: asyncio.Future[Any]) -> None:
+            (intake.withdraw if stored.exception() else intake.accept)(admitted)
+
+        stored.add_done_callback(settle)  # not after the await: the caller may be cancelled
+        await asyncio.shield(stored)
+        return admitted
+
+    def claim_execution(self, execution: Execution) -> asyncio.Future[bool]:
+        """Record that an attempt of a queued execution begins; False if it is queued no more."""
+        values = (
+            execution.attempt,
+            execution.started_us,
+            execution.instance,
+            decode_id(execution.execution_id),
+        )
+        return self.write(lambda db: db.execute(CLAIM_EXECUTION, values).rowcount == 1)
+
+    def end_execution(
+        self, execution: Execution, attempt: Attempt | None = None, log: str | None = None
+    ) -> asyncio.Future[bool]:
+        """Record a final state, its last attempt if worth a row, and its log.
+
+        False if the execution was final already or a later attempt has begun; then nothing of it
+        is stored.
+        """
+        e = execution
+        number = decode_id(e.execution_id)
+        result = None if e.result is None else dump_json(e.result)
+        values = (e.status, e.completed_us, result, e.error, e.reason, number, e.attempt)
+
+        def change(db: sqlite3.Connection) -> bool:
+            if not db.execute(END_EXECUTION, values).rowcount:
+                return False
+            _insert_details(db, number, attempt, log)
+            return True
+
+        return self.write(change)
+
+    def requeue_execution(
+        self, execution: Execution, attempt: Attempt | None, begun: int, log: str | None = None
+    ) -> asyncio.Future[bool]:
+        """Record that a failed attempt (number `begun`) is to be followed by another one."""
+        e = execution
+        number = decode_id(e.execution_id)
+
+        def change(db: sqlite3.Connection) -> bool:
+            values = (e.due_us, e.error, e.attempt, number, begun)
+            if not db.execute(REQUEUE_EXECUTION, values).rowcount:
+                return False
+            _insert_details(db, number, attempt, log)
+            return True
+
+        return self.write(change)
+
+    def record_late(self, execution_id: str, attempt: int, ended_us: int) -> asyncio.Future[bool]:
+        """Mark an ended attempt whose result came after it had been given up."""
+        values = (ended_us, decode_id(execution_id), attempt)
+        sql = (
+            "UPDATE attempts SET outcome = 'late', ended_us = ? "
+            "WHERE id = ? AND attempt = ? AND outcome IN ('lost', 'timeout', 'cancelled')"
+        )
+        return self.write(lambda db: db.execute(sql, values).rowcount == 1)
+
+    def execution(self, execution_id: str) -> Execution | None:
+        query = f"SELECT {EXECUTION_COLUMNS} FROM executions WHERE id = ?"
+        row = self._reader.execute(query, (decode_id(execution_id),)).fetchone()
+        return execution_of(row) if row else None
+
+    def executions(
+        self,
+        *,
+        limit: int,
+        before: str | None = None,
+        handler_id: str | None = None,
+        schedule_id: str | None = None,
+        status: Sequence[str] = (),
+        since_us: int | None = None,
+    ) -> list[Execution]:
+        """The newest matching executions, newest first; `before`: older than this id."""
+        where, values = _conditions(
+            ("id < ?", decode_id(before) if before else None),
+            ("handler_id = ?", handler_id),
+            ("schedule_id = ?", schedule_id),
+            ("id >= ?", None if since_us is None else max(since_us, 0) // 1000 << 16),
+            ("created_us >= ?", since_us),
+            ("status IN (SELECT value FROM json_each(?))", dump_json(status) if status else None),
+        )
+        rows = self._reader.execute(
+            f"SELECT {EXECUTION_COLUMNS} FROM executions {where} ORDER BY id DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [execution_of(row) for row in rows.fetchall()]
+
+    def live_executions(self) -> list[Execution]:
+        """All that are not final, oldest first: what a restarted server goes on with."""
+        rows = self._reader.execute(
+            f"SELECT {EXECUTION_COLUMNS} FROM executions WHERE completed_us IS NULL ORDER BY id"
+        )
+        return [execution_of(row) for row in rows.fetchall()]
+
+    def attempts(self, execution_id: str) -> list[Attempt]:
+        """The recorded attempts, in order; one that runs or succeeded is told by the execution."""
+        rows = self._reader.execute(
+            "SELECT attempt, instance, started_us, ended_us, outcome, error, traceback "
+            "FROM attempts WHERE id = ? ORDER BY attempt",
+            (decode_id(execution_id),),
+        )
+        return [Attempt(*row) for row in rows.fetchall()]
+
+    def log(self, execution_id: str) -> str | None:
+        query = "SELECT log FROM logs WHERE id = ?"
+        row = self._reader.execute(query, (decode_id(execution_id),)).fetchone()
+        return row[0] if row else None
+
+    def errors(self, limit: int) -> list[Execution]:
+        """The newest executions that ended badly."""
+        return self.executions(limit=limit, status=("error", "timeout", "lost"))
+
+    def stats(self, since_us: int) -> dict[str, Any]:
+        """Counts, success rate and durations of the executions made since, in all and by handler.
+
+        Durations are whole milliseconds of the last attempts that succeeded.
+        """
+        rows = self._reader.execute(
+            "SELECT handler_id, status, count(*), max(completed_us) FROM executions "
+            "WHERE id >= ? AND created_us >= ? GROUP BY handler_id, status",
+            (max(since_us, 0) // 1000 << 16, since_us),
+        ).fetchall()
+        durations = self._reader.execute(
+            "SELECT handler_id, (completed_us - started_us) / 1000 FROM executions "
+            "WHERE id >= ? AND created_us >= ? AND status = 'success' ORDER BY 2",
+            (max(since_us, 0) // 1000 << 16, since_us),
+        ).fetchall()
+        minutes = self._reader.execute(
+            "SELECT completed_us / 60000000, count(*), sum(status = 'success') FROM executions "
+            "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
+            (max(since_us, 0) // 1000 << 16, self.clock.now_us() - 3600 * 1_000_000),
+        ).fetchall()
+        return {
+            **_tally([row[1:3] for row in rows], [ms for _, ms in durations]),
+            "by_handler": {
+                handler_id: _tally(
+                    [row[1:3] for row in rows if row[0] == handler_id],
+                    [ms for owner, ms in durations if owner == handler_id],
+                )
+                for handler_id in sorted({row[0] for row in rows})
+            },
+            "per_minute": [
+                {"minute": iso_of(minute * 60_000_000), "total": total, "success": success}
+                for minute, total, success in minutes
+            ],
+        }
+
+    async def prune(self, max_executions: int, oldest_us: int) -> int:
+        """Delete final executions beyond the newest `max_executions` or older than `oldest_us`.
+
+        Deletes at most PRUNE_ROWS and returns how many; call again while that is the answer.
+        """
+
+        def change(db: sqlite3.Connection) -> int:
+            (count,) = db.execute("SELECT count(*) FROM executions").fetchone()
+            rows = db.execute(
+                "SELECT id, completed_us FROM executions WHERE completed_us IS NOT NULL "
+                "ORDER BY id LIMIT ?",
+                (PRUNE_ROWS,),
+            ).fetchall()
+            surplus = max(0, count - max_executions)
+            ids = [
+                (number,)
+                for place, (number, completed_us) in enumerate(rows)
+                if place < surplus or completed_us < oldest_us
+            ]
+            for table in ("executions", "attempts", "logs"):
+                db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
+            return len(ids)
+
+        return int(await self.write(change))
+
+    # Handlers and times
+
+    def known_handlers(self) -> list[tuple[str, str, str, int]]:
+        """Rows (handler_id, address, methods as JSON, last_seen_us) of all ever registered."""
+        return self._reader.execute("SELECT * FROM handlers ORDER BY handler_id").fetchall()
+
+    async def save_handler(self, handler_id: str, address: str, methods: str, at_us: int) -> None:
+        sql = "INSERT OR REPLACE INTO handlers VALUES (?, ?, ?, ?)"
+        await self.write(lambda db: db.execute(sql, (handler_id, address, methods, at_us)))
+
+    def seen_us(self) -> int:
+        """The latest wall time this database knows of: no later moment has been recorded."""
+        (seen,) = self._reader.execute(
+            "SELECT max((SELECT ifnull(max(value), 0) FROM meta WHERE key = 'seen_us'),"
+            " (SELECT ifnull(max(max(created_us, ifnull(completed_us, 0))), 0) FROM"
+            "  (SELECT created_us, completed_us FROM executions ORDER BY id DESC LIMIT 100)),"
+            " (SELECT ifnull(max(last_fire_us), 0) FROM schedules))"
+        ).fetchone()
+        return int(seen)
+
+    async def save_seen(self, now_us: int) -> None:
+        sql = "INSERT OR REPLACE INTO meta VALUES ('seen_us', ?)"
+        await self.write(lambda db: db.execute(sql, (now_us,)))
+
+    async def replan(self, now_us: int) -> int:
+        """After the clock went back: let no schedule wait for a time it had only by mistake.
+
+        Returns how many next fire times were moved. A fire time that was used already stays
+        used: the row it has keeps a second one out.
+        """
+        (top,) = self._reader.execute("SELECT ifnull(max(key), 0) FROM schedules").fetchone()
+        moved = 0
+        for first in range(0, top + 1, PRUNE_ROWS):
+            moved += await self.write(partial(self._replan_some, now_us, first))
+        await self._announce(apscheduler.ScheduleUpdated, None)
+        return moved
+
+    def _replan_some(self, now_us: int, first: int, db: sqlite3.Connection) -> int:
+        moved = 0
+        rows = db.execute(
+            "SELECT schedule_id, trigger_state, next_fire_us FROM schedules WHERE key >= ? AND "
+            "key < ? AND next_fire_us > ? AND quarantined IS NULL",
+            (first, first + PRUNE_ROWS, now_us),
+        ).fetchall()
+        for schedule_id, state, planned_us in rows:
+            with suppress(TriggerError):
+                trigger = _load_trigger(state).rebased(at_of(now_us))
+                earlier_us = next_us(trigger, now_us)
+                if earlier_us is not None and earlier_us < planned_us:
+                    moved += db.execute(
+                        "UPDATE schedules SET next_fire_us = ?, trigger_state = ? "
+                        "WHERE schedule_id = ? AND next_fire_us = ?",
+                        (earlier_us, dump_json(trigger.__getstate__()), schedule_id, planned_us),
+                    ).rowcount
+        return moved
+
+    # What APScheduler calls
+
+    async def start(
+        self, exit_stack: AsyncExitStack, event_broker: aps.EventBroker, logger: logging.Logger
+    ) -> None:
+        self._event_broker = event_broker
+
+    async def add_task(self, task: apscheduler.Task) -> None:
+        definition = dump_json(
+            {
+                "id": task.id,
+                "func": task.func,
+                "job_executor": task.job_executor,
+                "max_running_jobs": task.max_running_jobs,
+                "misfire_grace_time": task.misfire_grace_time
+                and task.misfire_grace_time.total_seconds(),
+                "metadata": task.metadata,
+            }
+        )
+        sql = "INSERT OR REPLACE INTO tasks VALUES (?, ?)"
+        known = {known.id for known in await self.get_tasks()}
+        await self.write(lambda db: db.execute(sql, (task.id, definition)))
+        kind = apscheduler.TaskUpdated if task.id in known else apscheduler.TaskAdded
+        await self._publish(kind(task_id=task.id))
+
+    async def remove_task(self, task_id: str) -> None:
+        sql = "DELETE FROM tasks WHERE task_id = ?"
+        if not await self.write(lambda db: db.execute(sql, (task_id,)).rowcount):
+            raise apscheduler.TaskLookupError(task_id)
+        await self._publish(apscheduler.TaskRemoved(task_id=task_id))
+
+    async def get_task(self, task_id: str) -> apscheduler.Task:
+        for task in await self.get_tasks():
+            if task.id == task_id:
+                return task
+        raise apscheduler.TaskLookupError(task_id)
+
+    async def get_tasks(self) -> list[apscheduler.Task]:
+        rows = self._reader.execute("SELECT definition FROM tasks ORDER BY task_id").fetchall()
+        return [apscheduler.Task(**json.loads(text)) for (text,) in rows]
+
+    async def get_schedules(self, ids: set[str] | None = None) -> list[apscheduler.Schedule]:
+        found = self.schedules()[0] if ids is None else map(self.schedule, ids)
+        return [
+            self._as_apscheduler(schedule, self._trigger(dump_json(schedule.trigger_state)))
+            for schedule in found
+            if schedule is not None and schedule.quarantined is None
+        ]
+
+    async def add_schedule(
+        self, schedule: apscheduler.Schedule, conflict_policy: apscheduler.ConflictPolicy
+    ) -> None:
+        """Store a schedule made by APScheduler's own API, with a trigger of ours.
+
+        Its args are (handler_id, method_name, job_params); coalescing and grace are taken over.
+        """
+        record = self._of_apscheduler(schedule)
+        try:
+            await self.add_schedule_record(record)
+        except Conflict:
+            if conflict_policy is apscheduler.ConflictPolicy.exception:
+                raise apscheduler.ConflictingIdError(schedule.id) from None  # type: ignore[no-untyped-call]
+            known = self.schedule(schedule.id)
+            if conflict_policy is apscheduler.ConflictPolicy.replace and known is not None:
+                await self.replace_schedule(replace(record, key=known.key), known.generation)
+
+    async def remove_schedules(self, ids: Iterable[str]) -> None:
+        for schedule_id in ids:
+            record = self.schedule(schedule_id)
+            if record is not None and await self.delete_schedule(schedule_id):
+                await self._publish(
+                    apscheduler.ScheduleRemoved(
+                        schedule_id=schedule_id, task_id=TASK_ID, finished=False
+                    )
+                )
+
+    async def acquire_schedules(
+        self, scheduler_id: str, lease_duration: timedelta, limit: int
+    ) -> list[apscheduler.Schedule]:
+        """Claim due schedules, each with its fires planned: see PlannedFires."""
+        self.last_turn_s = self.clock.monotonic()
+        self.look()
+        if self.holding is not None:
+            return []
+        now_us = self.clock.now_us()
+        rows = self._reader.execute(
+            f"SELECT {SCHEDULE_COLUMNS} FROM schedules WHERE paused = 0 AND quarantined IS NULL "
+            "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
+            (now_us, limit + len(self._claims)),
+        ).fetchall()
+        acquired: list[apscheduler.Schedule] = []
+        for row in rows:
+            claim = self._claims.get(row[0])
+            if claim and claim.scheduler_id != scheduler_id and claim.until_us >= now_us:
+                continue
+            until_us = now_us + us_in(lease_duration)
+            schedule = await self._claim(schedule_of(row), scheduler_id, now_us, until_us)
+            if schedule is not None:
+                acquired.append(schedule)
+            if len(acquired) == limit:
+                break
+        self._backlog = len(acquired) == limit
+        return acquired
+
+    async def _claim(
+        self, schedule: Schedule, scheduler_id: str, now_us: int, until_us: int
+    ) -> apscheduler.Schedule | None:
+        """Plan the fires of a due schedule; None, and quarantine, if its trigger is unusable."""
+        assert schedule.next_fire_us is not None
+        try:
+            trigger = self._trigger(dump_json(schedule.trigger_state))
+        except TriggerError as error:
+            await self._quarantine(schedule, str(error))
+            return None
+        plan = plan_fires(
+            trigger,
+            at_of(schedule.next_fire_us),
+            at_of(now_us),
+            coalesce=schedule.coalesce,
+            grace_s=grace_s_of(schedule, trigger),
+            reason=self.reason,
+        )
+        self._claims[schedule.schedule_id] = Claimed(
+            schedule, scheduler_id, until_us, {fire.nominal_at: fire for fire in plan.fires}
+        )
+        self._jobs[schedule.schedule_id] = []
+        acquired = self._as_apscheduler(schedule, PlannedFires(plan, trigger))
+        acquired.next_fire_time = plan.fires[0].nominal_at
+        acquired.acquired_by, acquired.acquired_until = scheduler_id, at_of(until_us)
+        return acquired
+
+    async def _quarantine(self, schedule: Schedule, sentence: str) -> None:
+        log_store.error("schedule %s is quarantined: %s", schedule.schedule_id, sentence)
+        sql = "UPDATE schedules SET quarantined = ? WHERE schedule_id = ? AND generation = ?"
+        values = (sentence, schedule.schedule_id, schedule.generation)
+        with suppress(ScheduleZeroError):
+            await self.write(lambda db: db.execute(sql, values))
+
+    async def release_schedules(
+        self, scheduler_id: str, results: Sequence[apscheduler.ScheduleResult]
+    ) -> None:
+        """Insert the executions of all fires and advance their schedules, in one transaction.
+
+        A schedule that was changed, paused or deleted since it was acquired is left alone. A
+        fire time that has its row already gets no second one.
+        """
+        fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]] = []
+        for result in results:
+            claim = self._claims.get(result.schedule_id)
+            if claim is not None and claim.scheduler_id == scheduler_id:
+                fired.append((claim, result, self._executions_of(claim)))
+        if not self._backlog:
+            self.reason = Reason.TOO_LATE
+        if not fired:
+            return
+        try:
+            stored = await self.write(partial(_commit_fires, fired))
+        except ScheduleZeroError as error:
+            log_store.error("%d fires wait: %s", len(fired), error)
+            stored = [[False] * len(executions) for _, _, executions in fired]
+            await asyncio.sleep(NEXT_WAKE_S[1])  # the disk is in trouble: no spinning
+        assert self.intake is not None
+        for (claim, _, executions), kept in zip(fired, stored, strict=True):
+            self._claims.pop(claim.schedule.schedule_id, None)
+            self._jobs.pop(claim.schedule.schedule_id, None)
+            self.changed(claim.schedule.schedule_id)
+            for execution, was_stored in zip(executions, kept, strict=True):
+                (self.intake.accept if was_stored else self.intake.withdraw)(execution)
+
+    def _executions_of(self, claim: Claimed) -> list[Execution]:
+        """The executions of the jobs that APScheduler made of a claimed schedule."""
+        assert self.intake is not None
+        now_us = self.clock.now_us()
+        schedule = claim.schedule
+        grace_s = grace_s_of(schedule, self._trigger(dump_json(schedule.trigger_state)))
+        executions = []
+        for job in self._jobs.get(schedule.schedule_id, ()):
+            nominal_at = job.original_scheduled_time
+            assert nominal_at is not None
+            fire = claim.fires.get(nominal_at) or Fire(nominal_at, True, None, 0, None)
+            execution = execution_of_fire(
+                schedule, fire, self.new_id(), now_us, grace_s, self.config
+            )
+            executions.append(self.intake.admit(execution))
+        return executions
+
+    async def get_next_schedule_run_time(self) -> datetime | None:
+        """The next fire time, but never further off than NEXT_WAKE_S allows.
+
+        APScheduler computes a wait from the wall clock and sleeps on the monotonic one; looking
+        again every two seconds heals clock steps and its lost wake-ups alike.
+        """
+        (next_fire_us,) = self._reader.execute(
+            "SELECT min(next_fire_us) FROM schedules "
+            "WHERE paused = 0 AND quarantined IS NULL AND next_fire_us IS NOT NULL"
+        ).fetchone()
+        now_us = self.clock.now_us()
+        soonest_us, latest_us = (now_us + round(s * 1e6) for s in NEXT_WAKE_S)
+        if next_fire_us is None or self.holding is not None:
+            return at_of(latest_us)
+        return at_of(min(max(next_fire_us, soonest_us), latest_us))
+
+    async def add_job(self, job: apscheduler.Job) -> None:
+        """Keep a fire until release_schedules, which commits it with the schedule's advance.
+
+        A job without a schedule, of APScheduler's own `add_job`, becomes a run-now execution.
+        """
+        if job.schedule_id is not None:
+            self._jobs.setdefault(job.schedule_id, []).append(job)
+            return
+        handler_id, method_name, job_params = job.args
+        now_us = us_of(job.created_at)
+        execution = Execution(
+            self.new_id(), None, handler_id, method_name, job_params, Status.QUEUED, now_us,
+            now_us, None, retry=self.config.retry, timeout=self.config.timeout,
+        )  # fmt: skip
+        await self.add_execution(execution)
+
+    async def get_jobs(self, ids: Iterable[UUID] | None = None) -> list[apscheduler.Job]:
+        """None: executions are run by the dispatcher, never by an APScheduler worker."""
+        return []
+
+    async def acquire_jobs(
+        self, scheduler_id: str, lease_duration: timedelta, limit: int | None = None
+    ) -> list[apscheduler.Job]:
+        """None, as for get_jobs."""
+        return []
+
+    async def release_job(
+        self, scheduler_id: str, job: apscheduler.Job, result: apscheduler.JobResult
+    ) -> None:
+        raise apscheduler.JobLookupError(job.id)
+
+    async def get_job_result(self, job_id: UUID) -> apscheduler.JobResult | None:
+        """None: results are read by execution id."""
+        return None
+
+    async def reap_abandoned_jobs(self, scheduler_id: str) -> None:
+        """Nothing: the dispatcher adopts or gives up what ran in an earlier server."""
+
+    async def extend_acquired_schedule_leases(
+        self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
+    ) -> None:
+        until_us = self.clock.now_us() + us_in(duration)
+        for schedule_id in schedule_ids & self._claims.keys():
+            claim = self._claims[schedule_id]
+            if claim.scheduler_id == scheduler_id:
+                self._claims[schedule_id] = replace(claim, until_us=until_us)
+
+    async def cleanup(self) -> None:
+        """Remove exhausted schedules that nothing runs for."""
+        finished = self._reader.execute(
+            "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND quarantined IS NULL "
+            "AND NOT EXISTS (SELECT 1 FROM executions WHERE completed_us IS NULL "
+            "AND executions.schedule_id = schedules.schedule_id)"
+        ).fetchall()
+        await self.remove_schedules(schedule_id for (schedule_id,) in finished)
+
+    def _as_apscheduler(self, schedule: Schedule, trigger: aps.Trigger) -> apscheduler.Schedule:
+        grace_s = schedule.misfire_grace_time
+        return apscheduler.Schedule(
+            id=schedule.schedule_id,
+            task_id=TASK_ID,
+            trigger=trigger,
+            args=(schedule.handler_id, schedule.method_name, schedule.job_params),  # type: ignore[arg-type]
+            paused=schedule.paused,
+            coalesce=apscheduler.CoalescePolicy.all,  # the plan has coalesced already
+            misfire_grace_time=None if grace_s is None else timedelta(seconds=grace_s),
+            job_executor=TASK_ID,
+            next_fire_time=at_of(schedule.next_fire_us) if schedule.next_fire_us else None,
+            last_fire_time=at_of(schedule.last_fire_us) if schedule.last_fire_us else None,
+        )
+
+    def _of_apscheduler(self, schedule: apscheduler.Schedule) -> Schedule:
+        if not isinstance(schedule.trigger, Trigger) or len(schedule.args) != 3:
+            raise InvalidField("trigger", "a schedule needs a trigger and args of ScheduleZero")
+        now_us = self.clock.now_us()
+        grace = schedule.misfire_grace_time
+        return Schedule(
+            schedule_id=schedule.id,
+            handler_id=schedule.args[0],
+            method_name=schedule.args[1],
+            job_params=schedule.args[2],
+            trigger_config=schedule.trigger.__getstate__(),
+            trigger_state=schedule.trigger.__getstate__(),
+            coalesce=APSCHEDULER_COALESCE[schedule.coalesce],
+            misfire_grace_time=None if grace is None else grace.total_seconds(),
+            paused=schedule.paused,
+            created_us=now_us,
+            updated_us=now_us,
+            next_fire_us=us_of(schedule.next_fire_time) if schedule.next_fire_time else None,
+        )
+
+    async def _announce(self, kind: type, schedule: Schedule | None) -> None:
+        """Tell of a changed schedule; None only wakes APScheduler's loop."""
+        if schedule:
+            self.changed(schedule.schedule_id)
+        next_fire_us = schedule.next_fire_us if schedule else 0
+        await self._publish(
+            kind(
+                schedule_id=schedule.schedule_id if schedule else "",
+                task_id=TASK_ID,
+                next_fire_time=None if next_fire_us is None else at_of(next_fire_us),
+            )
+        )
+
+    async def _publish(self, event: apscheduler.Event) -> None:
+        if self._event_broker is not None:
+            await self._event_broker.publish(event)
+
+
+TASK_ID: Final = "call"  # APScheduler's name for what we schedule: a call of a handler
+SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(","))
+SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
+    name for name in SCHEDULE_NAMES if name not in ("next_fire_us", "last_fire_us", "quarantined")
+)
+INSERT_SCHEDULE: Final = (
+    f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
+)
+SCHEDULE_ORDERS: Final = {
+    "schedule_id": "schedule_id",
+    "next_fire_time": "next_fire_us IS NULL, next_fire_us, schedule_id",
+    "last_fire_time": "last_fire_us IS NULL, last_fire_us DESC, schedule_id",
+    "name": "name IS NULL, name, schedule_id",
+    "handler_id": "handler_id, schedule_id",
+    "created_at": "created_us, schedule_id",
+}
+APSCHEDULER_COALESCE: Final = {
+    apscheduler.CoalescePolicy.latest: Coalesce.LATEST,
+    apscheduler.CoalescePolicy.earliest: Coalesce.LATEST,  # one run either way
+    apscheduler.CoalescePolicy.all: Coalesce.ALL,
+}
+
+
+def _load_trigger(state: str) -> Trigger:
+    return load_trigger(json.loads(state))
+
+
+def grace_s_of(schedule: Schedule, trigger: Trigger) -> float:
+    """How late the schedule's fires may run, in seconds."""
+    own = schedule.misfire_grace_time
+    return trigger.grace_s if own is None else own
+
+
+def next_us(trigger: Trigger, after_us: int) -> int | None:
+    """The first fire time after a database time, as a database time."""
+    at = trigger.next_after(at_of(after_us))
+    return None if at is None else us_of(at)
+
+
+def us_in(span: timedelta) -> int:
+    return span // timedelta(microseconds=1)
+
+
+def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    """A WHERE clause of the conditions that have a value, and those values."""
+    given = [(condition, value) for condition, value in pairs if value is not None]
+    where = "WHERE " + " AND ".join(condition for condition, _ in given) if given else ""
+    return where, tuple(value for _, value in given)
+
+
+def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
+    return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
+
+
+def _insert_details(
+    db: sqlite3.Connection, number: int | None, attempt: Attempt | None, log: str | None
+) -> None:
+    if attempt is not None:
+        a = attempt
+        values = (number, a.attempt, a.instance, a.started_us, a.ended_us, a.outcome, a.error)
+        db.execute(INSERT_ATTEMPT, (*values, a.traceback))
+    if log:
+        sql = "INSERT INTO logs VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET log = log || ?2"
+        db.execute(sql, (number, log))
+
+
+def _commit_fires(
+    fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]],
+    db: sqlite3.Connection,
+) -> list[list[bool]]:
+    """Advance schedules and insert their executions; says for each whether it is a new row."""
+    stored = []
+    for claim, result, executions in fired:
+        schedule = claim.schedule
+        next_fire_us = us_of(result.next_fire_time) if result.next_fire_time else None
+        values = (
+            us_of(result.last_fire_time),
+            next_fire_us,
+            schedule.schedule_id,
+            schedule.generation,
+            schedule.next_fire_us,
+        )
+        advanced = db.execute(ADVANCE_SCHEDULE, values).rowcount == 1
+        stored.append([advanced and _insert_execution(e, db) for e in executions])
+    return stored
+
+
+def _tally(counts: Sequence[tuple[str, int]], durations_ms: Sequence[int]) -> dict[str, Any]:
+    """Counts by status, the success rate, and quantiles of sorted durations."""
+    by_status: dict[str, int] = {}
+    for status, count in counts:
+        by_status[status] = by_status.get(status, 0) + count
+    good = by_status.get("success", 0)
+    bad = sum(by_status.get(status, 0) for status in ("error", "timeout", "lost"))
+    return {
+        "total": sum(by_status.values()),
+        "by_status": by_status,
+        "success_rate": good / (good + bad) if good + bad else None,
+        "duration_ms": {
+            name: durations_ms[min(len(durations_ms) - 1, int(len(durations_ms) * share))]
+            if durations_ms
+            else None
+            for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+        },
+    }
+
+
+# --- Wire -------------------------------------------------------------------------------------
+
+MAX_CONCURRENCY: Final = 1_000  # calls at a time in one instance
+MAX_METHODS: Final = 256  # of one handler
+MAX_LISTED: Final = 5_000  # running or finished calls in one registration
+MAX_LOG_LINES: Final = 1_000  # in one message
+
+
+class WireError(ScheduleZeroError):
+    """A message that is not one of the protocol; nothing of it was used."""
+
+    code = "bad_message"
+
+
+def decode_message(frames: Sequence[bytes]) -> dict[str, Any]:
+    """The JSON object of a message's frames: an empty delimiter, then the body."""
+    if len(frames) != 2 or frames[0]:
+        raise WireError("a message is an empty frame and one JSON object")
+    try:
+        message = decode_json(frames[1])
+    except ScheduleZeroError as error:
+        raise WireError(str(error)) from None
+    if not isinstance(message, dict):
+        raise WireError("a message is one JSON object")
+    return message
+
+
+def parse_call_id(call_id: Any) -> tuple[str, int]:
+    """Execution id and attempt of `<execution_id>:<attempt>`."""
+    if isinstance(call_id, str):
+        execution_id, colon, attempt = call_id.partition(":")
+        if colon and attempt.isascii() and attempt.isdigit() and len(attempt) < 7:
+            return execution_id, int(attempt)
+    raise WireError("'id' is '<execution_id>:<attempt>'")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a handler said of itself."""
+
+    handler_id: str
+    instance: str
+    address: str | None  # None: dial-in
+    methods: tuple[MethodInfo, ...]
+    concurrency: int
+    running: tuple[str, ...]
+    finished: tuple[Mapping[str, Any], ...]
+    pid: int | None
+    hostname: str | None
+
+
+def parse_registration(params: Mapping[str, Any]) -> Registration:
+    """Check the params of `register`. Raises WireError with a sentence that names the field."""
+    address = params.get("address")
+    if address is not None and not is_tcp_address(address):
+        raise WireError("'address' is 'tcp://host:port'")
+    handler_id = _field_text(params, "handler_id")
+    if not is_identifier(handler_id):
+        raise WireError(f"'handler_id' may hold {IDENTIFIER_RULE}")
+    return Registration(
+        handler_id=handler_id,
+        instance=address if address is not None else _field_text(params, "instance"),
+        address=address,
+        methods=tuple(_parse_method(item) for item in _field_list(params, "methods", MAX_METHODS)),
+        concurrency=1 if address is not None else _concurrency(params.get("concurrency", 1)),
+        running=tuple(_call_ids(_field_list(params, "running", MAX_LISTED))),
+        finished=tuple(_results(_field_list(params, "finished", MAX_LISTED))),
+        pid=params["pid"] if isinstance(params.get("pid"), int) else None,
+        hostname=str(params["hostname"])[:MAX_NAME_CHARS] if params.get("hostname") else None,
+    )
+
+
+def is_tcp_address(address: Any) -> bool:
+    """Whether the server can call back there: tcp only, a host and a port, no wildcard."""
+    if not isinstance(address, str) or not address.startswith("tcp://") or len(address) > 300:
+        return False
+    host, colon, port = address[6:].rpartition(":")
+    port_is_number = port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536
+    return bool(colon and host and port_is_number and host != "*" and ";" not in host)
+
+
+def _field_text(params: Mapping[str, Any], key: str) -> str:
+    value = params.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
+        raise WireError(f"'{key}' is a text of 1 to {MAX_NAME_CHARS} characters")
+    return value
+
+
+def _field_list(params: Mapping[str, Any], key: str, most: int) -> list[Any]:
+    value = params.get(key, [])
+    if not isinstance(value, list) or len(value) > most:
+        raise WireError(f"'{key}' is a list of at most {most}")
+    return value
+
+
+def _call_ids(items: list[Any]) -> Iterator[str]:
+    for item in items:
+        parse_call_id(item)
+        yield item
+
+
+def _results(items: list[Any]) -> Iterator[Mapping[str, Any]]:
+    for item in items:
+        if not isinstance(item, dict):
+            raise WireError("'finished' is a list of results")
+        parse_call_id(item.get("id"))
+        yield item
+
+
+def _concurrency(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CONCURRENCY:
+        return value
+    raise WireError(f"'concurrency' is a whole number from 1 to {MAX_CONCURRENCY}")
+
+
+def _parse_method(item: Any) -> MethodInfo:
+    """A method is its name, or an object with name, doc and parameters."""
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, dict):
+        raise WireError("a method is a name or an object with 'name'")
+    name = _field_text(item, "name")
+    parameters = _field_list(item, "parameters", MAX_METHODS)
+    if not all(isinstance(entry, dict) and entry.get("name") for entry in parameters):
+        raise WireError(f"each of the parameters of '{name}' is an object with 'name'")
+    return MethodInfo(name, str(item.get("doc") or "")[:MAX_ERROR_CHARS], tuple(parameters))
+
+
+# --- Gateway ----------------------------------------------------------------------------------
+#
+# One ROUTER socket takes every connection of handlers. Dial-in handlers are called over it; a
+# plain REP handler is called over a DEALER of its own, one call at a time. Nobody is believed
+# to be who he says: what an instance may do hangs on the connection it registered from.
+
+READ_BATCH: Final = 200  # messages read before the rest of the loop has its turn
+HIGH_WATER: Final = 1_000  # messages queued for one peer; a peer that reads no more is dropped
+HANDSHAKE_MS: Final = 5_000
+SWEEP_S: Final = 0.5
+GONE_SHOWN_S: Final = 60.0  # how long a gone instance stays in the list of its handler
+MAX_INSTANCES: Final = 1_000
+MAX_HANDLERS: Final = 1_000
+NO_WAIT: Final = int(zmq.NOBLOCK)
+SEND_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+COMPLAINT_S: Final = 10.0  # at most one log line on malformed messages in this time
+
+log_gateway = logging.getLogger("schedulezero.gateway")
+
+
+@dataclass(slots=True)
+class Instance:
+    """One process that serves a handler id, and the calls it is busy with."""
+
+    registration: Registration
+    route: bytes | PlainLink  # routing id of its connection, or the link to its address
+    registered_us: int
+    heard_s: float
+    heard_us: int
+    calls: set[str] = field(default_factory=set)  # ids of calls sent and not answered
+    draining: bool = False
+    gone: bool = False
+    unreachable: bool = False  # the connection broke; it may come back in time
+    skew_s: float | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.registration.handler_id}/{self.registration.instance}"
+
+    @property
+    def handler_id(self) -> str:
+        return self.registration.handler_id
+
+    @property
+    def is_callable(self) -> bool:
+        return not (self.gone or self.draining or self.unreachable)
+
+    @property
+    def free(self) -> int:
+        return self.registration.concurrency - len(self.calls) if self.is_callable else 0
+
+    def info(self) -> InstanceInfo:
+        lost = self.gone or self.unreachable
+        status = "Disconnected" if lost else "Draining" if self.draining else "Connected"
+        said = self.registration
+        return InstanceInfo(
+            said.instance, said.address or "dial-in", status, said.concurrency, len(self.calls),
+            self.registered_us, self.heard_us, self.skew_s, said.pid, said.hostname,
+        )  # fmt: skip
+
+
+class Registry:
+    """Who serves what. Pure: times are passed in, changes are returned."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, Instance] = {}
+        self.known: dict[str, tuple[str, tuple[MethodInfo, ...], int]] = {}
+        self._by_handler: dict[str, list[Instance]] = {}
+        self._by_route: dict[bytes, Instance] = {}
+
+    def register(
+        self, said: Registration, route: bytes | PlainLink, now_s: float, now_us: int
+    ) -> tuple[Instance, bool]:
+        """Enter an instance; True if it was registered before. Raises WireError when full."""
+        earlier = self.instances.get(f"{said.handler_id}/{said.instance}")
+        if earlier is None and len(self.instances) >= MAX_INSTANCES:
+            raise WireError(f"{MAX_INSTANCES} handlers are registered already")
+        if said.handler_id not in self.known and len(self.known) >= MAX_HANDLERS:
+            raise WireError(f"{MAX_HANDLERS} handler ids are known already")
+        if earlier is not None:
+            self.remove(earlier)
+        instance = Instance(said, route, now_us, now_s, now_us)
+        if earlier is not None:
+            instance.calls = earlier.calls
+        self.instances[instance.key] = instance
+        self._by_handler.setdefault(said.handler_id, []).append(instance)
+        if isinstance(route, bytes):
+            self._by_route[route] = instance
+        again = earlier is not None or said.handler_id in self.known
+        self.known[said.handler_id] = (said.address or "dial-in", said.methods, now_us)
+        return instance, again
+
+    def remove(self, instance: Instance) -> None:
+        self.instances.pop(instance.key, None)
+        with suppress(KeyError, ValueError):
+            self._by_handler[instance.handler_id].remove(instance)
+        if isinstance(instance.route, bytes):
+            self._by_route.pop(instance.route, None)
+
+    def on_route(self, route: bytes) -> Instance | None:
+        """The instance that registered from this connection."""
+        return self._by_route.get(route)
+
+    def pick(self, handler_id: str) -> Instance | None:
+        """The least busy instance with a free slot."""
+        found = max(self._by_handler.get(handler_id, ()), key=_freedom, default=None)
+        return found if found is not None and found.free > 0 else None
+
+    def of(self, handler_id: str) -> Sequence[Instance]:
+        return self._by_handler.get(handler_id, ())
+
+    def expire(self, now_s: float) -> tuple[list[Instance], list[Instance]]:
+        """Mark the instances gone that were silent too long, remove those gone for long.
+
+        Returns both lists: newly gone, and removed.
+        """
+        silent = [
+            instance
+            for instance in self.instances.values()
+            if not instance.gone and now_s - instance.heard_s >= HEARTBEAT_S * LIVENESS
+        ]
+        for instance in silent:
+            instance.gone = True
+        removed = [
+            instance
+            for instance in self.instances.values()
+            if instance.gone and now_s - instance.heard_s >= GONE_SHOWN_S
+        ]
+        for instance in removed:
+            self.remove(instance)
+        return silent, removed
+
+
+def _freedom(instance: Instance) -> float:
+    """Free slots, as a share of all: what the least busy instance has most of."""
+    return instance.free / instance.registration.concurrency
+
+
+class Caller(Protocol):
+    """Who makes the calls: told what becomes of them."""
+
+    def on_result(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None: ...
+
+    def on_reconciled(self, instance: Instance, said: Registration, moved: bool) -> list[str]:
+        """An instance said what it runs and has finished; returns the calls it should forget.
+
+        `moved`: it comes over a new connection, so what was under way on the old one is lost.
+        """
+
+    def on_gone(self, instance: Instance) -> None:
+        """An instance died with the calls it still has."""
+
+    def on_unsent(self, call_id: str) -> None:
+        """A call could not be sent: no handler has seen it."""
+
+    def on_ready(self, handler_id: str) -> None:
+        """A handler may have a free slot."""
+
+    def on_handler(self, handler_id: str) -> None:
+        """A handler's status changed."""
+
+    def on_log(self, call_id: str, lines: list[list[Any]], dropped: int) -> None: ...
+
+    def on_progress(self, call_id: str, percent: float | None, message: str | None) -> None: ...
+
+    def queued(self, handler_id: str) -> int: ...
+
+
+class PlainLink:
+    """The connection to one plain REP handler: a DEALER that asks one thing at a time.
+
+    A REP that works cannot answer pings. That it lives is known from ZeroMQ's own heartbeats,
+    which its I/O thread answers: when they stop, or the process dies, the monitor tells.
+    """
+
+    def __init__(self, gateway: Gateway, address: str) -> None:
+        self.asked: str | None = None  # "ping" or the id of the call that is under way
+        self.asked_s = 0.0
+        self.instance: Instance | None = None  # whom the link serves
+        self._gateway = gateway
+        self._address = address
+        self._open()
+
+    def _open(self) -> None:
+        gateway = self._gateway
+        self._socket = gateway.context.socket(zmq.DEALER)
+        for option, value in SOCKET_OPTIONS:
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue while it is not connected
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(self._address)
+        gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
+        gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
+
+    def close(self) -> None:
+        self._gateway.loop.remove_reader(self._socket.fileno())
+        self._gateway.loop.remove_reader(self._monitor.fileno())
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+
+    def reset(self) -> None:
+        """Drop the connection and what was asked on it, and connect anew."""
+        self.close()
+        self.asked = None
+        self._open()
+
+    def ask(self, what: str, message: Mapping[str, Any]) -> bool:
+        """Send a request if none is under way and the handler is connected."""
+        if self.asked is not None:
+            return False
+        try:
+            self._socket.send_multipart([b"", encode_json(message)], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self.asked, self.asked_s = what, self._gateway.clock.monotonic()
+        self._gateway.loop.call_soon(self._on_readable)  # sending may have eaten the edge
+        return True
+
+    def _on_readable(self) -> None:
+        while not self._socket.closed:
+            try:
+                frames = self._socket.recv_multipart(NO_WAIT)
+            except zmq.ZMQError:
+                return
+            asked, self.asked = self.asked, None
+            self._gateway.on_plain_reply(self, asked, frames)
+
+    def _on_event(self) -> None:
+        while not self._monitor.closed:
+            try:
+                frames = self._monitor.recv_multipart(NO_WAIT)
+            except zmq.ZMQError:
+                return
+            if parse_monitor_message(frames)["event"] == zmq.EVENT_DISCONNECTED:
+                self._gateway.on_plain_disconnect(self)
+
+
+SOCKET_OPTIONS: Final = (
+    (zmq.LINGER, 0),
+    (zmq.SNDHWM, HIGH_WATER),
+    (zmq.RCVHWM, HIGH_WATER),
+    (zmq.MAXMSGSIZE, MAX_JSON_BYTES),
+    (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
+    (zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000)),
+    (zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_S * LIVENESS * 1000)),
+    (zmq.HEARTBEAT_TTL, int(HEARTBEAT_S * LIVENESS * 1000)),
+)
+
+
+class Gateway:
+    """The ZeroMQ side of the server: registrations, heartbeats, calls out and results in."""
+
+    def __init__(
+        self, config: Config, clock: Clock, store: Store, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Bind the ROUTER. Raises ScheduleZeroError when the address is taken."""
+        self.clock = clock
+        self.loop = loop
+        self.registry = Registry()
+        self.caller: Caller | None = None
+        self.malformed = 0
+        self._store = store
+        self._configured = {spec.handler_id for spec in config.handlers}
+        self._complained_s = -COMPLAINT_S
+        self._reading = False
+        self._flushing = False
+        self._outbox: list[tuple[bytes, Mapping[str, Any], str | None]] = []
+        self._acks: dict[bytes, list[str]] = {}
+        for handler_id, address, methods, seen_us in store.known_handlers():
+            infos = tuple(_parse_method(item) for item in json.loads(methods))
+            self.registry.known[handler_id] = (address, infos, seen_us)
+        self.context = zmq.Context()
+        self._router = self.context.socket(zmq.ROUTER)
+        for option, value in SOCKET_OPTIONS:
+            self._router.setsockopt(option, value)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        host = f"[{config.zmq_host}]" if ":" in config.zmq_host else config.zmq_host
+        self._router.setsockopt(zmq.IPV6, int(":" in host))
+        try:
+            self._router.bind(f"tcp://{host}:{config.zmq_port or '*'}")
+        except zmq.ZMQError as error:
+            self.context.destroy(0)
+            raise ScheduleZeroError(
+                f"cannot listen for handlers on {host}:{config.zmq_port}: {error}"
+            ) from None
+        self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        loop.add_reader(self._router.fileno(), self._on_readable)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def close(self) -> None:
+        self._sweeper.cancel()
+        self.loop.remove_reader(self._router.fileno())
+        for instance in self.registry.instances.values():
+            if isinstance(instance.route, PlainLink):
+                instance.route.close()
+        self._router.close(0)
+        self.context.destroy(0)
+
+    # What the dispatcher and the API ask
+
+    def pick(self, handler_id: str) -> Instance | None:
+        return self.registry.pick(handler_id)
+
+    def is_known(self, handler_id: str) -> bool:
+        return handler_id in self.registry.known or handler_id in self._configured
+
+    def call(self, instance: Instance, call_id: str, call: Mapping[str, Any]) -> None:
+        """Make a call; if it cannot be sent, which is certain, the caller hears `on_unsent`."""
+        if isinstance(instance.route, bytes):
+            self._post(instance.route, {"id": call_id, **call}, call_id)
+            return
+        plain = {key: call[key] for key in PLAIN_CALL_KEYS}
+        if not instance.route.ask(call_id, plain):
+            self.loop.call_soon(self._unsent, instance, call_id)
+
+    def cancel(self, instance: Instance, call_id: str, reason: str) -> None:
+        """Tell an instance to stop a call, if it can be told: a plain handler cannot."""
+        if isinstance(instance.route, bytes):
+            params = {"id": call_id, "reason": reason}
+            self._post(instance.route, {"method": "cancel", "params": params})
+
+    def acknowledge(self, instance: Instance, call_id: str) -> None:
+        if isinstance(instance.route, bytes):
+            self._acks.setdefault(instance.route, []).append(call_id)
+            self._flush_soon()
+
+    def handlers(self) -> list[HandlerInfo]:
+        known = self.registry.known.keys() | self._configured
+        return [info for name in sorted(known) if (info := self.handler(name)) is not None]
+
+    def handler(self, handler_id: str) -> HandlerInfo | None:
+        if not self.is_known(handler_id):
+            return None
+        address, methods, seen_us = self.registry.known.get(handler_id, ("", (), 0))
+        instances = tuple(instance.info() for instance in self.registry.of(handler_id))
+        connected = any(info.status != "Disconnected" for info in instances)
+        assert self.caller is not None
+        return HandlerInfo(
+            handler_id=handler_id,
+            address=address,
+            status="Connected" if connected else "Disconnected",
+            methods=methods,
+            instances=instances,
+            running=sum(info.running for info in instances),
+            queued=self.caller.queued(handler_id),
+            last_seen_us=max((info.last_seen_us for info in instances), default=seen_us),
+        )
+
+    # Reading
+
+    def _on_readable(self) -> None:
+        """Read what is there. The descriptor is edge-triggered: stop only when nothing is left."""
+        self._reading = False
+        for _ in range(READ_BATCH):
+            try:
+                frames = self._router.recv_multipart(NO_WAIT)
+            except zmq.ZMQError:
+                return
+            self._on_message(frames[0], frames[1:])
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        """Look again in this turn of the loop: a send may have eaten the edge."""
+        if not self._reading:
+            self._reading = True
+            self.loop.call_soon(self._on_readable)
+
+    # Writing
+    #
+    # What is to be sent in a turn of the loop is sent at its end, back to back: waking ZeroMQ's
+    # I/O thread once costs less than waking it for every message.
+
+    def _post(self, route: bytes, message: Mapping[str, Any], call_id: str | None = None) -> None:
+        self._outbox.append((route, message, call_id))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        outbox, self._outbox = self._outbox, []
+        acks, self._acks = self._acks, {}
+        for route, message, call_id in outbox:
+            sent = self._send(route, encode_json(message))
+            if not sent and call_id is not None:
+                instance = self.registry.on_route(route)
+                self._unsent(instance, call_id)
+        for route, call_ids in acks.items():
+            self._send(route, encode_json({"method": "ack", "params": {"ids": call_ids}}))
+        self._read_soon()
+
+    def _send(self, route: bytes, body: bytes) -> bool:
+        """Send to a connection; False if there is none any more, or it reads no more."""
+        send = self._router.send
+        try:
+            send(route, SEND_MORE)
+            send(b"", SEND_MORE)
+            send(body, NO_WAIT)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
+                raise
+            return False
+        return True
+
+    def _unsent(self, instance: Instance | None, call_id: str) -> None:
+        """A call could not be sent: its instance is out of reach until it is heard again."""
+        if instance is not None and not instance.unreachable:
+            instance.unreachable = True
+            self._changed(instance.handler_id)
+        assert self.caller is not None
+        self.caller.on_unsent(call_id)
+
+    def _on_message(self, route: bytes, frames: Sequence[bytes]) -> None:
+        if frames == [b""]:  # ZMQ_PROBE_ROUTER: a new connection shows itself
+            self._post(route, {"method": "hello", "params": {}})
+            return
+        try:
+            message = decode_message(frames)
+            if "method" not in message:
+                self._on_result(route, message)
+                return
+            reply = self._on_request(route, message)
+        except WireError as error:
+            self._complain(str(error))
+            reply = {"success": False, "error": str(error), "code": error.code}
+        if reply is not None:
+            self._post(route, reply)
+
+    def _complain(self, sentence: str) -> None:
+        """Count a malformed message, and log one now and then."""
+        self.malformed += 1
+        now_s = self.clock.monotonic()
+        if now_s - self._complained_s >= COMPLAINT_S:
+            self._complained_s = now_s
+            log_gateway.warning("message refused (%d so far): %s", self.malformed, sentence)
+
+    def _on_request(self, route: bytes, message: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Answer a request of a handler; None for those that have no reply."""
+        method, params = message["method"], message.get("params", {})
+        answer = REQUESTS.get(method) if isinstance(method, str) else None
+        if answer is None:
+            raise WireError(f"unknown method; it is one of {', '.join(sorted(REQUESTS))}")
+        if not isinstance(params, dict):
+            raise WireError("'params' is an object")
+        instance = self.registry.on_route(route)
+        if instance is not None:
+            self._heard(instance)
+        try:
+            reply = answer(self, route, instance, params)
+        except WireError as error:
+            self._complain(str(error))
+            reply = {"success": False, "error": str(error), "code": error.code}
+        return None if reply is None else {"success": True, "reply_to": method, **reply}
+
+    def _heard(self, instance: Instance) -> None:
+        instance.heard_s = self.clock.monotonic()
+        instance.heard_us = self.clock.now_us()
+        if instance.gone or instance.unreachable:
+            instance.gone = instance.unreachable = False
+            self._changed(instance.handler_id)
+
+    def _on_ping(self, _route: bytes, _from: Instance | None, _params: Any) -> dict[str, Any]:
+        return {"server_time": self.clock.now_us() / 1e6}
+
+    def _on_register(
+        self, route: bytes, _from: Instance | None, params: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        said = parse_registration(params)
+        moved = self.registry.on_route(route) is None
+        instance, again = self._enter(said, route)
+        assert self.caller is not None
+        forget = [] if said.address else self.caller.on_reconciled(instance, said, moved)
+        self._changed(said.handler_id)
+        self.loop.call_soon(self.caller.on_ready, said.handler_id)
+        status = "re-registered" if again else "registered"
+        log_gateway.info("handler %s %s (%s)", said.handler_id, status, said.instance)
+        return {
+            "status": status,
+            "message": f"handler '{said.handler_id}' {status} with {len(said.methods)} methods",
+            "heartbeat_s": HEARTBEAT_S,
+            "liveness": LIVENESS,
+            "forget": forget,
+        }
+
+    def _enter(self, said: Registration, route: bytes) -> tuple[Instance, bool]:
+        """Enter a registration, opening or keeping the link of a plain handler."""
+        now_s, now_us = self.clock.monotonic(), self.clock.now_us()
+        known = self.registry.known.get(said.handler_id)
+        earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
+        if said.address is None:
+            entered = self.registry.register(said, route, now_s, now_us)
+        else:
+            link = earlier.route if earlier else None
+            if not isinstance(link, PlainLink):
+                link = PlainLink(self, said.address)
+            try:
+                entered = self.registry.register(said, link, now_s, now_us)
+            except WireError:
+                link.close()
+                raise
+            link.instance = entered[0]
+        if known is None or known[:2] != (said.address or "dial-in", said.methods):
+            self._save(said, now_us)
+        return entered
+
+    def _save(self, said: Registration, now_us: int) -> None:
+        methods = dump_json(
+            [{"name": m.name, "doc": m.doc, "parameters": m.parameters} for m in said.methods]
+        )
+        saved = asyncio.ensure_future(
+            self._store.save_handler(said.handler_id, said.address or "dial-in", methods, now_us)
+        )
+        saved.add_done_callback(lambda done: done.exception())  # the store has logged it
+
+    def _on_heartbeat(
+        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        now_us = self.clock.now_us()
+        if instance is None or instance.registration.instance != params.get("instance"):
+            return {"success": False, "error": "register first", "code": "unknown_instance"}
+        theirs = params.get("time")
+        if isinstance(theirs, int | float):
+            instance.skew_s = round(theirs - now_us / 1e6, 3)
+        return {"server_time": now_us / 1e6}
+
+    def _on_report_status(
+        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        status = params.get("status")
+        if status not in ("draining", "offline"):
+            raise WireError("'status' is 'draining' or 'offline'")
+        leaving = (
+            [instance] if instance else self._plain_instances(_field_text(params, "handler_id"))
+        )
+        for one in leaving:
+            one.draining = True
+            if status == "offline":
+                self._leave(one)
+            self._changed(one.handler_id)
+        return {"message": f"{status} noted"}
+
+    def _plain_instances(self, handler_id: str) -> list[Instance]:
+        return [one for one in self.registry.of(handler_id) if isinstance(one.route, PlainLink)]
+
+    def _leave(self, instance: Instance) -> None:
+        """An instance is gone for good: what it still ran is lost."""
+        instance.gone = True
+        assert self.caller is not None
+        self.caller.on_gone(instance)
+        instance.calls.clear()
+        if isinstance(instance.route, PlainLink):
+            instance.route.close()
+        self.registry.remove(instance)
+
+    def _on_log(self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]) -> None:
+        call_id = params.get("id")
+        if instance is None or call_id not in instance.calls:
+            return  # a log that came after the end, or from somebody else
+        dropped = params.get("dropped", 0)
+        lines = [
+            [line[0], str(line[1])[:16], str(line[2])]
+            for line in _field_list(params, "lines", MAX_LOG_LINES)
+            if isinstance(line, list) and len(line) == 3 and isinstance(line[0], int | float)
+        ]
+        assert self.caller is not None
+        self.caller.on_log(call_id, lines, dropped if isinstance(dropped, int) else 0)
+
+    def _on_progress(
+        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
+    ) -> None:
+        call_id, percent = params.get("id"), params.get("percent")
+        if instance is None or call_id not in instance.calls:
+            return
+        if not isinstance(percent, int | float) or not 0 <= percent <= 100:
+            percent = None
+        message = params.get("message")
+        assert self.caller is not None
+        self.caller.on_progress(call_id, percent, str(message)[:200] if message else None)
+
+    def _on_result(self, route: bytes, message: Mapping[str, Any]) -> None:
+        """A result over the ROUTER: taken only from the connection of a registered instance."""
+        call_id = message.get("id")
+        parse_call_id(call_id)
+        instance = self.registry.on_route(route)
+        if instance is None:
+            self._post(route, {"method": "hello", "params": {}})
+            return
+        self._heard(instance)
+        self._settle(instance, str(call_id), message)
+
+    def _settle(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
+        assert self.caller is not None
+        instance.calls.discard(call_id)
+        self.caller.on_result(instance, call_id, message)
+        self.caller.on_ready(instance.handler_id)
+
+    # Plain handlers
+
+    def on_plain_reply(self, link: PlainLink, asked: str | None, frames: list[bytes]) -> None:
+        instance = link.instance
+        if instance is None or asked is None:
+            return
+        try:
+            message = decode_message(frames)
+        except WireError as error:
+            self._complain(str(error))
+            message = {"success": False, "error": f"the handler's reply is malformed: {error}"}
+        if asked != "ping":
+            if "result" not in message and message.get("success") is True:
+                message["result"] = {k: v for k, v in message.items() if k != "success"}
+            self._heard(instance)
+            self._settle(instance, asked, message)
+        elif message.get("success") is True:
+            self._heard(instance)
+            assert self.caller is not None
+            self.caller.on_ready(instance.handler_id)
+
+    def on_plain_disconnect(self, link: PlainLink) -> None:
+        """The handler's process died or the network broke: what it ran can never be answered."""
+        instance = link.instance
+        if instance is None:
+            return
+        link.reset()
+        if not instance.unreachable:
+            instance.unreachable = True
+            assert self.caller is not None
+            self.caller.on_gone(instance)
+            instance.calls.clear()
+            self._changed(instance.handler_id)
+
+    # Time
+
+    def _sweep(self) -> None:
+        """Notice the silent, ping the idle."""
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+        now_s = self.clock.monotonic()
+        for instance in list(self.registry.instances.values()):
+            link = instance.route
+            quiet_s = now_s - instance.heard_s
+            if isinstance(link, bytes):
+                if not instance.gone and quiet_s > HEARTBEAT_S + SWEEP_S:
+                    params = {"server_time": self.clock.now_us() / 1e6}
+                    self._post(link, {"method": "heartbeat", "params": params})
+            elif link.asked is None:
+                if quiet_s >= HEARTBEAT_S:
+                    link.ask("ping", {"method": "ping", "params": {}})
+            elif link.asked == "ping" and now_s - link.asked_s >= HEARTBEAT_S * LIVENESS:
+                link.reset()
+            elif link.asked != "ping" and not instance.unreachable:
+                instance.heard_s = now_s  # ZeroMQ's heartbeats vouch for it while it works
+        silent, removed = self.registry.expire(now_s)
+        for instance in removed:
+            if isinstance(instance.route, PlainLink):
+                instance.route.close()
+        for instance in silent:
+            log_gateway.warning(
+                "handler %s is gone: silent for %.0f s (%s)",
+                instance.handler_id,
+                now_s - instance.heard_s,
+                instance.registration.instance,
+            )
+            assert self.caller is not None
+            self.caller.on_gone(instance)
+            instance.calls.clear()
+            self._changed(instance.handler_id)
+
+    def _changed(self, handler_id: str) -> None:
+        assert self.caller is not None
+        self.caller.on_handler(handler_id)
+
+
+PLAIN_CALL_KEYS: Final = ("method", "params", "execution_id", "attempt")
+Reply = Callable[[Gateway, bytes, Instance | None, Mapping[str, Any]], dict[str, Any] | None]
+REQUESTS: Final[Mapping[str, Reply]] = {
+    "ping": Gateway._on_ping,
+    "register": Gateway._on_register,
+    "heartbeat": Gateway._on_heartbeat,
+    "report_status": Gateway._on_report_status,
+    "log": Gateway._on_log,
+    "progress": Gateway._on_progress,
+}
+
+
+# --- Dispatcher -------------------------------------------------------------------------------
+#
+# The queue is the table of executions that are not final; what stands here is its working copy.
+# Every change of state is committed first and acted on after, and the UPDATE that makes it names
+# the state it leaves, so that of two changes at once exactly one takes place.
+
+MAX_QUEUED: Final = 10_000  # run-now calls are refused above; fires are always recorded
+MAX_QUEUED_OF_SCHEDULE: Final = 100  # further fires are skipped, with a row
+ADOPT_S: Final = 15.0  # what ran under an earlier server is given up if unclaimed by then
+CANCEL_GRACE_S: Final = 10.0  # a cancelled run that does not end by then counts as ended
+REFUSED_DELAY_S: Final = 0.5
+STORE_RETRY_S: Final = 1.0
+TICK_S: Final = 0.5
+
+log_dispatcher = logging.getLogger("schedulezero.dispatcher")
+
+
+class Stage(enum.Enum):
+    """Where a live execution stands in the dispatcher."""
+
+    DELAYED = enum.auto()  # due later: jitter or a retry
+    BLOCKED = enum.auto()  # behind an earlier execution of its schedule
+    READY = enum.auto()  # waits for a free slot
+    CLAIMING = enum.auto()  # has a slot; the attempt is being recorded
+    RUNNING = enum.auto()
+    ADOPTING = enum.auto()  # ran under an earlier server; its handler may still claim it
+    ENDING = enum.auto()  # the end of the attempt is being recorded
+
+
+@dataclass(slots=True)
+class Live:
+    """An execution that is not final, and what the dispatcher knows of it."""
+
+    execution: Execution
+    stage: Stage
+    instance: Instance | None = None
+    limit_s: float = 0.0  # monotonic: end of the attempt's time, of adoption or of a cancel's grace
+    cancelling: str | None = None  # why it is being cancelled
+    waiters: list[asyncio.Future[Execution]] = field(default_factory=list)
+    log: LogBuffer | None = None
+    progress: tuple[float | None, str | None] | None = None
+
+    @property
+    def call_id(self) -> str:
+        return f"{self.execution.execution_id}:{self.execution.attempt}"
+
+
+class LogBuffer:
+    """The log of one execution: its head and its tail, MAX_LOG_BYTES in all."""
+
+    def __init__(self) -> None:
+        self._head: list[str] = []
+        self._tail: deque[str] = deque()
+        self._head_bytes = self._tail_bytes = self._dropped = 0
+
+    def add(self, lines: list[list[Any]], dropped: int) -> None:
+        self._dropped += dropped
+        for at_s, level, text in lines:
+            stamp = iso_of(round(max(0.0, min(at_s, 4e9)) * 1e6))
+            line = f"{stamp} {level} {text[:MAX_ERROR_CHARS]}\n"
+            size = len(line)
+            if not self._tail and self._head_bytes + size <= MAX_LOG_BYTES // 2:
+                self._head.append(line)
+                self._head_bytes += size
+                continue
+            self._tail.append(line)
+            self._tail_bytes += size
+            while self._tail_bytes > MAX_LOG_BYTES // 2:
+                self._tail_bytes -= len(self._tail.popleft())
+                self._dropped += 1
+
+    def text(self) -> str:
+        gap = f"… {self._dropped} lines left out …\n" if self._dropped else ""
+        return "".join(self._head) + gap + "".join(self._tail)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended."""
+
+    status: Status
+    result: Any = None
+    error: str | None = None
+    traceback: str | None = None
+
+
+def outcome_of(message: Mapping[str, Any], cancelling: str | None) -> Outcome:
+    """What a handler's result says. A job that ended well although told to stop has succeeded."""
+    if message.get("success") is True:
+        return Outcome(Status.SUCCESS, message.get("result"))
+    error = message.get("error")
+    sentence = error if isinstance(error, str) and error else "the handler gave no reason"
+    traceback = message.get("traceback")
+    if cancelling is not None:
+        return Outcome(Status.CANCELLED, error=f"cancelled: {cancelling}")
+    return Outcome(
+        Status.ERROR,
+        error=sentence[:MAX_ERROR_CHARS],
+        traceback=traceback[-MAX_ERROR_CHARS:] if isinstance(traceback, str) else None,
+    )
+
+
+def after_attempt(execution: Execution, outcome: Outcome, now_us: int, chance: float) -> Execution:
+    """The execution after its attempt: final, or queued again if its retry policy grants it."""
+    may_retry = outcome.status in (Status.ERROR, Status.TIMEOUT, Status.LOST)
+    if may_retry and execution.attempt < execution.retry.max_attempts:
+        delay_s = execution.retry.delay_s(execution.attempt, chance)
+        return replace(
+            execution,
+            status=Status.QUEUED,
+            due_us=now_us + round(delay_s * 1e6),
+            error=outcome.error,
+            instance=None,
+        )
+    return replace(
+        execution,
+        status=outcome.status,
+        completed_us=now_us,
+        result=outcome.result,
+        error=outcome.error,
+    )
+
+
+class Dispatcher:
+    """Takes executions from the store's commit to a handler and back.
+
+    Implements Intake for the store and Caller for the gateway. Everything happens on the loop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        gateway: Gateway,
+        clock: Clock,
+        publish: Callable[[str, Any], None],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._gateway = gateway
+        self._clock = clock
+        self._publish = publish
+        self._chance = chance
+        self._live: dict[str, Live] = {}
+        self._ready: dict[str, deque[Live]] = {}
+        self._of_schedule: dict[str, dict[str, Live]] = {}  # in the order of their fires
+        self._delayed: list[tuple[float, str]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._closed = False
+        store.intake = self
+        gateway.caller = self
+
+    # What the API asks
+
+    @property
+    def running(self) -> int:
+        return sum(live.stage in OCCUPYING for live in self._live.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._live) - self.running
+
+    def queued(self, handler_id: str) -> int:
+        return sum(live.stage is Stage.READY for live in self._ready.get(handler_id, ()))
+
+    def progress(self, execution_id: str) -> tuple[float | None, str | None] | None:
+        live = self._live.get(execution_id)
+        return live.progress if live else None
+
+    def live_log(self, execution_id: str) -> str:
+        """What a live execution has logged in this attempt."""
+        live = self._live.get(execution_id)
+        return live.log.text() if live and live.log else ""
+
+    async def submit(
+        self,
+        handler_id: str,
+        method_name: str,
+        job_params: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        schedule: Schedule | None = None,
+    ) -> str:
+        """Record a call to be made now and return its execution id, after the commit.
+
+        Raises Overloaded when too many executions are queued already, StoreUnavailable.
+        """
+        if len(self._live) >= MAX_QUEUED:
+            raise Overloaded(f"{len(self._live)} executions are queued already")
+        config, now_us = self._store.config, self._clock.now_us()
+        execution = Execution(
+            execution_id=self._store.new_id(),
+            schedule_id=schedule.schedule_id if schedule else None,
+            schedule_key=schedule.key if schedule else None,
+            handler_id=handler_id,
+            method_name=method_name,
+            job_params=job_params,
+            status=Status.QUEUED,
+            created_us=now_us,
+            due_us=now_us,
+            deadline_us=now_us + CALENDAR_GRACE_S * 1_000_000,
+            retry=retry or config.retry,
+            timeout=timeout or config.timeout,
+        )
+        await self._store.add_execution(execution)
+        return execution.execution_id
+
+    async def wait(self, execution_id: str) -> Execution:
+        """The execution once it is final. Raises NotFound."""
+        live = self._live.get(execution_id)
+        if live is None:
+            execution = self._store.execution(execution_id)
+            if execution is None:
+                raise NotFound(f"there is no execution '{execution_id}'")
+            return execution
+        future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
+        live.waiters.append(future)
+        return await future
+
+    async def cancel(self, execution_id: str, reason: str) -> Execution | None:
+        """Cancel a queued execution at once, a running one through its handler.
+
+        Returns the execution as it then stands, None if there is none. Raises Conflict if it is
+        final. A run that has not ended CANCEL_GRACE_S later is given up as cancelled.
+        """
+        live = self._live.get(execution_id)
+        if live is None:
+            execution = self._store.execution(execution_id)
+            if execution is not None:
+                raise Conflict(f"the execution has ended already: {execution.status}")
+            return None
+        ending = self._cancel(live, reason)
+        if ending is not None:
+            await asyncio.shield(ending)
+        return self._store.execution(execution_id)
+
+    def _cancel(self, live: Live, reason: str) -> asyncio.Future[bool] | None:
+        if live.stage is Stage.RUNNING and live.instance is not None:
+            if live.cancelling is None:
+                live.limit_s = self._clock.monotonic() + CANCEL_GRACE_S
+            live.cancelling = reason
+            self._gateway.cancel(live.instance, live.call_id, reason)
+            return None
+        if live.stage in (Stage.CLAIMING, Stage.ENDING):
+            live.cancelling = reason  # looked at when the commit under way is done
+            return None
+        return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {reason}"))
+
+    def cancel_queued(self, schedule_id: str, reason: str) -> None:
+        """Cancel what a schedule has queued; what runs goes on."""
+        for live in list(self._of_schedule.get(schedule_id, {}).values()):
+            if live.stage in WAITING:
+                self._cancel(live, reason)
+
+    # Intake: before and after the commit of a new execution
+
+    def admit(self, execution: Execution) -> Execution:
+        if execution.is_final:
+            return execution
+        earlier = self._of_schedule.get(execution.schedule_id or "")
+        if earlier and execution.fire_us is not None:
+            skip = execution.overlap is Overlap.SKIP
+            if skip or len(earlier) >= MAX_QUEUED_OF_SCHEDULE:
+                return replace(
+                    execution,
+                    status=Status.SKIPPED,
+                    reason=Reason.OVERLAP,
+                    completed_us=execution.created_us,
+                )
+        live = Live(execution, Stage.CLAIMING)
+        if execution.due_us <= execution.created_us and not self._must_wait(execution):
+            instance = None
+            if not self._ready.get(execution.handler_id):
+                instance = self._gateway.pick(execution.handler_id)
+            if instance is not None:
+                live.execution = self._begin(live, instance)
+        self._live[execution.execution_id] = live
+        if execution.schedule_id is not None:
+            of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
+            of_schedule[execution.execution_id] = live
+        return live.execution
+
+    def accept(self, execution: Execution) -> None:
+        live = self._live.get(execution.execution_id)
+        if live is None:  # final from the start: missed or skipped
+            self._publish("execution", execution)
+            return
+        if execution.overlap is Overlap.REPLACE and execution.fire_us is not None:
+            self._replace_earlier(live)
+        if live.instance is not None:
+            self._send(live)
+        else:
+            self._publish("execution", execution)
+            self._enqueue(live)
+        self._tick_soon()
+
+    def withdraw(self, execution: Execution) -> None:
+        live = self._live.get(execution.execution_id)
+        if live is not None:
+            self._free(live)
+            self._forget(live)
+            self.on_ready(execution.handler_id)
+
+    def _begin(self, live: Live, instance: Instance) -> Execution:
+        """Take a slot for the next attempt; the execution as it is to be recorded."""
+        execution = replace(
+            live.execution,
+            status=Status.RUNNING,
+            attempt=live.execution.attempt + 1,
+            started_us=self._clock.now_us(),
+            instance=instance.key,
+        )
+        live.instance = instance
+        instance.calls.add(f"{execution.execution_id}:{execution.attempt}")
+        return execution
+
+    def _must_wait(self, execution: Execution) -> bool:
+        """Whether an earlier execution of the schedule must end first."""
+        if execution.schedule_id is None or execution.overlap not in ONE_AT_A_TIME:
+            return False
+        of_schedule = self._of_schedule.get(execution.schedule_id)
+        return of_schedule is not None and next(iter(of_schedule)) != execution.execution_id
+
+    def _replace_earlier(self, live: Live) -> None:
+        schedule_id = live.execution.schedule_id
+        assert schedule_id is not None
+        for other in list(self._of_schedule[schedule_id].values()):
+            if other is not live:
+                self._cancel(other, "replaced")
+
+    # From the queue to a handler
+
+    def _enqueue(self, live: Live) -> None:
+        """Put a queued execution where it belongs now."""
+        execution = live.execution
+        delay_s = (execution.due_us - self._clock.now_us()) / 1e6
+        if delay_s > 0:
+            live.stage = Stage.DELAYED
+            due_s = self._clock.monotonic() + delay_s
+            heapq.heappush(self._delayed, (due_s, execution.execution_id))
+            self._set_alarm()
+        else:
+            self._line_up(live)
+
+    def _line_up(self, live: Live) -> None:
+        """Let an execution that is due wait for its turn."""
+        if self._must_wait(live.execution):
+            live.stage = Stage.BLOCKED
+            return
+        live.stage = Stage.READY
+        self._ready.setdefault(live.execution.handler_id, deque()).append(live)
+        self.on_ready(live.execution.handler_id)
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._delayed and not self._closed:
+            wait_s = max(0.0, self._delayed[0][0] - self._clock.monotonic())
+            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        now_s = self._clock.monotonic()
+        while self._delayed and self._delayed[0][0] <= now_s:
+            live = self._live.get(heapq.heappop(self._delayed)[1])
+            if live is not None and live.stage is Stage.DELAYED:
+                self._line_up(live)
+        self._set_alarm()
+
+    def on_ready(self, handler_id: str) -> None:
+        """Give the handler's queue to its free slots."""
+        ready = self._ready.get(handler_id)
+        while ready:
+            if ready[0].stage is not Stage.READY:
+                ready.popleft()
+                continue
+            instance = self._gateway.pick(handler_id)
+            if instance is None or self._closed:
+                return
+            self._claim(ready.popleft(), instance)
+        self._ready.pop(handler_id, None)
+
+    def _claim(self, live: Live, instance: Instance) -> None:
+        live.stage = Stage.CLAIMING
+        live.execution = self._begin(live, instance)
+        claimed = self._store.claim_execution(live.execution)
+        claimed.add_done_callback(lambda claimed: self._on_claimed(live, claimed))
+
+    def _on_claimed(self, live: Live, claimed: asyncio.Future[bool]) -> None:
+        if claimed.exception() is not None:
+            self._free(live)
+            self._unbegin(live)
+            live.stage = Stage.DELAYED
+            due_s = self._clock.monotonic() + STORE_RETRY_S
+            heapq.heappush(self._delayed, (due_s, live.execution.execution_id))
+            self._set_alarm()
+        elif claimed.result():
+            self._send(live)
+        else:
+            log_dispatcher.error("execution %s was not queued", live.execution.execution_id)
+            self._free(live)
+            self._forget(live)
+
+    def _unbegin(self, live: Live) -> None:
+        """Take back an attempt that no handler has seen."""
+        e = live.execution
+        live.execution = replace(e, status=Status.QUEUED, attempt=e.attempt - 1, instance=None)
+
+    def _send(self, live: Live) -> None:
+        """Make the call, now that the attempt is recorded."""
+        execution, instance = live.execution, live.instance
+        assert instance is not None
+        if live.cancelling is not None:
+            self._free(live)
+            self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
+            return
+        call = {
+            "method": execution.method_name,
+            "params": execution.job_params,
+            "execution_id": execution.execution_id,
+            "attempt": execution.attempt,
+            "timeout": execution.timeout,
+        }
+        live.stage = Stage.RUNNING
+        live.limit_s = self._clock.monotonic() + execution.timeout
+        self._gateway.call(instance, live.call_id, call)
+        self._publish("execution", execution)
+        self._tick_soon()
+
+    def on_unsent(self, call_id: str) -> None:
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if live is not None and live.stage is Stage.RUNNING and live.execution.attempt == attempt:
+            self._give_back(live, 0.0)
+
+    def _give_back(self, live: Live, delay_s: float) -> None:
+        """Queue an execution again whose attempt never began."""
+        self._free(live)
+        begun = live.execution.attempt
+        self._unbegin(live)
+        due_us = self._clock.now_us() + round(delay_s * 1e6)
+        live.execution = replace(live.execution, due_us=due_us)
+        live.stage = Stage.ENDING
+        self._store_until_done(
+            lambda: self._store.requeue_execution(live.execution, None, begun),
+            lambda _: self._enqueue(live),
+        )
+
+    # From a handler to the record
+
+    def on_result(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if (
+            live is None
+            or live.stage not in (Stage.RUNNING, Stage.ADOPTING)
+            or live.execution.attempt != attempt
+            or live.execution.instance != instance.key
+        ):
+            self._on_late(instance, call_id)
+            return
+        if message.get("refused") is True:
+            self._give_back(live, REFUSED_DELAY_S)
+            self._gateway.acknowledge(instance, call_id)
+            return
+        ended = self._end(live, outcome_of(message, live.cancelling))
+        ended.add_done_callback(lambda _: self._gateway.acknowledge(instance, call_id))
+
+    def _on_late(self, instance: Instance, call_id: str) -> None:
+        """A result nobody waits for: kept on its attempt as late, never changing the state."""
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if live is not None and live.stage is Stage.ENDING and live.execution.attempt == attempt:
+            return  # a repeated result; acknowledged when the first one is stored
+        kept = self._store.record_late(execution_id, attempt, self._clock.now_us())
+
+        def acknowledge(kept: asyncio.Future[bool]) -> None:
+            if kept.exception() is None:
+                self._gateway.acknowledge(instance, call_id)
+
+        kept.add_done_callback(acknowledge)
+
+    def _end(self, live: Live, outcome: Outcome) -> asyncio.Future[bool]:
+        """Record how an attempt ended and go on from there; the future ends after the commit."""
+        before, now_us = live.execution, self._clock.now_us()
+        began = before.attempt > 0 and before.status is Status.RUNNING
+        attempt = None
+        if began and outcome.status is not Status.SUCCESS:
+            attempt = Attempt(
+                before.attempt,
+                before.instance,
+                before.started_us or now_us,
+                now_us,
+                outcome.status,
+                outcome.error,
+                outcome.traceback,
+            )
+        log = live.log.text() if live.log else None
+        after = after_attempt(before, outcome, now_us, self._chance())
+        live.execution, live.stage, live.instance, live.log = after, Stage.ENDING, None, None
+        if after.is_final:
+            return self._store_until_done(
+                lambda: self._store.end_execution(after, attempt, log), lambda _: self._done(live)
+            )
+        return self._store_until_done(
+            lambda: self._store.requeue_execution(after, attempt, before.attempt, log),
+            lambda _: self._again(live),
+        )
+
+    def _store_until_done(
+        self, write: Callable[[], asyncio.Future[bool]], then: Callable[[bool], None]
+    ) -> asyncio.Future[bool]:
+        """Repeat a write until the store takes it: what a handler has done is not forgotten.
+
+        The returned future ends after `then`, or never, if the server closes before.
+        """
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[bool] = loop.create_future()
+
+        def attempt() -> None:
+            try:
+                write().add_done_callback(on_done)
+            except Overloaded:
+                loop.call_later(STORE_RETRY_S, attempt)
+
+        def on_done(done: asyncio.Future[bool]) -> None:
+            if done.exception() is not None:
+                if not self._closed:
+                    loop.call_later(STORE_RETRY_S, attempt)
+                return
+            then(done.result())
+            if not settled.done():
+                settled.set_result(done.result())
+
+        attempt()
+        return settled
+
+    def _done(self, live: Live) -> None:
+        """The final state is stored: tell everybody, let the next of the schedule go."""
+        execution = live.execution
+        self._forget(live)
+        for waiter in live.waiters:
+            if not waiter.done():
+                waiter.set_result(execution)
+        self._publish("execution", execution)
+
+    def _again(self, live: Live) -> None:
+        """Another attempt is stored: wait for its time, unless it was cancelled meanwhile."""
+        self._publish("execution", live.execution)
+        if live.cancelling is not None:
+            live.stage = Stage.DELAYED
+            self._cancel(live, live.cancelling)
+        else:
+            self._enqueue(live)
+
+    def _free(self, live: Live) -> None:
+        if live.instance is not None:
+            live.instance.calls.discard(live.call_id)
+            live.instance = None
+
+    def _forget(self, live: Live) -> None:
+        execution = live.execution
+        self._live.pop(execution.execution_id, None)
+        of_schedule = self._of_schedule.get(execution.schedule_id or "")
+        if of_schedule is None or execution.schedule_id is None:
+            return
+        of_schedule.pop(execution.execution_id, None)
+        if not of_schedule:
+            del self._of_schedule[execution.schedule_id]
+            return
+        following = next(iter(of_schedule.values()))
+        if following.stage is Stage.BLOCKED:
+            self._line_up(following)
+
+    # What handlers tell
+
+    def on_reconciled(self, instance: Instance, said: Registration, moved: bool) -> list[str]:
+        forget = []
+        for call_id in said.running:
+            live = self._claimed_by(instance, call_id)
+            instance.calls.add(call_id)  # busy with it in any case
+            if live is None:
+                forget.append(call_id)
+                continue
+            if live.stage is Stage.ADOPTING:
+                live.limit_s = self._clock.monotonic() + live.execution.timeout
+            live.stage, live.instance = Stage.RUNNING, instance
+            if live.cancelling is not None:
+                self._gateway.cancel(instance, call_id, live.cancelling)
+        finished = {message.get("id") for message in said.finished}
+        for message in said.finished:
+            call_id = str(message.get("id"))
+            instance.calls.discard(call_id)
+            self.on_result(instance, call_id, message)
+        if moved:
+            self._give_up(instance, keep={*said.running, *finished})
+        return forget
+
+    def _claimed_by(self, instance: Instance, call_id: str) -> Live | None:
+        """The live execution of a call that an instance says it runs, if it should."""
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if (
+            live is not None
+            and live.stage in (Stage.RUNNING, Stage.ADOPTING)
+            and live.execution.attempt == attempt
+            and live.execution.instance == instance.key
+        ):
+            return live
+        return None
+
+    def on_gone(self, instance: Instance) -> None:
+        self._give_up(instance, keep=set())
+
+    def _give_up(self, instance: Instance, keep: set[Any]) -> None:
+        """Count as lost what an instance was running, but for the calls to keep."""
+        for live in list(self._live.values()):
+            if (
+                live.stage in (Stage.RUNNING, Stage.ADOPTING)
+                and live.execution.instance == instance.key
+                and live.call_id not in keep
+            ):
+                instance.calls.discard(live.call_id)
+                self._end_lost(live)
+
+    def _end_lost(self, live: Live) -> None:
+        if live.cancelling is not None:
+            self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
+            return
+        handler_id = live.execution.handler_id
+        sentence = f"handler '{handler_id}' was lost while it ran this"
+        self._end(live, Outcome(Status.LOST, error=sentence))
+
+    def on_handler(self, handler_id: str) -> None:
+        self._publish("handler", handler_id)
+
+    def on_log(self, call_id: str, lines: list[list[Any]], dropped: int) -> None:
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if live is None or live.execution.attempt != attempt or live.stage is not Stage.RUNNING:
+            return
+        if live.log is None:
+            live.log = LogBuffer()
+        live.log.add(lines, dropped)
+        self._publish("log", {"execution_id": execution_id, "attempt": attempt, "lines": lines})
+
+    def on_progress(self, call_id: str, percent: float | None, message: str | None) -> None:
+        execution_id, attempt = parse_call_id(call_id)
+        live = self._live.get(execution_id)
+        if live is None or live.execution.attempt != attempt:
+            return
+        live.progress = (percent, message)
+        fields = {"attempt": attempt, "percent": percent, "message": message}
+        self._publish("progress", {"execution_id": execution_id, **fields})
+
+    # Time
+
+    def adopt(self) -> None:
+        """At start: go on with what an earlier server left unfinished."""
+        adopt_until_s = self._clock.monotonic() + ADOPT_S
+        for execution in self._store.live_executions():
+            live = Live(execution, Stage.ADOPTING, limit_s=adopt_until_s)
+            self._live[execution.execution_id] = live
+            if execution.schedule_id is not None:
+                of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
+                of_schedule[execution.execution_id] = live
+        for live in list(self._live.values()):
+            if live.execution.status is Status.QUEUED:
+                self._enqueue(live)
+        self._tick_soon()
+
+    def close(self) -> None:
+        """Make no more calls. What runs goes on at its handlers, for the next server to adopt."""
+        self._closed = True
+        for timer in (self._alarm, self._ticker):
+            if timer is not None:
+                timer.cancel()
+
+    def _tick_soon(self) -> None:
+        if self._ticker is None and self._live and not self._closed:
+            self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        """Look for attempts out of time and queued executions past their start deadline."""
+        self._ticker = None
+        now_s, now_us = self._clock.monotonic(), self._clock.now_us()
+        for live in list(self._live.values()):
+            if live.stage in (Stage.RUNNING, Stage.ADOPTING):
+                if now_s >= live.limit_s:
+                    self._on_limit(live)
+            elif live.stage in WAITING and self._is_missed(live.execution, now_us):
+                self._miss(live, now_us)
+        self._tick_soon()
+
+    def _on_limit(self, live: Live) -> None:
+        if live.stage is Stage.ADOPTING or live.cancelling is not None:
+            self._end_lost(live)
+            return
+        if live.instance is not None:
+            self._gateway.cancel(live.instance, live.call_id, "timeout")
+        sentence = f"not done after {live.execution.timeout:g} s"
+        self._end(live, Outcome(Status.TIMEOUT, error=sentence))
+
+    @staticmethod
+    def _is_missed(execution: Execution, now_us: int) -> bool:
+        """Past its start deadline. A retry has none: its execution has started before."""
+        deadline_us = execution.deadline_us
+        return execution.attempt == 0 and deadline_us is not None and now_us > deadline_us
+
+    def _miss(self, live: Live, now_us: int) -> None:
+        blocked = live.stage is Stage.BLOCKED
+        instances = self._gateway.registry.of(live.execution.handler_id)
+        offline = not any(instance.is_callable for instance in instances)
+        reason = (
+            Reason.OVERLAP if blocked else Reason.HANDLER_OFFLINE if offline else Reason.TOO_LATE
+        )
+        live.execution = replace(
+            live.execution, status=Status.MISSED, reason=reason, completed_us=now_us
+        )
+        live.stage = Stage.ENDING
+        self._store_until_done(
+            lambda: self._store.end_execution(live.execution), lambda _: self._done(live)
+        )
+
+
+OCCUPYING: Final = frozenset({Stage.CLAIMING, Stage.RUNNING, Stage.ADOPTING, Stage.ENDING})
+WAITING: Final = frozenset({Stage.DELAYED, Stage.BLOCKED, Stage.READY})
+ONE_AT_A_TIME: Final = frozenset({Overlap.SKIP, Overlap.QUEUE, Overlap.REPLACE})
+
+
+# --- Events -----------------------------------------------------------------------------------
+
+MAX_EVENTS_KEPT: Final = 1_000
+MAX_EVENT_BYTES_KEPT: Final = 2 << 20
+MAX_SUBSCRIBERS: Final = 64
+FLUSH_S: Final = 0.05  # events of so long go out together; the last word on a thing is enough
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. `about` names the thing; a later event on it makes this one old."""
+
+    number: int
+    kind: str
+    about: str | None
+    value: Any
+    weight: int  # bytes, roughly
+
+
+class Events:
+    """Fan-out to the browsers that watch.
+
+    The last events are kept once, for all; a subscriber is no more than the number of the last
+    event it was sent. One that stays away for longer than what is kept is told of the gap.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, boot: str, encode: Callable[[str, Any], bytes | None]
+    ) -> None:
+        """`boot` tells this server's event ids from an earlier one's; `encode` renders a value."""
+        self._loop = loop
+        self._boot = boot
+        self._encode = encode
+        self._kept: deque[Event] = deque()
+        self._weight = 0
+        self._number = 0
+        self._subscribers: dict[object, tuple[Callable[[bytes], bool], int]] = {}
+        self._flusher: asyncio.TimerHandle | None = None
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._subscribers)
+
+    def publish(self, kind: str, value: Any) -> None:
+        """Note an event; it is rendered when it is sent, and only if somebody watches."""
+        self._number += 1
+        about = value if isinstance(value, str) else getattr(value, "execution_id", None)
+        weight = 500 if kind != "log" else sum(len(line[2]) + 40 for line in value["lines"])
+        self._kept.append(Event(self._number, kind, about, value, weight))
+        self._weight += weight
+        while len(self._kept) > MAX_EVENTS_KEPT or self._weight > MAX_EVENT_BYTES_KEPT:
+            self._weight -= self._kept.popleft().weight
+        if self._subscribers and self._flusher is None:
+            self._flusher = self._loop.call_later(FLUSH_S, self._flush)
+
+    def subscribe(
+        self, write: Callable[[bytes], bool], last_event_id: str | None
+    ) -> Callable[[], None]:
+        """Send events to `write` from now on, or from the one after `last_event_id`.
+
+        Returns what ends it. Raises Overloaded when too many watch.
+        """
+        if len(self._subscribers) >= MAX_SUBSCRIBERS:
+            raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
+        key = object()
+        number, has_gap = self._resume(last_event_id)
+        self._subscribers[key] = (write, number)
+        if has_gap:
+            write(self._frame(self._number, "gap", b'{"lost":true}'))
+        else:
+            write(b"retry: 1000\n\n")
+            self._flush()
+        return lambda: self._unsubscribe(key)
+
+    def _unsubscribe(self, key: object) -> None:
+        self._subscribers.pop(key, None)
+
+    def _resume(self, last_event_id: str | None) -> tuple[int, bool]:
+        """After which event to go on, and whether some before it are lost."""
+        if not last_event_id:
+            return self._number, False
+        boot, _, digits = last_event_id.rpartition("-")
+        if boot != self._boot or not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+            return self._number, True
+        oldest = self._kept[0].number if self._kept else self._number + 1
+        number = int(digits)
+        return (number, False) if oldest - 1 <= number <= self._number else (self._number, True)
+
+    def _flush(self) -> None:
+        """Send every subscriber what it has not had, but each thing only as it last was."""
+        self._flusher = None
+        if not self._subscribers:
+            return
+        oldest_sent = min(number for _, number in self._subscribers.values())
+        frames: list[tuple[int, bytes]] = []
+        later: set[tuple[str, str]] = set()
+        for event in reversed(self._kept):
+            if event.number <= oldest_sent:
+                break
+            if event.about is not None:
+                if (event.kind, event.about) in later:
+                    continue
+                later.add((event.kind, event.about))
+            body = self._encode(event.kind, event.value)
+            if body is not None:
+                frames.append((event.number, self._frame(event.number, event.kind, body)))
+        frames.reverse()
+        for key, (write, sent) in list(self._subscribers.items()):
+            chunk = b"".join(frame for number, frame in frames if number > sent)
+            if chunk and not write(chunk):
+                self._unsubscribe(key)
+            else:
+                self._subscribers[key] = (write, self._number)
+
+    def _frame(self, number: int, kind: str, body: bytes) -> bytes:
+        return b"id: %b-%d\nevent: %b\ndata: %b\n\n" % (
+            self._boot.encode(), number, kind.encode(), body,
+        )  # fmt: skip
+
+
+# --- HTTP -------------------------------------------------------------------------------------
+#
+# Pure first: bytes to requests (HttpParser), answers to bytes (render_response), the dashboard's
+# files by name (StaticFiles). Then the shell: one HttpConnection for each client, one
+# HttpServer that accepts, sweeps for overdue connections and closes. What RFC 9112 leaves to the
+# server is refused: a message two parsers could read in two ways is never read at all.
+
+MAX_URI_BYTES: Final = 8 << 10
+MAX_REQUEST_LINE_BYTES: Final = MAX_URI_BYTES + 32  # the method and the version beside the URI
+MAX_HEAD_BYTES: Final = 32 << 10  # the request line and all header lines
+MAX_HEADERS: Final = 100
+MAX_QUERY_FIELDS: Final = 32
+MAX_PIPELINED_BYTES: Final = 64 << 10  # taken from a client while its last request is pending
+MAX_REQUESTS_PER_TURN: Final = 16  # of one connection, before the others have theirs
+MAX_TURNED_AWAY: Final = 50  # connections over the bound that are being told so
+MAX_STREAM_BUFFER_BYTES: Final = 256 << 10  # unread by an event stream's client
+MAX_STATIC_FILES: Final = 200
+MAX_STATIC_BYTES: Final = 4 << 20
+MIN_GZIP_BYTES: Final = 512
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log_http: Final = logging.getLogger("schedulezero.http")
+
+
+class HttpError(ScheduleZeroError):
+    """A request that is refused: the status to answer with, a code and a sentence."""
+
+    def __init__(self, status: int, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.code = code
+
+
+# Requests
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, read whole. `path` is percent-decoded, header names are lower-case."""
+
+    method: str
+    path: str
+    raw_path: str  # as sent, with the query
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    keep_alive: bool
+    peer: str  # address of the client, without its port
+    body: bytes = b""
+
+
+_REQUEST_LINE: Final = re.compile(r"([A-Z]{1,16}) (/[!-\"$-~]*) HTTP/1\.([01])")
+_OTHER_VERSION: Final = re.compile(r"[!-~]+ [!-~]+ HTTP/(?!1\.[01])[0-9]\.[0-9]")
+_OTHER_TARGET: Final = re.compile(r"[A-Z]{1,16} [!-~]+ HTTP/1\.[01]")
+_HEADER_LINES: Final = re.compile(
+    r"^([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\n-\x1f\x7f]*+)\r\n", re.MULTILINE
+)
+_FORBIDDEN: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%2[Ff]|%5[Cc]|%7[Ff]")
+_HOST: Final = re.compile(r"[A-Za-z0-9._~:\[\]-]*")
+_LENGTH: Final = re.compile(r"[0-9]{1,16}")
+_SINGLE_HEADERS: Final = frozenset(
+    {"authorization", "content-length", "content-type", "expect", "host", "origin"}
+    | {"last-event-id", "transfer-encoding"}
+)
+
+
+class HttpParser:
+    """Turn the bytes of one connection into requests, however they are cut into pieces.
+
+    After next_request has raised HttpError the place in the bytes is lost: close the connection.
+    """
+
+    __slots__ = ("_buffer", "_length", "_pending", "_scanned", "peer")
+
+    def __init__(self, peer: str = "") -> None:
+        self.peer = peer
+        self._buffer = bytearray()
+        self._scanned = 0  # so far there is no end of a head
+        self._pending: Request | None = None  # its head is read, its body is not
+        self._length = 0  # of that body
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def next_request(self) -> Request | None:
+        """The next whole request, or None if more bytes are needed. Raises HttpError."""
+        if self._pending is None:
+            self._read_head()
+        request = self._pending
+        if request is None or len(self._buffer) < self._length:
+            return None
+        if self._length:
+            request.body = bytes(self._buffer[: self._length])
+            del self._buffer[: self._length]
+        self._pending = None
+        return request
+
+    @property
+    def buffered_bytes(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a request has begun and is not yet whole."""
+        return self._pending is not None or bool(self._buffer)
+
+    @property
+    def is_in_body(self) -> bool:
+        return self._pending is not None
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends the body."""
+        pending = self._pending
+        return pending is not None and not self._buffer and "expect" in pending.headers
+
+    def _read_head(self) -> None:
+        buffer = self._buffer
+        end = buffer.find(b"\r\n\r\n", self._scanned)
+        if not 0 <= end <= MAX_REQUEST_LINE_BYTES:
+            _check_head_so_far(buffer, end + 4 if end >= 0 else len(buffer), self._scanned)
+        if end < 0:
+            self._scanned = max(0, len(buffer) - 3)
+            return
+        try:
+            self._pending, self._length = _parse_head(buffer[: end + 2].decode("latin-1"))
+        except HttpError:
+            # What was wrong first in the bytes is what is answered, in pieces or whole.
+            _check_head_so_far(buffer, end + 4, 0)
+            raise
+        self._pending.peer = self.peer
+        self._scanned = 0
+        del buffer[: end + 4]
+
+
+def _check_head_so_far(buffer: bytearray, end: int, start: int) -> None:
+    """Refuse a head, complete or not, for its bytes: control characters, then its length."""
+    line_end = buffer.find(b"\r\n", 0, min(end, MAX_REQUEST_LINE_BYTES))
+    limit = MAX_REQUEST_LINE_BYTES if line_end < 0 else MAX_HEAD_BYTES
+    if found := _FORBIDDEN.search(buffer, start, min(end, limit)):
+        what = {b"\n": "a bare LF", b"\r": "a bare CR"}.get(found[0], "a control character")
+        raise HttpError(400, "bad_request", f"the request's head holds {what}")
+    if end > limit:
+        raise _uri_too_long() if line_end < 0 else _head_too_large()
+
+
+def _parse_head(head: str) -> tuple[Request, int]:
+    """Request without body, and the length of the body, of the lines before the empty line."""
+    line, _, block = head.partition("\r\n")
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise _refused_line(line)
+    method, target, minor = match.groups()
+    if method not in METHODS:
+        raise HttpError(501, "not_implemented", f"the method {method} is not implemented")
+    if len(target) > MAX_URI_BYTES:
+        raise _uri_too_long()
+    headers = _parse_headers(block)
+    _check_host(headers, minor)
+    if minor == "0":
+        headers.pop("expect", None)  # RFC 9110 section 10.1.1
+    length = _parse_length(headers, minor)
+    path, _, query = target.partition("?")
+    return Request(
+        method=method,
+        path=_decode_path(path) if "%" in path else path,
+        raw_path=target,
+        query=_parse_query(query) if query else {},
+        headers=headers,
+        keep_alive=minor == "1" and _keeps_alive(headers),
+        peer="",
+    ), length
+
+
+def _parse_headers(block: str) -> dict[str, str]:
+    pairs = _HEADER_LINES.findall(block)
+    if len(pairs) != block.count("\n"):
+        raise _refused_header(block)
+    if len(pairs) > MAX_HEADERS:
+        raise _head_too_large()
+    headers: dict[str, str] = {}
+    for name, value in pairs:
+        name, value = name.lower(), value.strip(" \t")
+        if name in headers:
+            if name in _SINGLE_HEADERS:
+                raise HttpError(400, "bad_request", f"the header {name} is given twice")
+            value = headers[name] + ("; " if name == "cookie" else ", ") + value
+        headers[name] = value
+    return headers
+
+
+def _check_host(headers: Mapping[str, str], minor: str) -> None:
+    host = headers.get("host")
+    if host is None and minor == "1":
+        raise HttpError(400, "bad_request", "the header host is missing")
+    if host is not None and not _HOST.fullmatch(host):
+        raise HttpError(400, "bad_request", "the header host is not a host name")
+
+
+def _parse_length(headers: Mapping[str, str], minor: str) -> int:
+    """Length of the body. Only Content-Length is taken: one way to frame a body cannot be
+    confused with another, and no client of a JSON API needs to send chunks."""
+    if coding := headers.get("transfer-encoding"):
+        if "content-length" in headers:
+            raise HttpError(400, "bad_request", "content-length beside transfer-encoding")
+        if coding.lower() == "chunked" and minor == "1":
+            raise HttpError(411, "length_required", "send the body with a content-length")
+        raise HttpError(501, "not_implemented", "this transfer-encoding is not implemented")
+    if "transfer-encoding" in headers:
+        raise HttpError(400, "bad_request", "the header transfer-encoding is empty")
+    text = headers.get("content-length")
+    if text is None:
+        return 0
+    if not _LENGTH.fullmatch(text):
+        raise HttpError(400, "bad_request", "the header content-length is not a number")
+    if int(text) > MAX_JSON_BYTES:
+        raise HttpError(413, "too_large", f"the body is larger than {MAX_JSON_BYTES} bytes")
+    if headers.get("expect", "100-continue").lower() != "100-continue":
+        raise HttpError(417, "expectation_failed", "only 100-continue can be expected")
+    return int(text)
+
+
+def _keeps_alive(headers: Mapping[str, str]) -> bool:
+    connection = headers.get("connection")
+    return connection is None or "close" not in connection.lower()
+
+
+def _decode_path(path: str) -> str:
+    """Decode escapes; refuse broken ones, control characters and hidden slashes."""
+    try:
+        if not _BAD_ESCAPE.search(path):
+            return unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        pass
+    raise HttpError(400, "bad_request", "the path holds an escape that is not allowed")
+
+
+def _parse_query(query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+        )
+    except ValueError:
+        raise HttpError(400, "bad_request", "the query of the URL cannot be decoded") from None
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise HttpError(400, "bad_request", "a field of the URL's query is given twice")
+    return fields
+
+
+def _refused_line(line: str) -> HttpError:
+    if len(line) > MAX_URI_BYTES and line.count(" ") == 2:
+        return _uri_too_long()
+    if _OTHER_TARGET.fullmatch(line):
+        return HttpError(400, "bad_request", "the request target is not a path")
+    if _OTHER_VERSION.fullmatch(line):
+        return HttpError(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    return HttpError(400, "bad_request", "the request line is not HTTP")
+
+
+def _refused_header(block: str) -> HttpError:
+    line = next(line for line in block.split("\r\n") if not _HEADER_LINES.fullmatch(line + "\r\n"))
+    if line[:1] in (" ", "\t"):
+        return HttpError(400, "bad_request", "a header is folded over several lines")
+    name = line.partition(":")[0]
+    if name != name.rstrip():
+        return HttpError(400, "bad_request", "a header has a space before its colon")
+    return HttpError(400, "bad_request", "a line of the head is not a header")
+
+
+def _uri_too_long() -> HttpError:
+    return HttpError(414, "uri_too_long", f"the URL is longer than {MAX_URI_BYTES} bytes")
+
+
+def _head_too_large() -> HttpError:
+    what = f"{MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"
+    return HttpError(431, "head_too_large", f"the request's head is larger than {what}")
+
+
+# Responses
+
+JSON_TYPE: Final = "application/json"
+SECURITY_HEADERS: Final = (
+    b"X-Content-Type-Options: nosniff\r\n"
+    b"Referrer-Policy: no-referrer\r\n"
+    b"Content-Security-Policy: default-src 'self'; base-uri 'none'; form-action 'self';"
+    b" frame-ancestors 'none'; object-src 'none'\r\n"
+    b"Cross-Origin-Resource-Policy: same-origin\r\n"
+)
+STATUS_LINES: Final[Mapping[int, bytes]] = MappingProxyType(
+    {status: f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+)
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer, whole. The values of `headers` come from this program, never from a client."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON_TYPE
+    headers: tuple[tuple[str, str], ...] = ()
+    cache_control: str = "no-store"
+
+
+@dataclass(slots=True)
+class StreamResponse:
+    """An answer without an end, such as an event stream.
+
+    `start(write)` is called after the head is sent and returns `stop`, which is called once when
+    the connection has ended, for whatever reason. `write(chunk)` sends, never waits, and returns
+    False once the client is gone; one that reads too slowly is dropped. `start` may write.
+    """
+
+    start: Callable[[Callable[[bytes], bool]], Callable[[], None]]
+    content_type: str = "text/event-stream"
+    keep_alive: bytes = b":\n\n"  # sent when nothing else was for a while
+
+
+HttpAnswer = Response | StreamResponse
+HttpHandler = Callable[[Request], HttpAnswer | Awaitable[HttpAnswer]]
+
+
+def json_response(status: int, value: Any, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    return Response(status, encode_json(value), headers=headers)
+
+
+def error_response(
+    status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = (), **more: Any
+) -> Response:
+    """The one shape of every refusal and failure."""
+    return json_response(
+        status, {"status": "error", "error": sentence, "code": code, **more}, headers
+    )
+
+
+def render_response(
+    response: Response, date: bytes, *, keep_alive: bool = True, is_head: bool = False
+) -> bytes:
+    """The bytes of a response; a 304 and the answer to HEAD carry no body."""
+    status, body = response.status, response.body
+    head = (
+        b"%bContent-Type: %b\r\nContent-Length: %d\r\nCache-Control: %b\r\nDate: %b\r\n%b%b%b\r\n"
+    ) % (
+        STATUS_LINES[status],
+        response.content_type.encode(),
+        len(body),
+        response.cache_control.encode(),
+        date,
+        SECURITY_HEADERS,
+        b"" if keep_alive else b"Connection: close\r\n",
+        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
+    )
+    return head if is_head or status == 304 else head + body
+
+
+def render_stream_head(response: StreamResponse, date: bytes) -> bytes:
+    return (
+        b"%bContent-Type: %b\r\nCache-Control: no-store\r\nDate: %b\r\n"
+        b"%bX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+        % (STATUS_LINES[200], response.content_type.encode(), date, SECURITY_HEADERS)
+    )
+
+
+def render_http_date(us: int) -> bytes:
+    """`Mon, 23 Nov 2026 15:53:00 GMT`, as RFC 9110 section 5.6.7 wants it."""
+    return at_of(us).strftime("%a, %d %b %Y %H:%M:%S GMT").encode()
+
+
+# The dashboard's files
+
+STATIC_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        ".html": "text/html; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
+        ".svg": "image/svg+xml",
+        ".json": "application/json",
+        ".webmanifest": "application/manifest+json",
+        ".txt": "text/plain; charset=utf-8",
+        ".png": "image/png",
+        ".ico": "image/x-icon",
+        ".woff2": "font/woff2",
+    }
+)
+NO_DASHBOARD: Final = """<!doctype html><html lang="en"><meta charset="utf-8">
+<title>ScheduleZero</title><h1>ScheduleZero is running</h1>
+<p>The dashboard's files are missing: put the directory <code>static</code> next to
+<code>schedulezero.py</code> and restart the server. The API answers meanwhile:
+<a href="/api/health">health</a>, <a href="/api/openapi.json">description</a>.</p></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StaticFile:
+    """One file in memory. `gzipped` is empty where compressing gains nothing."""
+
+    body: bytes
+    gzipped: bytes
+    etag: str
+    content_type: str
+
+
+class StaticFiles:
+    """The regular files below a directory, read once. A request is a look-up among their names,
+    so nothing else can be reached by any path.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._files = load_static_files(directory)
+
+    def handle(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return error_response(
+                405, "method_not_allowed", "this can only be read", (("Allow", "GET, HEAD"),)
+            )
+        file = self._files.get("/index.html" if request.path == "/" else request.path)
+        if file is None:
+            return error_response(404, "not_found", "there is no such page")
+        gzip = bool(file.gzipped) and _accepts_gzip(request.headers.get("accept-encoding", ""))
+        etag = f'"{file.etag}-gzip"' if gzip else f'"{file.etag}"'
+        headers: tuple[tuple[str, str], ...] = (("ETag", etag), ("Vary", "Accept-Encoding"))
+        if _matches(request.headers.get("if-none-match", ""), etag):
+            return Response(304, b"", file.content_type, headers, "no-cache")
+        if gzip:
+            headers = (*headers, ("Content-Encoding", "gzip"))
+        body = file.gzipped if gzip else file.body
+        return Response(200, body, file.content_type, headers, "no-cache")
+
+
+def load_static_files(directory: str) -> dict[str, StaticFile]:
+    """Files by URL path; a page that explains itself if there is no index.html."""
+    files: dict[str, StaticFile] = {}
+    left = MAX_STATIC_BYTES
+    for path, name in _walk_static(directory):
+        with open(path, "rb") as file:
+            body = file.read(left + 1)
+        left -= len(body)
+        if left < 0 or len(files) == MAX_STATIC_FILES:
+            log_http.warning("%s: more than fits; left out from %s on", directory, name)
+            break
+        files[name] = _pack_file(body, STATIC_TYPES[os.path.splitext(name)[1]])
+    files.setdefault("/index.html", _pack_file(NO_DASHBOARD.encode(), STATIC_TYPES[".html"]))
+    return files
+
+
+def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
+    """Path and URL path of each file to serve, sorted; no hidden file, no link, no odd type."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            known = os.path.splitext(name)[1] in STATIC_TYPES and not name.startswith(".")
+            if known and stat.S_ISREG(os.lstat(path).st_mode):
+                yield path, "/" + os.path.relpath(path, directory).replace(os.sep, "/")
+
+
+def _pack_file(body: bytes, content_type: str) -> StaticFile:
+    gzipped = b""
+    if len(body) >= MIN_GZIP_BYTES:
+        packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+        gzipped = packer.compress(body) + packer.flush()
+    worth_it = len(gzipped) < len(body) * 9 // 10
+    etag = hashlib.blake2b(body, digest_size=12).hexdigest()
+    return StaticFile(body, gzipped if worth_it else b"", etag, content_type)
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    """Whether the header names gzip, and not with a quality of zero."""
+    for item in accept_encoding.lower().split(","):
+        coding, _, parameter = item.partition(";")
+        if coding.strip() == "gzip":
+            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", parameter)
+    return False
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    tags = (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
+    return any(tag in (etag, "*") for tag in tags)
+
+
+# Connections
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """How long a connection may take for what, and how many there may be."""
+
+    head_timeout_s: float = 10.0  # from connecting, or from a request's first byte
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0  # between requests; longer than a proxy's usual 60
+    write_timeout_s: float = 30.0  # for the client to take what has been answered
+    linger_timeout_s: float = 2.0
+    stream_quiet_s: float = 15.0  # then a comment keeps the event stream alive
+    max_connections: int = 500  # below the usual 1,024 file descriptors
+    max_per_address: int = 100  # for other machines; this one may use all
+    sweep_s: float = 1.0
+
+
+class Phase(enum.Enum):
+    """What a connection is doing."""
+
+    IDLE = enum.auto()  # between requests
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    HANDLING = enum.auto()  # one request; those behind it wait unread
+    WRITING = enum.auto()  # the client must read before more is answered
+    STREAMING = enum.auto()
+    LINGERING = enum.auto()  # refused; what the client still sends is thrown away
+    CLOSING = enum.auto()  # the rest of the last answer is on its way
+    CLOSED = enum.auto()
+
+
+_RECEIVING: Final = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
+
+
+def _too_many_connections() -> HttpError:
+    sentence = "the server has as many connections as it takes; try again later"
+    return HttpError(503, "too_many_connections", sentence)
+
+
+def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
+    """Seconds a connection may stay in each phase; what it may stay in for ever is not there."""
+    return {
+        Phase.IDLE: limits.idle_timeout_s,
+        Phase.HEAD: limits.head_timeout_s,
+        Phase.BODY: limits.body_timeout_s,
+        Phase.WRITING: limits.write_timeout_s,
+        Phase.STREAMING: limits.stream_quiet_s,
+        Phase.LINGERING: limits.linger_timeout_s,
+        Phase.CLOSING: limits.write_timeout_s,
+    }
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client. Answers its requests in order, one at a time; the sweep of the server enforces
+    the phase's time limit, so that a request costs no timer.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_has_eof",
+        "_parser",
+        "_phase",
+        "_server",
+        "_stop",
+        "_stream",
+        "_transport",
+        "peer",
+    )
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._parser = HttpParser()
+        self._phase = Phase.CLOSED
+        self._deadline = math.inf
+        self._has_eof = False
+        self._stream: StreamResponse | None = None
+        self._stop: Callable[[], None] | None = None
+        self._transport: asyncio.Transport
+        self.peer = ""
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
+        if self._server.admit(self):
+            self._enter(Phase.HEAD)
+        else:
+            self._turn_away()
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase in _RECEIVING:
+            self._parser.feed(data)
+            self._serve()
+        elif phase is Phase.HANDLING or phase is Phase.WRITING:
+            self._parser.feed(data)
+            if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
+                self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Half a close: what was asked for is still answered, then the connection ends."""
+        self._has_eof = True
+        self._serve()
+        if self._phase is Phase.HANDLING:
+            # A client that left altogether looks the same: it is not kept for long.
+            self._deadline = self._server.deadline(Phase.WRITING)
+        return self._phase not in (Phase.STREAMING, Phase.LINGERING, Phase.CLOSED)
+
+    def pause_writing(self) -> None:
+        if self._phase is Phase.IDLE:
+            self._enter(Phase.WRITING)
+
+    def resume_writing(self) -> None:
+        if self._phase is Phase.WRITING:
+            self._enter(Phase.IDLE)
+            self._server.call_soon(self._resume)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = Phase.CLOSED
+        self._server.forget(self)
+        if self._stop is not None:
+            stop, self._stop = self._stop, None
+            stop()
+
+    # Called by the server
+
+    def check_deadline(self, now: float) -> None:
+        """Do what the end of the phase's time asks for, if it has come."""
+        if now < self._deadline:
+            return
+        if self._phase is Phase.STREAMING and self._stream is not None:
+            self._write_stream(self._stream.keep_alive)
+        elif self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._parser.has_begun):
+            self._refuse(HttpError(408, "timeout", "the request did not arrive in time"))
+        elif self._phase in _RECEIVING and not self._transport.get_write_buffer_size():
+            self._close()
+        else:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """Close as soon as nothing is being answered."""
+        if self._phase in _RECEIVING or self._phase is Phase.STREAMING:
+            self._close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # The life of a request
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._deadline = self._server.deadline(phase)
+
+    def _serve(self) -> None:
+        """Answer the requests that are here whole, until one has to wait for its answer."""
+        for _ in range(MAX_REQUESTS_PER_TURN):
+            if self._phase not in _RECEIVING:
+                return
+            request = self._next_request()
+            if request is None:
+                return
+            answer = self._server.answer(request)
+            if isinstance(answer, (Response, StreamResponse)):
+                self._send(request, answer)
+            else:
+                self._enter(Phase.HANDLING)
+                self._server.spawn(self._send_later(request, answer))
+        self._server.call_soon(self._serve)
+
+    def _next_request(self) -> Request | None:
+        try:
+            request = self._parser.next_request()
+        except HttpError as error:
+            self._refuse(error)
+            return None
+        if request is None:
+            self._await_more()
+        return request
+
+    def _await_more(self) -> None:
+        """Note what is being waited for; the time for it starts with its first byte."""
+        parser = self._parser
+        phase = Phase.HEAD if parser.has_begun else Phase.IDLE
+        if parser.is_in_body:
+            phase = Phase.BODY
+        if self._has_eof:
+            self._close()
+        elif phase is not self._phase and (phase is not Phase.IDLE):
+            self._enter(phase)
+            if parser.expects_continue:
+                self._transport.write(CONTINUE)
+
+    def _send(self, request: Request, answer: HttpAnswer) -> None:
+        if isinstance(answer, StreamResponse):
+            self._start_stream(request, answer)
+            return
+        keep_alive = request.keep_alive and not self._server.is_closing
+        is_head = request.method == "HEAD"
+        data = render_response(
+            answer, self._server.http_date(), keep_alive=keep_alive, is_head=is_head
+        )
+        self._enter(Phase.IDLE)  # before writing: the transport may ask for a pause at once
+        self._transport.write(data)
+        if not keep_alive:
+            self._close()
+
+    async def _send_later(self, request: Request, pending: Awaitable[HttpAnswer]) -> None:
+        """Send what comes of `pending`. It runs to its end even if the client leaves."""
+        answer = await self._server.settle(request, pending)
+        if self._phase is Phase.HANDLING:
+            self._send(request, answer)
+            self._resume()
+
+    def _resume(self) -> None:
+        """Go on with what the client has sent meanwhile."""
+        if self._phase in _RECEIVING:
+            self._transport.resume_reading()
+            self._serve()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer with the refusal; then read on for a moment without looking, because closing
+        with unread bytes makes the kernel reset the connection, and the answer gets lost."""
+        retry = (("Retry-After", "5"),) if error.status == 503 else ()
+        response = error_response(error.status, error.code, str(error), retry)
+        self._enter(Phase.LINGERING)
+        self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
+        if self._has_eof or not self._transport.can_write_eof():
+            self._close()
+        else:
+            self._transport.write_eof()
+
+    def _turn_away(self) -> None:
+        """The server has its fill of connections; of those it may answer a few, for a moment."""
+        if self._server.may_answer_refused(self):
+            self._refuse(_too_many_connections())
+        else:
+            self._transport.abort()
+
+    def _close(self) -> None:
+        self._enter(Phase.CLOSING)
+        self._transport.close()
+
+    # Event streams
+
+    def _start_stream(self, request: Request, stream: StreamResponse) -> None:
+        self._enter(Phase.STREAMING)
+        self._transport.write(render_stream_head(stream, self._server.http_date()))
+        if request.method == "HEAD" or self._server.is_closing:
+            self._close()
+            return
+        self._transport.resume_reading()  # to see the client leave
+        self._stream = stream
+        self._stop = stream.start(self._write_stream)
+
+    def _write_stream(self, chunk: bytes) -> bool:
+        if self._phase is not Phase.STREAMING:
+            return False
+        if self._transport.get_write_buffer_size() + len(chunk) > MAX_STREAM_BUFFER_BYTES:
+            self._transport.abort()
+            self._phase = Phase.CLOSED
+            return False
+        self._enter(Phase.STREAMING)
+        self._transport.write(chunk)
+        return True
+
+
+# The server
+
+
+class HttpServer:
+    """Accepts connections and gives their requests to `handle`, which answers at once or later.
+
+    Whatever `handle` raises is logged and answered with 500: it should raise nothing.
+    """
+
+    def __init__(
+        self, handle: HttpHandler, *, clock: Clock, limits: HttpLimits | None = None
+    ) -> None:
+        self._handle = handle
+        self._clock = clock
+        self._limits = limits or HttpLimits()
+        self._allowed_s = phase_limits(self._limits)
+        self._connections: set[HttpConnection] = set()
+        self._turned_away: set[HttpConnection] = set()
+        self._per_address: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refused = 0  # connections over a bound since the last sweep
+        self._date = (0, b"")
+        self._loop: asyncio.AbstractEventLoop
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._is_empty = asyncio.Event()
+        self.is_closing = False
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen. Raises OSError if the address cannot be had."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = await self._loop.create_server(
+            lambda: HttpConnection(self), host, port, backlog=128
+        )
+        self._sweep()
+
+    @property
+    def port(self) -> int:
+        """The port listened on; of use when 0 was asked for."""
+        assert self._listener is not None, "the server does not listen"
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    async def close(self, grace_s: float) -> None:
+        """Stop accepting, let answers in progress end within `grace_s`, close all. Idempotent."""
+        self.is_closing = True
+        if self._listener is None or self._sweeper is None:
+            return
+        self._listener.close()
+        for connection in tuple(self._connections):
+            connection.drain()
+        self._note_if_empty()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), grace_s)
+        if self._connections:
+            log_http.warning("closing %d connections in progress", len(self._connections))
+        self._sweeper.cancel()
+        for connection in (*self._connections, *self._turned_away):
+            connection.abort()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    # For the connections
+
+    def admit(self, connection: HttpConnection) -> bool:
+        """Count a new connection, or say no if a bound is reached."""
+        limits, peer = self._limits, connection.peer
+        here = self._per_address.get(peer, 0)
+        is_local = peer in ("127.0.0.1", "::1", "")
+        allowed = limits.max_connections if is_local else limits.max_per_address
+        if here >= allowed or len(self._connections) >= limits.max_connections:
+            return False
+        self._per_address[peer] = here + 1
+        self._connections.add(connection)
+        return True
+
+    def may_answer_refused(self, connection: HttpConnection) -> bool:
+        """Whether one that was not admitted gets an answer; few at a time do."""
+        self._refused += 1
+        if len(self._turned_away) >= MAX_TURNED_AWAY:
+            return False
+        self._turned_away.add(connection)
+        return True
+
+    def forget(self, connection: HttpConnection) -> None:
+        self._turned_away.discard(connection)
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._per_address[connection.peer] -= 1
+        if not self._per_address[connection.peer]:
+            del self._per_address[connection.peer]
+        self._note_if_empty()
+
+    def deadline(self, phase: Phase) -> float:
+        """Loop time until which a phase that begins now may last."""
+        return self._loop.time() + self._allowed_s.get(phase, math.inf)
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
+        try:
+            return self._handle(request)
+        except Exception:
+            return self._failed(request)
+
+    async def settle(self, request: Request, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
+        try:
+            return await pending
+        except Exception:
+            return self._failed(request)
+
+    def http_date(self) -> bytes:
+        """The date header's value, rendered once a second."""
+        now_us = self._clock.now_us()
+        if now_us // 1_000_000 != self._date[0]:
+            self._date = (now_us // 1_000_000, render_http_date(now_us))
+        return self._date[1]
+
+    def _failed(self, request: Request) -> Response:
+        """Called in an `except`: what happens to the request is over, the connection goes on."""
+        log_http.exception("%s %s failed", request.method, request.path)
+        return error_response(500, "internal_error", "the server failed; its log says why")
+
+    def _note_if_empty(self) -> None:
+        if self.is_closing and not self._connections:
+            self._is_empty.set()
+
+    def _sweep(self) -> None:
+        """Every now and then: enforce the time limits and say how many were turned away."""
+        self._sweeper = self._loop.call_later(self._limits.sweep_s, self._sweep)
+        now = self._loop.time()
+        for connection in (*self._connections, *self._turned_away):
+            connection.check_deadline(now)
+        if self._refused:
+            log_http.warning("turned away %d connections over the bound", self._refused)
+            self._refused = 0
+
+
+class LoopErrorLog:
+    """An exception handler for the event loop that says the same thing at most once a minute.
+
+    When descriptors run out the loop reports each failed accept, a hundred times a second.
+    """
+
+    QUIET_S: Final = 60.0
+    MAX_MESSAGES: Final = 100
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._said: dict[str, tuple[float, int]] = {}  # when last, and how often since
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        message = f"{context.get('message', 'error in the event loop')}: {error!r}"[:500]
+        now = self._clock.monotonic()
+        said_at, unsaid = self._said.get(message, (-math.inf, 0))
+        if now - said_at < self.QUIET_S:
+            self._said[message] = (said_at, unsaid + 1)
+            return
+        if len(self._said) >= self.MAX_MESSAGES:
+            self._said.clear()
+        self._said[message] = (now, 0)
+        again = f" (and {unsaid} times before this)" if unsaid else ""
+        log_http.error("%s%s", message, again, exc_info=error)
+
+
+# --- API --------------------------------------------------------------------------------------
+#
+# One table, ROUTES, says what can be asked and by whom: it routes, it validates, and it describes
+# itself as OpenAPI. Above it the kinds of values a client may send, how things are shown to it,
+# and one function for each route; below it the shell that picks the function.
+
+MAX_PAGE: Final = 1_000  # records in one answer
+MAX_PAGE_BYTES: Final = 4 << 20  # bounds how long rendering one answer holds up the loop
+MAX_PREVIEWS: Final = 100
+MAX_TITLE_CHARS: Final = 200
+MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
+MAX_RUN_S: Final = 30 * 86_400
+MAX_GRACE_S: Final = 10 * 366 * 86_400
+MAX_EDIT_TRIES: Final = 5
+STATS_SPAN_S: Final = 86_400
+RETRY_AFTER: Final = (("Retry-After", "2"),)
+
+
+class App(Protocol):
+    """What the API needs of the server."""
+
+    config: Config
+    clock: Clock
+    store: Store
+    dispatcher: Dispatcher
+    gateway: Gateway
+    events: Events
+    started_monotonic: float
+
+    def health(self) -> tuple[dict[str, str], str]: ...
+
+
+class Role(enum.StrEnum):
+    """Who may call a route; each includes the one before."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+# Kinds of values
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value may be: `check(path, value)` returns it ready for use or raises InvalidField;
+    `schema` tells clients the same."""
+
+    check: Callable[[str, Any], Any]
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One member of a body, or one field of a query."""
+
+    name: str
+    kind: Kind
+    about: str = ""
+    required: bool = False
+    alias: str | None = None
+
+
+class Fields:
+    """The members an object may have. `read` checks them and keeps what was given."""
+
+    def __init__(self, *fields: Field) -> None:
+        self.fields = fields
+        self._by_name = {field.name: field for field in fields}
+        self._by_name |= {field.alias: field for field in fields if field.alias}
+        self._required = tuple(field.name for field in fields if field.required)
+
+    def read(self, given: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+        """The checked members by name. Raises InvalidField."""
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            field = self._by_name.get(key)
+            if field is None:
+                name, hint = path + key[:MAX_NAME_CHARS], suggest(key[:80], self._by_name)
+                raise InvalidField(name, f"there is no field {name!r}{hint}")
+            if field.name in values:
+                raise InvalidField(path + key, f"{field.alias} is another name of {field.name}")
+            values[field.name] = field.kind.check(path + key, value)
+        for name in self._required:
+            if name not in values:
+                raise InvalidField(path + name, f"the field {path + name} is missing")
+        return values
+
+    def optional(self) -> Fields:
+        """The same members, none of them required."""
+        return Fields(*(replace(field, required=False) for field in self.fields))
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._required)
+
+    @property
+    def schema(self) -> Schema:
+        members = {
+            field.name: {
+                **field.kind.schema,
+                **({"description": field.about} if field.about else {}),
+            }
+            for field in self.fields
+        }
+        required = {"required": list(self._required)} if self._required else {}
+        return {
+            "type": "object", "properties": members, **required, "additionalProperties": False
+        }  # fmt: skip
+
+
+def wrong(path: str, allowed: str, value: Any) -> InvalidField:
+    shown = encode_json(value).decode()
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return InvalidField(path, f"{path} must be {allowed}, not {shown}")
+
+
+def matching(pattern: str, most: int, allowed: str) -> Kind:
+    """A text of 1 to `most` characters that matches as a whole."""
+    fits = re.compile(pattern).fullmatch
+
+    def check(path: str, value: Any) -> str:
+        if not isinstance(value, str) or len(value) > most or not fits(value):
+            raise wrong(path, allowed, value)
+        return value
+
+    schema = {"type": "string", "minLength": 1, "maxLength": most, "pattern": f"^{pattern}$"}
+    return Kind(check, schema)
+
+
+def printable(most: int) -> Kind:
+    def check(path: str, value: Any) -> str:
+        is_text = isinstance(value, str) and 0 < len(value) <= most
+        if not is_text or not value.isprintable() or value.isspace():
+            raise wrong(path, f"a printable text of 1 to {most} characters", value)
+        return str(value)
+
+    return Kind(check, {"type": "string", "minLength": 1, "maxLength": most})
+
+
+def numeric(low: float, high: float) -> Kind:
+    def check(path: str, value: Any) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            raise wrong(path, f"a number from {low} to {high}", value)
+        return float(value)
+
+    return Kind(check, {"type": "number", "minimum": low, "maximum": high})
+
+
+def whole(low: int, high: int) -> Kind:
+    def check(path: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise wrong(path, f"a whole number from {low} to {high}", value)
+        return value
+
+    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def one_of(choices: type[enum.StrEnum]) -> Kind:
+    members = {str(member): member for member in choices}
+
+    def check(path: str, value: Any) -> enum.StrEnum:
+        if not isinstance(value, str) or value not in members:
+            raise wrong(path, f"one of {', '.join(members)}", value)
+        return members[value]
+
+    return Kind(check, {"type": "string", "enum": list(members)})
+
+
+def or_null(kind: Kind) -> Kind:
+    def check(path: str, value: Any) -> Any:
+        return None if value is None else kind.check(path, value)
+
+    return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
+
+
+def members_of(fields: Fields) -> Kind:
+    """An object with these members."""
+
+    def check(path: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise wrong(path, "an object", value)
+        return fields.read(value, path + ".")
+
+    return Kind(check, fields.schema)
+
+
+def _check_flag(path: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(path, "true or false", value)
+    return value
+
+
+def _check_object(path: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise wrong(path, "an object", value)
+    return value
+
+
+def _check_params(path: str, value: Any) -> Mapping[str, Any]:
+    params = _check_object(path, value)
+    if len(encode_json(params)) > MAX_PARAMS_BYTES:
+        raise InvalidField(path, f"{path} is larger than {MAX_PARAMS_BYTES} bytes")
+    return params
+
+
+# In a query everything is text.
+
+
+def whole_text(low: int, high: int) -> Kind:
+    def check(path: str, value: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise wrong(path, f"a whole number from {low} to {high}", value)
+        return int(value)
+
+    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def _check_flag_text(path: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise wrong(path, "true or false", value)
+    return value == "true"
+
+
+def _check_statuses(path: str, value: str) -> tuple[str, ...]:
+    """One status, or several with commas between them."""
+    parts = value.split(",")
+    for part in parts:
+        if part not in frozenset(Status):
+            raise wrong(path, f"one or more of {', '.join(Status)}", value)
+    return tuple(parts)
+
+
+def _check_time_text(path: str, value: str) -> int:
+    """ISO 8601 (UTC unless it says otherwise) or Unix seconds; as a database time."""
+    try:
+        if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", value):
+            return round(float(value) * 1e6)
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        raise wrong(path, "a time as 2027-03-28T02:30:00Z or Unix seconds", value) from None
+    return us_of(at if at.tzinfo else at.replace(tzinfo=UTC))
+
+
+def _check_execution_id(path: str, value: str) -> str:
+    if decode_id(value) is None:
+        raise wrong(path, "the next_cursor of an earlier answer", value)
+    return value
+
+
+FLAG: Final = Kind(_check_flag, {"type": "boolean"})
+OBJECT: Final = Kind(_check_object, {"type": "object"})
+PARAMS: Final = Kind(_check_params, {"type": "object"})
+FLAG_TEXT: Final = Kind(_check_flag_text, {"type": "boolean"})
+TIME_TEXT: Final = Kind(_check_time_text, {"type": "string"})
+STATUSES: Final = Kind(_check_statuses, {"type": "string"})
+CURSOR: Final = Kind(_check_execution_id, {"type": "string"})
+NAME: Final = matching(
+    r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
+    MAX_NAME_CHARS,
+    f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
+)
+RETRY_FIELDS: Final = Fields(
+    Field("max_attempts", whole(1, 1_000), "1: never repeated"),
+    Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
+    Field("factor", numeric(1, 100), "by which the delay grows"),
+    Field("max_delay", numeric(0, MAX_RUN_S), "seconds"),
+    Field("jitter", numeric(0, 1), "share of the delay left to chance"),
+)
+CALL_FIELDS: Final = (
+    Field("handler_id", NAME, required=True),
+    Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
+    Field("job_params", PARAMS, "the arguments of the method"),
+    Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
+    Field("retry", or_null(members_of(RETRY_FIELDS)), "null: as configured"),
+)
+RUN_FIELDS: Final = Fields(
+    *CALL_FIELDS, Field("wait", FLAG, "false: answer at once with the execution's id")
+)
+EDIT_FIELDS: Final = (
+    *CALL_FIELDS,
+    Field("trigger_config", OBJECT, "type: date, interval or cron, and its fields", required=True),
+    Field("name", or_null(printable(MAX_TITLE_CHARS))),
+    Field("coalesce", one_of(Coalesce), "what becomes of several fires due at once"),
+    Field("overlap", one_of(Overlap), "what a fire does while the last one still runs"),
+    Field("misfire_grace_time", or_null(numeric(0, MAX_GRACE_S)), "seconds"),
+    Field("max_jitter", numeric(0, 86_400), "seconds"),
+    Field("paused", FLAG),
+)
+SCHEDULE_FIELDS: Final = Fields(*EDIT_FIELDS, Field("schedule_id", NAME))
+CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
+DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
+PREVIEW_FIELDS: Final = Fields(
+    Field("trigger_config", OBJECT, required=True),
+    Field("count", whole(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
+)
+
+
+class SortBy(enum.StrEnum):
+    SCHEDULE_ID = "schedule_id"
+    NEXT_FIRE_TIME = "next_fire_time"
+    LAST_FIRE_TIME = "last_fire_time"
+    NAME = "name"
+    HANDLER_ID = "handler_id"
+    CREATED_AT = "created_at"
+
+
+SCHEDULES_QUERY: Final = Fields(
+    Field("handler_id", NAME),
+    Field("method_name", NAME),
+    Field("paused", FLAG_TEXT),
+    Field("search", printable(MAX_TITLE_CHARS), "part of id, name, handler or method"),
+    Field("sort", one_of(SortBy)),
+    Field("limit", whole_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
+    Field("offset", whole_text(0, 999_999_999)),
+)
+EXECUTIONS_QUERY: Final = Fields(
+    Field("handler_id", NAME),
+    Field("schedule_id", NAME),
+    Field("status", STATUSES, "one status, or several with commas between them"),
+    Field("since", TIME_TEXT, "ISO 8601 or Unix seconds"),
+    Field("limit", whole_text(1, MAX_PAGE), "50 if not given"),
+    Field("cursor", CURSOR, "next_cursor of the answer before"),
+)
+NO_FIELDS: Final = Fields()
+STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
+ERRORS_QUERY: Final = Fields(Field("limit", whole_text(1, MAX_PAGE), "50 if not given"))
+
+
+# How things are shown
+
+
+def render_trigger_of(schedule: Schedule) -> dict[str, Any]:
+    try:
+        trigger = load_trigger(schedule.trigger_state)
+    except TriggerError as error:
+        return {"trigger": "unusable", "description": f"cannot be used: {error}"}
+    return {"trigger": render_trigger(trigger), "description": describe_trigger(trigger)}
+
+
+def render_schedule(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "id": schedule.schedule_id,
+        "schedule_id": schedule.schedule_id,
+        "name": schedule.name,
+        **render_trigger_of(schedule),
+        "next_fire_time": iso_of(schedule.next_fire_us),
+        "last_fire_time": iso_of(schedule.last_fire_us),
+        "args": [schedule.handler_id, schedule.method_name, schedule.job_params],
+        "handler_id": schedule.handler_id,
+        "method_name": schedule.method_name,
+        "job_params": schedule.job_params,
+        "trigger_config": schedule.trigger_config,
+        "paused": schedule.paused,
+        "timeout": schedule.timeout,
+        "retry": asdict(schedule.retry) if schedule.retry else None,
+        "coalesce": schedule.coalesce,
+        "overlap": schedule.overlap,
+        "misfire_grace_time": schedule.misfire_grace_time,
+        "max_jitter": schedule.max_jitter,
+        "origin": schedule.origin,
+        "quarantined": schedule.quarantined,
+        "created_at": iso_of(schedule.created_us),
+        "updated_at": iso_of(schedule.updated_us),
+        "generation": schedule.generation,
+    }
+
+
+def render_execution(execution: Execution) -> dict[str, Any]:
+    e = execution
+    duration_ms = None
+    if e.started_us is not None and e.completed_us is not None:
+        duration_ms = (e.completed_us - e.started_us) / 1_000
+    return {
+        "execution_id": e.execution_id,
+        "job_id": e.execution_id,
+        "schedule_id": e.schedule_id,
+        "handler_id": e.handler_id,
+        "method_name": e.method_name,
+        "job_params": e.job_params,
+        "status": e.status,
+        "scheduled_at": iso_of(e.scheduled_us),
+        "created_at": iso_of(e.created_us),
+        "due_at": iso_of(e.due_us),
+        "deadline": iso_of(e.deadline_us),
+        "started_at": iso_of(e.started_us),
+        "completed_at": iso_of(e.completed_us),
+        "duration_ms": duration_ms,
+        "attempt_number": e.attempt,
+        "max_attempts": e.retry.max_attempts,
+        "timeout": e.timeout,
+        "instance": e.instance,
+        "result": e.result,
+        "error": e.error,
+        "reason": e.reason,
+        "coalesced": e.coalesced,
+        "coalesced_from": iso_of(e.coalesced_from_us),
+    }
+
+
+def render_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "attempt_number": attempt.attempt,
+        "instance": attempt.instance,
+        "started_at": iso_of(attempt.started_us),
+        "ended_at": iso_of(attempt.ended_us),
+        "outcome": attempt.outcome,
+        "error": attempt.error,
+        "traceback": attempt.traceback,
+    }
+
+
+def render_handler(info: HandlerInfo, now_us: int) -> dict[str, Any]:
+    return {
+        "id": info.handler_id,
+        "handler_id": info.handler_id,
+        "address": info.address,
+        "status": info.status,
+        "methods": [method.name for method in info.methods],
+        "method_details": [asdict(method) for method in info.methods],
+        "instances": [render_instance(instance, now_us) for instance in info.instances],
+        "running": info.running,
+        "queued": info.queued,
+        "capacity": sum(
+            instance.concurrency for instance in info.instances if instance.status == "Connected"
+        ),
+        "last_seen": iso_of(info.last_seen_us) if info.last_seen_us else None,
+    }
+
+
+def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
+    return {
+        "instance": instance.instance,
+        "address": instance.address,
+        "status": instance.status,
+        "concurrency": instance.concurrency,
+        "running": instance.running,
+        "registered_at": iso_of(instance.registered_us),
+        "last_seen": iso_of(instance.last_seen_us),
+        "heartbeat_age_seconds": round(max(0, now_us - instance.last_seen_us) / 1e6, 1),
+        "clock_skew_seconds": instance.clock_skew_s,
+        "pid": instance.pid,
+        "hostname": instance.hostname,
+    }
+
+
+OUTCOMES: Final[Mapping[Status, tuple[int, str]]] = MappingProxyType(
+    {
+        Status.ERROR: (502, "job_failed"),
+        Status.TIMEOUT: (504, "job_timeout"),
+        Status.CANCELLED: (502, "job_cancelled"),
+        Status.MISSED: (504, "job_missed"),
+        Status.SKIPPED: (409, "job_skipped"),
+        Status.LOST: (502, "job_lost"),
+    }
+)
+
+
+def answer_outcome(execution: Execution) -> Response:
+    """What waiting for an execution ends with."""
+    execution_id = execution.execution_id
+    if execution.status is Status.SUCCESS:
+        return json_response(
+            200, {"status": "success", "result": execution.result, "execution_id": execution_id}
+        )
+    status, code = OUTCOMES[execution.status]
+    sentence = execution.error or f"the execution ended as {execution.status}"
+    return error_response(
+        status, code, sentence, execution_id=execution_id, outcome=execution.status
+    )
+
+
+def answer_page(
+    name: str, records: Iterable[dict[str, Any]], about: Callable[[int], Mapping[str, Any]]
+) -> Response:
+    """An answer whose list `name` holds the records that fit, at least one; `about(count)` gives
+    the other members when it is known how many those are."""
+    parts: list[bytes] = []
+    left = MAX_PAGE_BYTES
+    for record in records:
+        part = encode_json(record)
+        left -= len(part)
+        if left < 0 and parts:
+            break
+        parts.append(part)
+    about_page = encode_json({"count": len(parts), **about(len(parts))})
+    return Response(200, b'{"%b":[%b],%b' % (name.encode(), b",".join(parts), about_page[1:]))
+
+
+# Schedules as they are asked for
+
+
+def changed_schedule(
+    schedule: Schedule, given: Mapping[str, Any], config: Config, now_us: int
+) -> Schedule:
+    """The schedule with the given fields. A new trigger, or the end of a pause, plans from now.
+
+    Raises TriggerError.
+    """
+    values = {**given, "updated_us": now_us}
+    if values.get("retry") is not None:
+        values["retry"] = replace(schedule.retry or config.retry, **values["retry"])
+    if "trigger_config" in values:
+        values |= _planned(values["trigger_config"], config, now_us)
+    elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
+        values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
+    return replace(schedule, **values)
+
+
+def new_schedule(
+    schedule_id: str, given: Mapping[str, Any], config: Config, now_us: int
+) -> Schedule:
+    """A schedule of checked fields. Raises TriggerError."""
+    call = (given["handler_id"], given["method_name"], given.get("job_params", {}))
+    blank = Schedule(schedule_id, *call, {}, {}, created_us=now_us)
+    return changed_schedule(blank, given, config, now_us)
+
+
+def parse_declared_schedule(
+    schedule_id: str, body: Mapping[str, Any], config: Config, now_us: int
+) -> Schedule:
+    """A schedule of the configuration file. Raises InvalidField."""
+    NAME.check("schedule_id", schedule_id)
+    return new_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
+
+
+def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> dict[str, Any]:
+    """The fields of a schedule that follow from its trigger."""
+    trigger = parse_trigger(trigger_config, timezone=config.timezone, now=at_of(now_us))
+    timezone = trigger_config.get("timezone") or config.timezone
+    return {
+        "trigger_config": {**trigger_config, "timezone": timezone},
+        "trigger_state": trigger.__getstate__(),
+        "next_fire_us": next_us(trigger, trigger.cursor_us),
+        "quarantined": None,
+    }
+
+
+def check_target(app: App, handler_id: str, method_name: str) -> None:
+    """Raise NotFound for a handler never heard of, InvalidField for a method it has not."""
+    handler = app.gateway.handler(handler_id)
+    if handler is None:
+        known = [info.handler_id for info in app.gateway.handlers()]
+        raise NotFound(f"there is no handler '{handler_id}'{suggest(handler_id, known)}")
+    methods = [method.name for method in handler.methods]
+    if methods and method_name not in methods:
+        hint = suggest(method_name, methods) or f"; it has {', '.join(methods)[:500]}"
+        sentence = f"the handler {handler_id} has no method '{method_name}'{hint}"
+        raise InvalidField("method_name", sentence)
+
+
+def find_schedule(app: App, call: Call) -> Schedule:
+    schedule_id = call.path["schedule_id"]
+    schedule = app.store.schedule(schedule_id)
+    if schedule is None:
+        raise NotFound(f"there is no schedule '{schedule_id}'")
+    return schedule
+
+
+def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
+    """The configured policy with what was given changed."""
+    return replace(app.config.retry, **given) if given else None
+
+
+# One function for each route
+
+
+@dataclass(slots=True)
+class Call:
+    """A request whose parts are checked: path arguments, query and body by field name."""
+
+    request: Request
+    path: Mapping[str, str]
+    query: Mapping[str, Any]
+    body: Mapping[str, Any]
+
+
+def show_health(app: App, call: Call) -> Response:
+    checks, status = app.health()
+    health = {
+        "status": status,
+        "checks": checks,
+        "version": VERSION,
+        "uptime_seconds": round(app.clock.monotonic() - app.started_monotonic, 1),
+        "time": iso_of(app.clock.now_us()),
+        "instance_name": app.config.instance_name,
+        "deployment": app.config.deployment,
+        "running": app.dispatcher.running,
+        "waiting": app.dispatcher.waiting,
+    }
+    if status == "failed":
+        return json_response(503, health, RETRY_AFTER)
+    return json_response(200, health)
+
+
+def show_config(app: App, call: Call) -> Response:
+    return json_response(200, mask_config(app.config))
+
+
+def list_handlers(app: App, call: Call) -> Response:
+    now_us = app.clock.now_us()
+    handlers = [render_handler(info, now_us) for info in app.gateway.handlers()]
+    return json_response(200, {"handlers": handlers, "count": len(handlers)})
+
+
+async def create_schedule(app: App, call: Call) -> Response:
+    given = dict(call.body)
+    schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
+    check_target(app, given["handler_id"], given["method_name"])
+    schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
+    await app.store.add_schedule_record(schedule)
+    answer = {
+        "status": "success",
+        "schedule_id": schedule_id,
+        "next_fire_time": iso_of(schedule.next_fire_us),
+    }
+    return json_response(201, answer, (("Location", f"/api/schedules/{schedule_id}"),))
+
+
+def list_schedules(app: App, call: Call) -> Response:
+    asked = {"sort": "schedule_id", "limit": MAX_PAGE, "offset": 0, **call.query}
+    page, total = app.store.schedules(**asked)
+
+    def about(count: int) -> dict[str, Any]:
+        end = asked["offset"] + count
+        return {"total": total, "next_offset": end if count and end < total else None}
+
+    return answer_page("schedules", map(render_schedule, page), about)
+
+
+def show_schedule(app: App, call: Call) -> Response:
+    return json_response(200, render_schedule(find_schedule(app, call)))
+
+
+async def change_schedule(app: App, call: Call) -> Response:
+    for _ in range(MAX_EDIT_TRIES):
+        known = find_schedule(app, call)
+        changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
+        if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
+            check_target(app, changed.handler_id, changed.method_name)
+        if await app.store.replace_schedule(changed, known.generation):
+            return _answer_changed(find_schedule(app, call))
+    raise Conflict("the schedule keeps changing while it is being edited; try again")
+
+
+def _answer_changed(schedule: Schedule) -> Response:
+    return json_response(
+        200,
+        {
+            "status": "success",
+            "schedule_id": schedule.schedule_id,
+            "schedule": render_schedule(schedule),
+        },
+    )
+
+
+async def delete_schedule(app: App, call: Call) -> Response:
+    schedule_id = find_schedule(app, call).schedule_id
+    if not await app.store.delete_schedule(schedule_id):
+        raise NotFound(f"there is no schedule '{schedule_id}'")
+    app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
+    return json_response(200, {"status": "success", "schedule_id": schedule_id})
+
+
+async def pause_schedule(app: App, call: Call) -> Response:
+    return await _set_paused(app, call, True)
+
+
+async def resume_schedule(app: App, call: Call) -> Response:
+    return await _set_paused(app, call, False)
+
+
+async def _set_paused(app: App, call: Call, paused: bool) -> Response:
+    schedule = await app.store.set_paused(find_schedule(app, call).schedule_id, paused)
+    return _answer_changed(schedule or find_schedule(app, call))
+
+
+async def run_schedule(app: App, call: Call) -> Response:
+    schedule = find_schedule(app, call)
+    check_target(app, schedule.handler_id, schedule.method_name)
+    execution_id = await app.dispatcher.submit(
+        schedule.handler_id,
+        schedule.method_name,
+        schedule.job_params,
+        timeout=schedule.timeout,
+        retry=schedule.retry,
+        schedule=schedule,
+    )
+    return await _answer_run(app, execution_id, wait=call.body.get("wait", False))
+
+
+async def run_now(app: App, call: Call) -> Response:
+    body = call.body
+    handler_id, method_name = body["handler_id"], body["method_name"]
+    check_target(app, handler_id, method_name)
+    execution_id = await app.dispatcher.submit(
+        handler_id,
+        method_name,
+        body.get("job_params", {}),
+        timeout=body.get("timeout"),
+        retry=retry_of(app, body.get("retry")),
+    )
+    return await _answer_run(app, execution_id, wait=body.get("wait", True))
+
+
+async def _answer_run(app: App, execution_id: str, *, wait: bool) -> Response:
+    if wait:
+        return answer_outcome(await app.dispatcher.wait(execution_id))
+    return json_response(202, {"status": "accepted", "execution_id": execution_id})
+
+
+def list_executions(app: App, call: Call) -> Response:
+    asked = {"limit": 50, **call.query}
+    asked["before"] = asked.pop("cursor", None)
+    limit = asked.pop("limit")
+    found = app.store.executions(limit=limit + 1, **asked)
+
+    def about(count: int) -> dict[str, Any]:
+        return {"next_cursor": found[count - 1].execution_id if count < len(found) else None}
+
+    return answer_page("records", map(render_execution, found[:limit]), about)
+
+
+def show_execution(app: App, call: Call) -> Response:
+    execution = find_execution(app, call)
+    execution_id = execution.execution_id
+    progress = app.dispatcher.progress(execution_id)
+    return json_response(
+        200,
+        {
+            **render_execution(execution),
+            "attempts": [render_attempt(item) for item in app.store.attempts(execution_id)],
+            "log": (app.store.log(execution_id) or "") + app.dispatcher.live_log(execution_id),
+            "progress": {"percent": progress[0], "message": progress[1]} if progress else None,
+        },
+    )
+
+
+def find_execution(app: App, call: Call) -> Execution:
+    execution_id = call.path["execution_id"]
+    execution = app.store.execution(execution_id)
+    if execution is None:
+        raise NotFound(f"there is no execution '{execution_id}'")
+    return execution
+
+
+async def cancel_execution(app: App, call: Call) -> Response:
+    execution_id = find_execution(app, call).execution_id
+    await app.dispatcher.cancel(execution_id, "by request")
+    execution = render_execution(find_execution(app, call))
+    answer = {"status": "success", "execution_id": execution_id, "execution": execution}
+    return json_response(200, answer)
+
+
+def show_stats(app: App, call: Call) -> Response:
+    since_us = call.query.get("since", app.clock.now_us() - STATS_SPAN_S * 1_000_000)
+    return json_response(200, {"since": iso_of(since_us), **app.store.stats(since_us)})
+
+
+def list_errors(app: App, call: Call) -> Response:
+    found = app.store.errors(call.query.get("limit", 50))
+    return answer_page("records", map(render_execution, found), lambda count: {})
+
+
+def preview_trigger(app: App, call: Call) -> Response:
+    now_us = app.clock.now_us()
+    now = at_of(now_us)
+    trigger = parse_trigger(call.body["trigger_config"], timezone=app.config.timezone, now=now)
+    previews = preview_fire_times(trigger, now, call.body.get("count", 10))
+    return json_response(
+        200,
+        {
+            "trigger": render_trigger(trigger),
+            "description": describe_trigger(trigger),
+            "timezone": trigger.zone.key,
+            "fire_times": [
+                {"at": iso_of(us_of(fire.fire_at)), "local": fire.local, "note": fire.note}
+                for fire in previews
+            ],
+        },
+    )
+
+
+def stream_events(app: App, call: Call) -> StreamResponse:
+    if app.events.subscribers >= MAX_SUBSCRIBERS:
+        raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
+    last_event_id = call.request.headers.get("last-event-id")
+    return StreamResponse(lambda write: app.events.subscribe(write, last_event_id))
+
+
+def show_description(app: App, call: Call) -> Response:
+    return json_response(200, describe_api(ROUTES))
+
+
+# What clients can expect to be shown, for the description
+
+TEXT: Final[Schema] = {"type": "string"}
+COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
+NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
+TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+TIME_OR_NULL: Final[Schema] = {"type": ["string", "null"], "format": "date-time"}
+ANYTHING: Final[Schema] = {}
+ANY_OBJECT: Final[Schema] = {"type": "object"}
+
+
+def shape(**members: Schema) -> Schema:
+    """An object that has at least these members."""
+    return {"type": "object", "properties": members, "required": list(members)}
+
+
+def list_of(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def component(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+COMPONENTS: Final[Mapping[str, Schema]] = {
+    "Error": shape(status={"const": "error"}, error=TEXT, code=TEXT),
+    "Handler": shape(
+        id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
+    ),
+    "Schedule": shape(
+        id=TEXT,
+        name=TEXT_OR_NULL,
+        trigger=TEXT,
+        description=TEXT,
+        next_fire_time=TIME_OR_NULL,
+        last_fire_time=TIME_OR_NULL,
+        args={"type": "array", "minItems": 3, "maxItems": 3},
+        handler_id=TEXT,
+        method_name=TEXT,
+        job_params=ANY_OBJECT,
+        trigger_config=ANY_OBJECT,
+        paused={"type": "boolean"},
+        quarantined=TEXT_OR_NULL,
+    ),
+    "Execution": shape(
+        execution_id=TEXT,
+        job_id=TEXT,
+        schedule_id=TEXT_OR_NULL,
+        handler_id=TEXT,
+        method_name=TEXT,
+        status={"type": "string", "enum": [str(status) for status in Status]},
+        scheduled_at=TIME,
+        started_at=TIME_OR_NULL,
+        completed_at=TIME_OR_NULL,
+        duration_ms=NUMBER_OR_NULL,
+        attempt_number=COUNT,
+        result=ANYTHING,
+        error=TEXT_OR_NULL,
+    ),
+}
+SCHEDULE_CHANGED: Final = shape(
+    status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
+)
+RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
+RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
+RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
+
+
+# The table
+
+RouteFunction = Callable[[App, Call], HttpAnswer | Awaitable[HttpAnswer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table. A path may hold arguments, as in `/api/schedules/{schedule_id}`."""
+
+    method: str
+    path: str
+    run: RouteFunction
+    role: Role
+    summary: str
+    answers: Mapping[int, Schema]
+    query: Fields = NO_FIELDS
+    body: Fields | None = None
+
+
+VIEWER, OPERATOR, ADMIN = Role.VIEWER, Role.OPERATOR, Role.ADMIN
+ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
+ONE_EXECUTION: Final = "/api/executions/{execution_id}"
+HEALTH: Final = shape(status=TEXT, checks=ANY_OBJECT, version=TEXT, uptime_seconds=NUMBER_OR_NULL)
+
+ROUTES: Final = (
+    Route("GET", "/api/health", show_health, VIEWER,
+          "Whether it can store and schedule", {200: HEALTH, 503: HEALTH}),
+    Route("GET", "/api/config", show_config, VIEWER,
+          "The effective configuration, secrets masked", {200: ANY_OBJECT}),
+    Route("GET", "/api/handlers", list_handlers, VIEWER,
+          "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
+    Route("POST", "/api/schedule", create_schedule, ADMIN,
+          "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
+          body=SCHEDULE_FIELDS),
+    Route("GET", "/api/schedules", list_schedules, VIEWER,
+          "Schedules, by page",
+          {200: shape(schedules=list_of(component("Schedule")), count=COUNT, total=COUNT)},
+          query=SCHEDULES_QUERY),
+    Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
+          "One schedule", {200: component("Schedule")}),
+    Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
+          "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS),
+    Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
+          "Delete a schedule; queued runs are cancelled, running ones finish",
+          {200: shape(status={"const": "success"}, schedule_id=TEXT)}),
+    Route("POST", ONE_SCHEDULE + "/pause", pause_schedule, OPERATOR,
+          "Pause a schedule", {200: SCHEDULE_CHANGED}),
+    Route("POST", ONE_SCHEDULE + "/resume", resume_schedule, OPERATOR,
+          "Resume a schedule; nothing is caught up", {200: SCHEDULE_CHANGED}),
+    Route("POST", ONE_SCHEDULE + "/run", run_schedule, OPERATOR,
+          "Run a schedule's call now, beside its fire times", {200: RUN_ENDED, 202: RUN_ACCEPTED},
+          body=Fields(Field("wait", FLAG, "true: answer when it has ended"))),
+    Route("POST", "/api/run_now", run_now, OPERATOR,
+          "Call a method now", {200: RUN_ENDED, 202: RUN_ACCEPTED}, body=RUN_FIELDS),
+    Route("GET", "/api/executions", list_executions, VIEWER,
+          "Executions, newest first", {200: RECORDS}, query=EXECUTIONS_QUERY),
+    Route("GET", "/api/executions/stats", show_stats, VIEWER,
+          "Totals, rates and durations", {200: shape(since=TIME, total=COUNT)},
+          query=STATS_QUERY),
+    Route("GET", "/api/executions/errors", list_errors, VIEWER,
+          "What failed lately", {200: RECORDS}, query=ERRORS_QUERY),
+    Route("GET", ONE_EXECUTION, show_execution, VIEWER,
+          "One execution with its attempts and its log", {200: component("Execution")}),
+    Route("POST", ONE_EXECUTION + "/cancel", cancel_execution, OPERATOR,
+          "Cancel an execution", {200: shape(status={"const": "success"}, execution_id=TEXT)}),
+    Route("POST", "/api/triggers/preview", preview_trigger, VIEWER,
+          "The next fire times of a trigger", {200: shape(fire_times=list_of(ANY_OBJECT))},
+          body=PREVIEW_FIELDS),
+    Route("GET", "/api/events", stream_events, VIEWER,
+          "Server-sent events; Last-Event-ID resumes", {200: TEXT}),
+    Route("GET", "/api/openapi.json", show_description, VIEWER,
+          "This description", {200: ANY_OBJECT}),
+)  # fmt: skip
+
+
+# The description
+
+
+def describe_api(routes: Iterable[Route]) -> dict[str, Any]:
+    """The routes as an OpenAPI 3.1 document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = describe_route(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ScheduleZero", "version": VERSION},
+        "paths": paths,
+        "components": {"schemas": COMPONENTS},
+    }
+
+
+def describe_route(route: Route) -> dict[str, Any]:
+    arguments = re.findall(r"{(\w+)}", route.path)
+    described: dict[str, Any] = {
+        "operationId": route.run.__name__,
+        "summary": route.summary,
+        "x-role": route.role,
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": TEXT} for name in arguments),
+            *map(_describe_query_field, route.query.fields),
+        ],
+        "responses": {
+            **{str(status): _describe_answer(route, status) for status in route.answers},
+            "default": {
+                "description": "Refused or failed: why, in a sentence",
+                "content": {JSON_TYPE: {"schema": component("Error")}},
+            },
+        },
+    }
+    if route.body is not None:
+        described["requestBody"] = {
+            "required": route.body.is_required,
+            "content": {JSON_TYPE: {"schema": route.body.schema}},
+        }
+    return described
+
+
+def _describe_query_field(field: Field) -> dict[str, Any]:
+    about = {"description": field.about} if field.about else {}
+    return {"name": field.name, "in": "query", "schema": field.kind.schema, **about}
+
+
+def _describe_answer(route: Route, status: int) -> dict[str, Any]:
+    content_type = "text/event-stream" if route.path == "/api/events" else JSON_TYPE
+    return {
+        "description": route.summary,
+        "content": {content_type: {"schema": route.answers[status]}},
+    }
+
+
+# The shell
+
+STATUS_OF: Final = (
+    (NotFound, 404),
+    (Conflict, 409),
+    (StoreUnavailable, 503),
+    (Overloaded, 503),
+    (InvalidField, 400),
+    (BadJson, 400),
+)  # fmt: skip
+
+
+class MethodNotAllowed(HttpError):
+    """The path is right, the method is not; `allowed` is for the Allow header."""
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(405, "method_not_allowed", f"only {allowed} can be done here")
+        self.allowed = allowed
+
+
+def answer_failure(error: ScheduleZeroError) -> Response:
+    """The one place where a failure becomes a status."""
+    if isinstance(error, HttpError):
+        status = error.status
+    else:
+        status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
+    more = {"field": error.field} if isinstance(error, InvalidField) else {}
+    headers = RETRY_AFTER if status == 503 else ()
+    if isinstance(error, MethodNotAllowed):
+        headers = (("Allow", error.allowed),)
+    return error_response(status, error.code, str(error), headers, **more)
+
+
+class Router:
+    """Finds the route of a request: by its path in a table, or by the pattern of its path."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._fixed: dict[str, dict[str, Route]] = {}
+        patterns: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            table = patterns if "{" in route.path else self._fixed
+            table.setdefault(route.path, {})[route.method] = route
+        self._patterns = [
+            (re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", path)), by_method)
+            for path, by_method in patterns.items()
+        ]
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """The route and its path arguments. Raises HttpError 404 or 405."""
+        by_method, arguments = self._match(path)
+        route = by_method.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = ", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])}))
+            raise MethodNotAllowed(allowed)
+        return route, arguments
+
+    def _match(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+        if (by_method := self._fixed.get(path)) is not None:
+            return by_method, {}
+        for pattern, by_method in self._patterns:
+            if match := pattern.fullmatch(path):
+                return by_method, match.groupdict()
+        raise HttpError(404, "not_found", f"there is nothing at {path[:200]}")
+
+
+class Api:
+    """Answers requests: those to `/api/` by the table, all others with the dashboard's files."""
+
+    def __init__(self, app: App, static_directory: str | None = None) -> None:
+        here = os.path.dirname(os.path.abspath(__file__))
+        self._app = app
+        self._router = Router(ROUTES)
+        self._static = StaticFiles(static_directory or os.path.join(here, "static"))
+
+    def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
+        """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
+        try:
+            if not request.path.startswith("/api/"):
+                return self._static.handle(request)
+            route, arguments = self._router.find(request.method, request.path)
+            query = route.query.read(request.query)
+            answer = route.run(
+                self._app, Call(request, arguments, query, read_body(route, request))
+            )
+        except ScheduleZeroError as error:
+            return answer_failure(error)
+        if isinstance(answer, (Response, StreamResponse)):
+            return answer
+        return self._settle(answer)
+
+    async def _settle(self, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
+        try:
+            return await pending
+        except ScheduleZeroError as error:
+            return answer_failure(error)
+
+
+def read_body(route: Route, request: Request) -> Mapping[str, Any]:
+    """The checked members of a request's body; empty where the route takes none."""
+    if route.method == "GET":
+        return {}
+    content_type = request.headers.get("content-type")
+    # Browsers send forms to any site without asking; they cannot send JSON so.
+    if (content_type is not None or request.body) and not _is_json_type(content_type or ""):
+        raise HttpError(415, "unsupported_media_type", "send JSON as content-type application/json")
+    if route.body is None:
+        return {}
+    if not request.body and not route.body.is_required:
+        return {}
+    value = decode_json(request.body)
+    if not isinstance(value, dict):
+        raise BadJson("the body must be a JSON object")
+    return route.body.read(value)
+
+
+def _is_json_type(content_type: str) -> bool:
+    if content_type == JSON_TYPE:
+        return True
+    name, _, parameter = content_type.lower().partition(";")
+    charset = parameter.strip().replace('"', "")
+    return name.strip() == JSON_TYPE and charset in ("", "charset=utf-8", "charset=utf8")
+
+
+# --- Server -----------------------------------------------------------------------------------
+
+PRUNE_EVERY_S: Final = 60.0
+SEEN_EVERY_S: Final = 600.0  # how often an idle server notes the time
+STALLED_S: Final = 15.0  # APScheduler's loop asks every two seconds; silent so long, it hangs
+RESTART_S: Final = (0.5, 30.0)  # backoff of a scheduling loop that fails
+SWITCH_S: Final = 0.0005  # a commit done is told to the loop within this, not Python's 5 ms
+CLOSE_S: Final = 5.0  # for HTTP answers in progress when the server stops
+
+log_server = logging.getLogger("schedulezero.server")
+
+
+class Server:
+    """All parts of the running server, opened in order and closed in reverse."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self.started_monotonic = clock.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closers: list[Callable[[], Any]] = []
+        self._restarts = 0
+
+    async def open(self) -> None:
+        """Open everything; what was opened is closed again if a later part fails."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(LoopErrorLog(self.clock))
+        try:
+            await self._open(loop)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        directory = self.config.data_dir
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self.store = Store(os.path.join(directory, "schedulezero.db"), self.config, self.clock)
+        self._closers.append(self.store.close)
+        self.store.open(loop)
+        now_us = self.clock.now_us()
+        self._guard = ClockGuard(now_us, self.clock.monotonic(), self.store.seen_us())
+        self.store.look = self._look_at_clock
+        self.gateway = Gateway(self.config, self.clock, self.store, loop)
+        self._closers.append(self.gateway.close)
+        self.events = Events(loop, f"{now_us:x}", self._encode_event)
+        self.dispatcher = Dispatcher(self.store, self.gateway, self.clock, self.events.publish)
+        self._closers.append(self.dispatcher.close)
+        self.store.changed = partial(self.events.publish, "schedule")
+        self.api = Api(self)
+        self.http = HttpServer(self.api.handle, clock=self.clock)
+        try:
+            await self.http.start(self.config.http_host, self.config.http_port)
+        except OSError as error:
+            address = f"{self.config.http_host}:{self.config.http_port}"
+            raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
+        await self.declare(self.config)
+        self.dispatcher.adopt()
+        self._tasks = [loop.create_task(self._schedule()), loop.create_task(self._keep_house())]
+
+    async def close(self) -> None:
+        """Stop accepting, finish what is being answered, commit what is queued."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "http"):
+            self.dispatcher.close()
+            await self.http.close(CLOSE_S)
+        if hasattr(self, "store") and self.store.state == "ok":
+            with suppress(ScheduleZeroError):
+                await self.store.save_seen(self.clock.now_us())
+        for close in reversed(self._closers):
+            close()
+
+    @property
+    def address(self) -> str:
+        """The URL of the dashboard."""
+        host = self.config.http_host
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self.http.port}"
+
+    def health(self) -> tuple[dict[str, str], str]:
+        """Each check with `ok` or a sentence, and `ok`, `degraded` or `failed` for all."""
+        quiet_s = self.clock.monotonic() - self.store.last_turn_s
+        stalled = quiet_s > STALLED_S
+        checks = {
+            "store": self.store.state,
+            "scheduler": f"the scheduling loop is silent for {quiet_s:.0f} s" if stalled else "ok",
+            "clock": self.store.holding or "ok",
+        }
+        if checks["store"] != "ok" or stalled:
+            return checks, "failed"
+        return checks, "degraded" if checks["clock"] != "ok" else "ok"
+
+    # Declared schedules
+
+    async def declare(self, config: Config) -> None:
+        """Make the schedules of the configuration file so: create, update, remove its own."""
+        declared = dict(config.schedules)
+        known, _ = self.store.schedules(origin="config")
+        for schedule in known:
+            if schedule.schedule_id not in declared:
+                await self.store.delete_schedule(schedule.schedule_id)
+                self.dispatcher.cancel_queued(schedule.schedule_id, "schedule removed")
+                log_server.info("schedule %s is declared no more: removed", schedule.schedule_id)
+        for schedule_id, body in declared.items():
+            await self._declare_one(schedule_id, body)
+
+    async def _declare_one(self, schedule_id: str, body: Any) -> None:
+        """Create or update one declared schedule; what is unchanged keeps its next fire time."""
+        wanted = self._parse_declared(schedule_id, body)
+        known = self.store.schedule(schedule_id)
+        if known is None:
+            await self.store.add_schedule_record(wanted)
+            return
+        if known.origin != "config":
+            log_server.error("schedule %s exists already: the declared one waits", schedule_id)
+            return
+        same_trigger = known.trigger_config == wanted.trigger_config
+        kept = replace(
+            wanted,
+            created_us=known.created_us,
+            updated_us=known.updated_us,
+            generation=known.generation,
+            key=known.key,
+            paused=known.paused if "paused" not in body else wanted.paused,
+            trigger_state=known.trigger_state if same_trigger else wanted.trigger_state,
+            next_fire_us=known.next_fire_us if same_trigger else wanted.next_fire_us,
+            last_fire_us=known.last_fire_us,
+        )
+        if kept != known:
+            changed = replace(kept, updated_us=self.clock.now_us())
+            await self.store.replace_schedule(changed, known.generation)
+
+    def _parse_declared(self, schedule_id: str, body: Any) -> Schedule:
+        try:
+            schedule = parse_declared_schedule(schedule_id, body, self.config, self.clock.now_us())
+        except TriggerError:
+            # A date that has passed since it was written is no mistake: it is exhausted.
+            schedule = parse_declared_schedule(schedule_id, body, self.config, 0)
+            next_fire_us = schedule.next_fire_us
+            if next_fire_us is not None and next_fire_us < self.clock.now_us():
+                schedule = replace(schedule, next_fire_us=None)
+        return replace(schedule, origin="config")
+
+    # Tasks
+
+    async def _schedule(self) -> None:
+        """Run APScheduler's loop, again and again if it fails."""
+        delay_s = RESTART_S[0]
+        while True:
+            began_s = self.clock.monotonic()
+            try:
+                scheduler = apscheduler.AsyncScheduler(
+                    self.store,
+                    identity="schedulezero",
+                    role=apscheduler.SchedulerRole.scheduler,
+                    cleanup_interval=None,
+                    logger=logging.getLogger("schedulezero.apscheduler"),
+                )
+                async with scheduler:
+                    await scheduler.run_until_stopped()
+            except Exception:
+                log_server.exception("the scheduling loop failed; it is started again")
+            if self.clock.monotonic() - began_s > 60:
+                delay_s = RESTART_S[0]
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, RESTART_S[1])
+
+    async def _keep_house(self) -> None:
+        """Prune history and note the time, now and then."""
+        seen_s = self.clock.monotonic()
+        while True:
+            await asyncio.sleep(PRUNE_EVERY_S)
+            try:
+                oldest_us = self.clock.now_us() - round(self.config.max_age_days * 86_400e6)
+                while await self.store.prune(self.config.max_executions, oldest_us) == PRUNE_ROWS:
+                    pass
+                if self.clock.monotonic() - seen_s >= SEEN_EVERY_S:
+                    await self.store.save_seen(self.clock.now_us())
+                    seen_s = self.clock.monotonic()
+            except ScheduleZeroError as error:
+                log_server.warning("history was not pruned: %s", error)
+
+    def _look_at_clock(self) -> None:
+        """Each turn of the scheduling loop: has the wall clock been set, may fires go on?"""
+        now_us = self.clock.now_us()
+        reading = self._guard.observe(now_us, self.clock.monotonic())
+        self.store.holding = reading.holding
+        if reading.step_us:
+            log_server.warning("the clock stepped by %+.1f s", reading.step_us / 1e6)
+            self.events.publish("clock", {"step_s": reading.step_us / 1e6})
+        if reading.step_us > 0:
+            self.store.reason = Reason.CLOCK_STEP
+        if reading.step_us < 0 or reading.released:
+            task = asyncio.get_running_loop().create_task(self._replan(now_us))
+            self._tasks.append(task)
+            task.add_done_callback(self._tasks.remove)
+
+    async def _replan(self, now_us: int) -> None:
+        try:
+            moved = await self.store.replan(now_us)
+        except ScheduleZeroError as error:
+            log_server.error("fire times were not moved after the clock went back: %s", error)
+        else:
+            log_server.warning("%d fire times moved after the clock went back", moved)
+
+    def _encode_event(self, kind: str, value: Any) -> bytes | None:
+        """The JSON of an event's value; None if there is nothing left to tell."""
+        if kind == "execution":
+            value = render_execution(value)
+        elif kind == "schedule":
+            schedule = self.store.schedule(value)
+            value = render_schedule(schedule) if schedule else {"id": value, "deleted": True}
+        elif kind == "handler":
+            info = self.gateway.handler(value)
+            if info is None:
+                return None
+            value = render_handler(info, self.clock.now_us())
+        return encode_json(value)
+
+
+def run_server(config: Config, *, lifeline_fd: int | None = None) -> int:
+    """Run the server until SIGTERM or SIGINT, or until the governor at the lifeline dies.
+
+    Returns the exit code. Raises ScheduleZeroError when it cannot open.
+    """
+    gc.collect()
+    gc.freeze()  # what is imported stays: no collection need look at it again
+    sys.setswitchinterval(SWITCH_S)
+    return asyncio.run(_serve(config, lifeline_fd))
+
+
+async def _serve(config: Config, lifeline_fd: int | None) -> int:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    if lifeline_fd is not None:
+        loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
+    server = Server(config, Clock())
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(_reload(server))
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await server.open()
+    log_server.info("ready at %s, handlers at %s", server.address, server.gateway.endpoint)
+    try:
+        await stopping.wait()
+        log_server.info("stopping")
+    finally:
+        if lifeline_fd is not None:
+            loop.remove_reader(lifeline_fd)
+        await server.close()
+    log_server.info("stopped")
+    return EXIT_OK
+
+
+async def _reload(server: Server) -> None:
+    """SIGHUP: apply the declared schedules of the file as it is now; keep the old ones if wrong."""
+    try:
+        config = load_config(server.config.path, os.environ, server.config.deployment)
+        await server.declare(config)
+    except ScheduleZeroError as error:
+        log_server.error("the configuration was not reloaded: %s", error)
+    else:
+        log_server.info("configuration reloaded")
+
+
+# --- Governor ---------------------------------------------------------------------------------
+
+BACKOFF_S: Final = (1.0, 60.0)  # before the first restart, and at most
+RESET_S: Final = 60.0  # up for so long, a death is no longer one of a series
+START_S: Final = 1.0  # up for so long, a child counts as running
+SERVER_DRAIN_S: Final = 5.0  # kept back of DRAIN_S for the server, which stops last
+TICK_S: Final = 5.0  # between two looks at the size of the handlers' logs
+LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
+HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
+COPY_BYTES: Final = 64 << 10
+LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
+SERVER_NAME: Final = "server"
+PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+# What a reload cannot change under a running server; the old value stays until a restart.
+FIXED_KEYS: Final = ("http_host", "http_port", "zmq_host", "zmq_port", "data_dir", "log_dir")
+
+log_governor: Final = logging.getLogger("schedulezero.governor")
+
+
+class AlreadyRunning(ScheduleZeroError):
+    """Another governor or server holds the data directory."""
+
+    code = "already_running"
+
+    def __init__(self, data_dir: str, pid: int | None) -> None:
+        who = f"pid {pid}" if pid else "another process"
+        super().__init__(f"already running: {who} holds {data_dir}")
+        self.pid = pid
+
+
+# The policy: pure. A child is always restarted, each time later, but for exit code 78: then its
+# configuration is wrong and trying again cannot help.
+
+
+class ChildState(enum.StrEnum):
+    """What the governor knows of a child. The names are Supervisor's."""
+
+    STOPPED = "STOPPED"  # not wanted
+    STARTING = "STARTING"  # alive for less than START_S
+    RUNNING = "RUNNING"
+    BACKOFF = "BACKOFF"  # died soon after its start; waits to be started again
+    EXITED = "EXITED"  # died after a long run; starts again in a moment
+    STOPPING = "STOPPING"  # told to end
+    FATAL = "FATAL"  # exit code 78, or its command cannot be run; a reload tries again
+
+
+class ChildEvent(enum.StrEnum):
+    SPAWN = "spawn"
+    UP = "up"
+    DEATH = "death"  # within RESET_S of its start
+    LATE_DEATH = "late_death"
+    REFUSAL = "refusal"  # exit code 78
+    STOP = "stop"
+
+
+NEXT_STATE: Final[Mapping[tuple[ChildState, ChildEvent], ChildState]] = MappingProxyType(
+    {
+        (ChildState.STOPPED, ChildEvent.SPAWN): ChildState.STARTING,
+        (ChildState.BACKOFF, ChildEvent.SPAWN): ChildState.STARTING,
+        (ChildState.EXITED, ChildEvent.SPAWN): ChildState.STARTING,
+        (ChildState.FATAL, ChildEvent.SPAWN): ChildState.STARTING,
+        (ChildState.STARTING, ChildEvent.UP): ChildState.RUNNING,
+        (ChildState.STARTING, ChildEvent.DEATH): ChildState.BACKOFF,
+        (ChildState.STARTING, ChildEvent.REFUSAL): ChildState.FATAL,
+        (ChildState.STARTING, ChildEvent.STOP): ChildState.STOPPING,
+        (ChildState.RUNNING, ChildEvent.DEATH): ChildState.BACKOFF,
+        (ChildState.RUNNING, ChildEvent.LATE_DEATH): ChildState.EXITED,
+        (ChildState.RUNNING, ChildEvent.REFUSAL): ChildState.FATAL,
+        (ChildState.RUNNING, ChildEvent.STOP): ChildState.STOPPING,
+        (ChildState.STOPPING, ChildEvent.STOP): ChildState.STOPPING,
+        (ChildState.STOPPING, ChildEvent.DEATH): ChildState.STOPPED,
+        (ChildState.STOPPING, ChildEvent.LATE_DEATH): ChildState.STOPPED,
+        (ChildState.STOPPING, ChildEvent.REFUSAL): ChildState.STOPPED,
+        (ChildState.STOPPED, ChildEvent.STOP): ChildState.STOPPED,
+        (ChildState.BACKOFF, ChildEvent.STOP): ChildState.STOPPED,
+        (ChildState.EXITED, ChildEvent.STOP): ChildState.STOPPED,
+        (ChildState.FATAL, ChildEvent.STOP): ChildState.STOPPED,
+    }
+)
+ALIVE: Final = frozenset({ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING})
+DYING: Final = frozenset({ChildEvent.DEATH, ChildEvent.LATE_DEATH, ChildEvent.REFUSAL})
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStatus:
+    """One child's place in the policy. Times are monotonic seconds."""
+
+    state: ChildState = ChildState.STOPPED
+    spawned_s: float = 0.0
+    start_s: float | None = 0.0  # when it is to be started; None: not
+    failures: int = 0  # deaths in a row
+    restarts: int = 0
+    reason: str | None = None  # how it last ended
+
+
+def restart_delay_s(failures: int) -> float:
+    """Seconds to wait after the nth death in a row (n ≥ 1)."""
+    first, most = BACKOFF_S
+    return min(most, first * 2.0 ** min(failures - 1, 16))
+
+
+def exit_event(exit_code: int, up_s: float) -> ChildEvent:
+    if exit_code == EXIT_CONFIG:
+        return ChildEvent.REFUSAL
+    return ChildEvent.LATE_DEATH if up_s >= RESET_S else ChildEvent.DEATH
+
+
+def next_status(
+    status: ChildStatus, event: ChildEvent, now_s: float, reason: str | None = None
+) -> ChildStatus:
+    """The status after `event`. KeyError for an event that the state cannot meet."""
+    state = NEXT_STATE[status.state, event]
+    if event is ChildEvent.SPAWN:
+        restarts = status.restarts + (status.spawned_s > 0)
+        return replace(status, state=state, spawned_s=now_s, start_s=None, restarts=restarts)
+    if event not in DYING:
+        return replace(status, state=state, start_s=None)
+    failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
+    is_over = state in (ChildState.FATAL, ChildState.STOPPED)
+    start_s = None if is_over else now_s + restart_delay_s(failures)
+    return replace(status, state=state, start_s=start_s, failures=failures, reason=reason)
+
+
+def describe_exit(exit_code: int) -> str:
+    """`exit_code` as of os.waitstatus_to_exitcode: negative for a signal."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    with contextlib.suppress(ValueError):  # real-time signals have no name
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"killed by signal {-exit_code}"
+
+
+# What is on disk: the lock says that a governor runs, and who; status.json what it sees.
+
+
+def open_lock(data_dir: str, clock: Clock) -> int:
+    """Take the data directory for this process, for as long as it lives; the descriptor.
+
+    The kernel drops the lock with the process, however it ends, so a file left behind means
+    nothing. Raises AlreadyRunning, OSError.
+    """
+    os.makedirs(data_dir, exist_ok=True)
+    fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    give_up_s = clock.monotonic() + LOCK_WAIT_S
+    while not _try_lock(fd, fcntl.LOCK_EX):
+        if clock.monotonic() >= give_up_s:
+            os.close(fd)
+            raise AlreadyRunning(data_dir, find_governor(data_dir))
+        time.sleep(0.02)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()} {read_start(os.getpid())}\n".encode(), 0)
+    return fd
+
+
+def find_governor(data_dir: str) -> int | None:
+    """The pid that holds the data directory, None if nobody does. Never a stale pid.
+
+    The pid counts only while the lock is held, and with the start time the kernel knows.
+    """
+    try:
+        fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        if _try_lock(fd, fcntl.LOCK_SH):
+            return None
+        pid, start = os.pread(fd, 100, 0).decode().split()
+        return int(pid) if start == read_start(int(pid)) else None
+    except ValueError:  # locked, but not yet written
+        return None
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def read_start(pid: int) -> str:
+    """When the process started, in the kernel's ticks since boot; `-` where /proc is missing."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return "-"
+
+
+def status_path(data_dir: str) -> str:
+    return os.path.join(data_dir, "status.json")
+
+
+def log_paths(config: Config) -> dict[str, tuple[str, ...]]:
+    """The log files of the governor, the server and each configured handler, by name."""
+    paths: dict[str, tuple[str, ...]] = {
+        name: (os.path.join(config.log_dir, name, f"{name}.log"),)
+        for name in ("governor", SERVER_NAME)
+    }
+    ids = [spec.handler_id for spec in config.handlers]
+    return paths | {name: handler_log_paths(config.log_dir, name) for name in ids}
+
+
+def handler_log_paths(log_dir: str, handler_id: str) -> tuple[str, str]:
+    """Where a handler's stdout and stderr go."""
+    directory = os.path.join(log_dir, "handlers", handler_id)
+    return os.path.join(directory, "handler.log"), os.path.join(directory, "errors.log")
+
+
+def trim_log(path: str) -> None:
+    """Keep a log that a child writes to bounded: past LOG_FILE_BYTES, copy its end and empty it.
+
+    The child goes on appending to the same file, so it need not know. Lines written between the
+    copy and the emptying are lost. Raises OSError.
+    """
+    if not os.path.exists(path) or (size := os.path.getsize(path)) <= LOG_FILE_BYTES:
+        return
+    with open(path, "r+b") as file:
+        try:
+            file.seek(size - LOG_FILE_BYTES)
+            with open(path + ".new", "wb") as copy:
+                for _ in range(0, LOG_FILE_BYTES, COPY_BYTES):  # bounded, however fast it grows
+                    copy.write(file.read(COPY_BYTES))
+            for number in range(LOG_BACKUPS - 1, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(f"{path}.{number}", f"{path}.{number + 1}")
+            os.replace(path + ".new", path + ".1")
+        finally:  # on a full disk room counts for more than the lines
+            file.truncate(0)
+
+
+# Handlers: what stands in the configuration, made to run.
+
+
+def find_handler_file(spec: HandlerSpec, directory: str) -> tuple[str, str] | None:
+    """The path of the Python file that `spec.run` names, and the name of its class.
+
+    It is looked for beside the configuration file, then beside schedulezero.py.
+    """
+    file, _, name = (spec.run or "").rpartition(":")
+    for place in (directory, os.path.dirname(os.path.abspath(__file__))):
+        path = os.path.normpath(os.path.join(place, file))
+        if os.path.isfile(path):
+            return path, name
+    return None
+
+
+def check_handlers(config: Config) -> None:
+    """Raise ConfigError if a handler's Python file or directory is not there."""
+    for spec in config.handlers:
+        at = ("handlers", spec.handler_id)
+        if spec.run and not find_handler_file(spec, config.directory):
+            sentence = f"there is no file {spec.run.rpartition(':')[0]} in {config.directory}"
+            raise error_in_config(config, (*at, "run"), sentence)
+        if spec.cwd and not os.path.isdir(spec.cwd):
+            raise error_in_config(config, (*at, "cwd"), f"there is no directory {spec.cwd}")
+
+
+def connect_endpoint(host: str, port: int) -> str:
+    """Where a process on this machine reaches a socket that is bound to `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}.get(host, host)
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
+    """Serve the class that `spec.run` names until told to stop; the exit code."""
+    found = find_handler_file(spec, config.directory)
+    library_file = find_handler_file(HandlerSpec("", run="handler.py:"), config.directory)
+    if found is None or library_file is None:
+        print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
+        return EXIT_CONFIG
+    library = load_module(library_file[0], "handler")
+    options = library.Options(
+        concurrency=spec.concurrency,
+        processes=spec.processes,
+        config=spec.config,
+        drain_s=DRAIN_S - SERVER_DRAIN_S - 1,  # it is killed a second later
+        log_level=config.log_level,
+    )
+    server = connect_endpoint(config.zmq_host, config.zmq_port)
+    code: int = library.serve(
+        ":".join(found), handler_id=spec.handler_id, server=server, options=options
+    )
+    return code
+
+
+def load_module(path: str, name: str) -> Any:
+    """Import a file by its path, as `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def exec_command(spec: HandlerSpec, governor_pid: int) -> NoReturn:
+    """Become the handler's command; 78 if it cannot be run."""
+    die_with(governor_pid)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs must not
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(spec.command[0], spec.command)
+    except OSError as error:
+        print_error(f"cannot run {spec.command[0]}: {error.strerror}")
+        os._exit(EXIT_CONFIG)
+
+
+def die_with(governor_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies. Linux only: elsewhere a command
+    has to watch the descriptor in SCHEDULEZERO_LIFELINE_FD for its end.
+    """
+    if sys.platform == "linux":
+        import ctypes  # here, in a process about to be replaced, it costs no memory
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != governor_pid:  # it died before the kernel was told
+        os._exit(EXIT_FAILED)
+
+
+def print_error(sentence: str) -> None:
+    os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
+
+
+class SignalPipe:
+    """Signals as bytes in a pipe: the handler does nothing, the loop reads. Works everywhere."""
+
+    NUMBERS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+    def __init__(self) -> None:
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._poll = select.poll()
+        self._poll.register(self._read_fd, select.POLLIN)
+        for number in self.NUMBERS:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+
+    def wait(self, timeout_s: float) -> set[int]:
+        """The signals that came, as soon as there is one; none after `timeout_s`."""
+        self._poll.poll(math.ceil(max(0.0, timeout_s) * 1_000))
+        try:
+            return set(os.read(self._read_fd, 4_096))
+        except BlockingIOError:
+            return set()
+
+    def close(self) -> None:
+        """Give the signals their default meaning again; in a child, before it is anything else."""
+        signal.set_wakeup_fd(-1)
+        for number in self.NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(slots=True)
+class Child:
+    """A process the governor keeps running. Without a `spec` it is the server."""
+
+    name: str
+    spec: HandlerSpec | None
+    status: ChildStatus = field(default_factory=ChildStatus)
+    pid: int | None = None
+    started_us: int = 0  # wall clock
+    since_us: int = 0  # wall clock of the last change of state
+    kill_s: float | None = None  # monotonic; when a child told to stop is killed
+    successor: HandlerSpec | None = None  # takes its place once it has stopped
+    is_leaving: bool = False  # is forgotten once it has stopped
+    must_reload: bool = False  # the server is to be told, once it is up
+    errors_bytes: int = 0  # the length of errors.log when it was started
+
+
+class Governor:
+    """Keeps the server and the configured handlers running. No threads, no event loop, no
+    sockets: it forks, and a fork is only safe from such a process.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        lock_fd: int,
+        load: Callable[[], Config],
+        *,
+        is_foreground: bool,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._lock_fd = lock_fd
+        self._load = load
+        self._is_foreground = is_foreground
+        self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
+        self._children |= {s.handler_id: Child(s.handler_id, s) for s in config.handlers}
+        self._pid = os.getpid()
+        self._started_us = clock.now_us()
+        self._stop_s: float | None = None  # when all must have ended; None: not stopping
+        self._exit_code = EXIT_OK
+        self._reloads = 0
+        self._reload_error: str | None = None
+        self._written: dict[str, Any] = {}
+        self._tick_s = 0.0
+        # Nothing is ever written here. Its end, which the kernel brings about however this
+        # process dies, tells the children.
+        self._lifeline_fd, self._lifeline_write_fd = os.pipe()
+        os.set_inheritable(self._lifeline_fd, True)
+        self._signals = SignalPipe()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
+        log_governor.info(
+            "governor %s of %r starts with %s",
+            VERSION, self._config.deployment, ", ".join(self._children),
+        )  # fmt: skip
+        gc.collect()
+        gc.freeze()  # a later collection in a child would copy the pages it shares with us
+        while not self._is_over():
+            try:
+                self._turn()
+            except Exception:
+                # Ending would take the server and all handlers down; the next turn starts
+                # from what is, not from what failed.
+                log_governor.exception("the governor's turn failed; it goes on")
+                self._signals.wait(1.0)
+        self._write_status()
+        log_governor.info("governor ends with exit code %d", self._exit_code)
+        return self._exit_code
+
+    def _is_over(self) -> bool:
+        return self._stop_s is not None and not any(c.pid for c in self._children.values())
+
+    def _turn(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s >= self._tick_s:
+            self._tick_s = now_s + TICK_S
+            self._trim_logs()
+        for child in list(self._children.values()):
+            self._advance(child, now_s)
+        self._write_status()
+        received = self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
+        self._reap()
+        if signal.SIGHUP in received:
+            self._reload()
+        if received & {signal.SIGTERM, signal.SIGINT}:
+            self._begin_stop(EXIT_OK, is_impatient=signal.SIGINT in received)
+
+    def _next_deadline_s(self) -> float:
+        times = [self._tick_s]
+        for child in self._children.values():
+            status = child.status
+            if status.start_s is not None and self._stop_s is None:
+                times.append(status.start_s)
+            if status.state is ChildState.STARTING:
+                times.append(status.spawned_s + START_S)
+            if child.kill_s is not None:
+                times.append(child.kill_s)
+        return min(times)
+
+    # One child.
+
+    def _advance(self, child: Child, now_s: float) -> None:
+        """Do what is due for one child."""
+        status = child.status
+        if child.kill_s is not None and now_s >= child.kill_s:
+            log_governor.warning("%s did not stop in time and is killed", child.name)
+            child.kill_s = None
+            self._signal_group(child, signal.SIGKILL)
+        if status.state is ChildState.STARTING and now_s >= status.spawned_s + START_S:
+            self._change(child, ChildEvent.UP)
+        if child.must_reload and child.status.state is ChildState.RUNNING and child.pid:
+            child.must_reload = False
+            os.kill(child.pid, signal.SIGHUP)
+        if status.state is ChildState.STOPPED:
+            self._succeed(child)
+        is_due = child.status.start_s is not None and now_s >= child.status.start_s
+        if is_due and self._stop_s is None and child.name in self._children:
+            self._spawn(child)
+
+    def _succeed(self, child: Child) -> None:
+        """Put a stopped handler's successor in its place, or forget it."""
+        if child.successor:
+            child.spec, child.successor = child.successor, None
+            child.status = ChildStatus(start_s=self._clock.monotonic())
+        elif child.is_leaving:
+            del self._children[child.name]
+
+    def _change(self, child: Child, event: ChildEvent, reason: str | None = None) -> None:
+        before = child.status.state
+        child.status = next_status(child.status, event, self._clock.monotonic(), reason)
+        child.since_us = self._clock.now_us()
+        if event is ChildEvent.SPAWN:
+            child.started_us = child.since_us
+        level = logging.WARNING if event in DYING and self._stop_s is None else logging.INFO
+        log_governor.log(
+            level, "%s %s -> %s%s%s", child.name, before, child.status.state,
+            f", pid {child.pid}" if child.pid else "", f": {reason}" if reason else "",
+        )  # fmt: skip
+
+    def _spawn(self, child: Child) -> None:
+        child.errors_bytes = self._errors_bytes(child)
+        child.must_reload = False  # it starts with what is loaded now
+        try:
+            with signals_blocked():  # the child must not write to our pipe, nor miss a SIGTERM
+                pid = os.fork()
+                if pid == 0:
+                    self._become(child)
+                with contextlib.suppress(OSError):  # the child does the same, whoever is first
+                    os.setpgid(pid, pid)
+        except OSError as error:  # too many processes, no memory
+            self._change(child, ChildEvent.SPAWN)
+            self._change(child, ChildEvent.DEATH, f"cannot fork: {error.strerror}")
+            return
+        child.pid = pid
+        self._change(child, ChildEvent.SPAWN)
+
+    def _reap(self) -> None:
+        """Collect the dead, also those that strangers left us if we are the first process."""
+        by_pid = {child.pid: child for child in self._children.values() if child.pid}
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, wait_status = found
+                if pid in by_pid:
+                    self._bury(by_pid[pid], os.waitstatus_to_exitcode(wait_status))
+
+    def _bury(self, child: Child, exit_code: int) -> None:
+        self._signal_group(child, signal.SIGKILL)  # what it started and left behind
+        up_s = self._clock.monotonic() - child.status.spawned_s
+        reason = describe_exit(exit_code) + (self._last_error(child) if exit_code else "")
+        child.pid = child.kill_s = None
+        self._change(child, exit_event(exit_code, up_s), reason)
+        if child.status.state is ChildState.FATAL and child.spec is None:
+            # Without a server there is nothing to do, and a unit that failed says so.
+            self._begin_stop(EXIT_CONFIG)
+        elif self._stop_s is not None:
+            self._stop_next()
+
+    def _errors_bytes(self, child: Child) -> int:
+        with contextlib.suppress(OSError):
+            return (
+                os.path.getsize(handler_log_paths(self._config.log_dir, child.name)[1])
+                if child.spec
+                else 0
+            )
+        return 0
+
+    def _last_error(self, child: Child) -> str:
+        """`: ` and the last line this child wrote to errors.log, if it wrote one."""
+        if child.spec is None or self._errors_bytes(child) == child.errors_bytes:
+            return ""
+        with (
+            contextlib.suppress(OSError),
+            open(handler_log_paths(self._config.log_dir, child.name)[1], "rb") as file,
+        ):
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 1_000))
+            lines = file.read(1_000).decode(errors="replace").strip().splitlines()
+            return ": " + escape_controls(lines[-1])[:300] if lines else ""
+        return ""
+
+    def _signal_group(self, child: Child, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a zombie's group
+            if child.pid:
+                os.killpg(child.pid, number)
+
+    # Inside the child, between fork and its own life.
+
+    def _become(self, child: Child) -> NoReturn:
+        code = EXIT_FAILED
+        try:
+            os.setpgid(0, 0)  # a group of its own: Ctrl-C reaches only the governor
+            self._signals.close()
+            if child.spec is None:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can take it
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            for fd in (self._lock_fd, self._lifeline_write_fd):
+                os.close(fd)
+            code = self._live(child)
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else EXIT_FAILED
+        except BaseException:
+            logging.getLogger("schedulezero").exception("%s failed", child.name)
+        finally:
+            with contextlib.suppress(Exception):  # nothing may keep the child from ending here
+                sys.stdout.flush()
+                sys.stderr.flush()
+                logging.shutdown()
+            os._exit(code)
+
+    def _live(self, child: Child) -> int:
+        os.environ[LIFELINE_VARIABLE] = str(self._lifeline_fd)
+        config = self._config
+        if child.spec is None:
+            directory = os.path.join(config.log_dir, SERVER_NAME)
+            foreground = self._is_foreground
+            configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=foreground)
+            return run_server(config, lifeline_fd=self._lifeline_fd)
+        self._redirect_output(child)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(HANDLER_OOM_SCORE))
+        os.environ.update(child.spec.env)
+        os.chdir(child.spec.cwd or config.directory)
+        if child.spec.command:
+            exec_command(child.spec, self._pid)
+        return serve_python_handler(child.spec, config)
+
+    def _redirect_output(self, child: Child) -> None:
+        """stdout to handler.log, stderr to errors.log; appended to, so that they can be emptied."""
+        for number, path in enumerate(handler_log_paths(self._config.log_dir, child.name), start=1):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(fd, number)
+            os.close(fd)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        # The governor's own log file is not the handler's.
+        logging.basicConfig(level=self._config.log_level, stream=sys.stderr, force=True)
+        logging.getLogger().handlers[0].setFormatter(LogFormatter())
+
+    def _trim_logs(self) -> None:
+        for child in self._children.values():
+            for path in handler_log_paths(self._config.log_dir, child.name) if child.spec else ():
+                try:
+                    trim_log(path)
+                except OSError as error:
+                    log_governor.warning("cannot rotate %s: %s", path, error.strerror)
+
+    # Stopping: handlers first, because their last results need a server that takes them.
+
+    def _begin_stop(self, exit_code: int, *, is_impatient: bool = False) -> None:
+        now_s = self._clock.monotonic()
+        if self._stop_s is None:
+            log_governor.info("stopping: handlers, then the server, within %g s", DRAIN_S)
+            self._stop_s = now_s + DRAIN_S
+            self._exit_code = exit_code
+            self._stop_next()
+        elif is_impatient:  # a second Ctrl-C
+            self._stop_s = now_s
+            for child in self._children.values():
+                child.kill_s = now_s if child.pid else None
+
+    def _stop_next(self) -> None:
+        """Tell the handlers to stop; when they have, the server."""
+        assert self._stop_s is not None
+        handlers = [child for child in self._children.values() if child.spec]
+        for child in handlers:
+            self._stop(child, self._stop_s - SERVER_DRAIN_S)
+        if not any(child.pid for child in handlers):
+            self._stop(self._children[SERVER_NAME], self._stop_s)
+
+    def _stop(self, child: Child, kill_s: float) -> None:
+        """SIGTERM now, SIGKILL to the whole group at `kill_s`. A repetition changes nothing."""
+        if child.status.state in (ChildState.STOPPED, ChildState.STOPPING):
+            return
+        self._change(child, ChildEvent.STOP)
+        if child.pid:
+            child.kill_s = kill_s
+            if child.spec and child.spec.command:
+                # A shell forwards nothing, so what it started is told as well. A Python handler
+                # passes the word on itself, as its running jobs may use processes.
+                self._signal_group(child, signal.SIGTERM)
+            else:
+                os.kill(child.pid, signal.SIGTERM)
+
+    # Reloading.
+
+    def _reload(self) -> None:
+        """Apply a new configuration to the handlers; a wrong one is logged and changes nothing."""
+        if self._stop_s is not None:
+            return
+        self._reloads += 1
+        try:
+            loaded = self._load()
+            check_handlers(loaded)
+        except ConfigError as error:
+            self._reload_error = str(error)
+            log_governor.error("not reloaded, the old configuration stays: %s", error)
+            return
+        fixed = [key for key in FIXED_KEYS if getattr(loaded, key) != getattr(self._config, key)]
+        if fixed:
+            log_governor.warning("takes effect after a restart: %s", ", ".join(fixed))
+        self._reload_error = None
+        self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
+        self._apply_handlers({spec.handler_id: spec for spec in self._config.handlers})
+        self._children[SERVER_NAME].must_reload = True
+        log_governor.info("reloaded")
+
+    def _apply_handlers(self, specs: Mapping[str, HandlerSpec]) -> None:
+        kill_s = self._clock.monotonic() + DRAIN_S
+        for child in [child for child in self._children.values() if child.spec]:
+            wanted = specs.get(child.name)
+            is_fatal = child.status.state is ChildState.FATAL
+            if wanted == child.spec and not child.is_leaving and not is_fatal:
+                child.successor = None
+                continue
+            child.successor, child.is_leaving = wanted, wanted is None
+            self._stop(child, kill_s)
+        for name, spec in specs.items():
+            if name not in self._children:
+                now_s = self._clock.monotonic()
+                self._children[name] = Child(name, spec, ChildStatus(start_s=now_s))
+
+    # Telling.
+
+    def _write_status(self) -> None:
+        """Write status.json if anything changed; readers see the old one or the new one."""
+        shown = self._describe()
+        if shown == self._written:
+            return
+        path = status_path(self._config.data_dir)
+        try:
+            with open(path + ".new", "w") as file:
+                json.dump(shown, file)
+            os.replace(path + ".new", path)
+            self._written = shown
+        except OSError as error:
+            log_governor.warning("cannot write %s: %s", path, error.strerror)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "pid": self._pid,
+            "deployment": self._config.deployment,
+            "version": VERSION,
+            "config": self._config.path,
+            "url": http_url(self._config),
+            "started_at": iso_of(self._started_us),
+            "is_stopping": self._stop_s is not None,
+            "reloads": self._reloads,
+            "reload_error": self._reload_error,
+            "children": [
+                {
+                    "name": child.name,
+                    "state": child.status.state,
+                    "pid": child.pid,
+                    "since": iso_of(child.since_us) if child.since_us else None,
+                    "started_at": iso_of(child.started_us) if child.pid else None,
+                    "restarts": child.status.restarts,
+                    "reason": child.status.reason,
+                }
+                for child in self._children.values()
+            ],
+        }
+
+
+def http_url(config: Config) -> str:
+    """Where a browser on this machine finds the server."""
+    return connect_endpoint(config.http_host, config.http_port).replace("tcp://", "http://", 1)
+
+
+# --- Command line -----------------------------------------------------------------------------
+
+START_TIMEOUT_S: Final = 30.0  # for /api/health to answer
+STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
+RELOAD_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.05
+TAIL_LINES: Final = 20
+TAIL_BYTES: Final = 256 << 10
+
+Arguments = argparse.Namespace
+
+
+class NotRunning(ScheduleZeroError):
+    code = "not_running"
+
+
+class Unavailable(ScheduleZeroError):
+    """Something the start needs is not to be had: a port, a directory."""
+
+    code = "unavailable"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do one command; the exit code. Every expected failure is one line on stderr."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        code: int = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except SystemExit as error:  # argparse: --help, --version, usage
+        return error.code if isinstance(error.code, int) else EXIT_USAGE
+    except ScheduleZeroError as error:
+        print(f"schedulezero: {error}", file=sys.stderr)
+        return exit_code_of(error)
+    except BrokenPipeError:  # as in `logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_OK
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"schedulezero: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def exit_code_of(error: ScheduleZeroError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    if isinstance(error, AlreadyRunning):
+        return EXIT_ALREADY_RUNNING
+    return EXIT_NOT_RUNNING if isinstance(error, NotRunning) else EXIT_FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="schedulezero",
+        description="A job scheduler in one file: schedules, handlers, history, dashboard.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 75 already running, "
+        "78 configuration.",
+    )
+    add_common_options(parser, default=None)
+    parser.add_argument("--version", action="version", version=f"ScheduleZero {VERSION}")
+    parser.set_defaults(command=command_run, is_background=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, command: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        add_common_options(added, default=argparse.SUPPRESS)
+        added.set_defaults(command=command)
+        return added
+
+    run = add("run", command_run, "run the server and the handlers in the foreground (default)")
+    run.add_argument("--background", action="store_true", dest="is_background",
+                     help=argparse.SUPPRESS)  # fmt: skip
+    add("start", command_start, "the same in the background; returns when it answers")
+    add("stop", command_stop, "stop what runs in the background and wait for its end")
+    add("restart", command_restart, "stop, then start")
+    status = add("status", command_status, "show each process: state, uptime, restarts, memory")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    add("reload", command_reload, "apply a changed configuration without stopping the rest")
+    logs = add("logs", command_logs, "print the end of the logs")
+    logs.add_argument("name", nargs="?", metavar="NAME", help="governor, server or a handler's id")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on printing new lines")
+    logs.add_argument("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
+                      help="how many lines of each log (default: %(default)s)")  # fmt: skip
+    add("server", command_server, "run the server alone, in the foreground")
+    add("check", command_check, "validate the configuration and say what it would run")
+    add("systemd", command_systemd, "print a systemd unit for this installation")
+    return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+    # Both before and after the command. There SUPPRESS keeps the value given here.
+    parser.add_argument(
+        "--config", metavar="FILE", default=default,
+        help="the configuration (default: $SCHEDULEZERO_CONFIG_PATH, else config.yaml here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deployment", metavar="NAME", default=default,
+        help="which one: default, clock, production, test or one of the configuration's own",
+    )  # fmt: skip
+
+
+def load_arguments(arguments: Arguments) -> Config:
+    return load_config(arguments.config, os.environ, arguments.deployment)
+
+
+def load_checked(arguments: Arguments) -> Config:
+    """The configuration, with everything it names found to be there and sound."""
+    config = load_arguments(arguments)
+    check_handlers(config)
+    check_schedules(config)
+    return config
+
+
+def check_schedules(config: Config) -> None:
+    """Raise ConfigError for a declared schedule with a wrong trigger."""
+    for schedule_id, entry in config.schedules.items():
+        try:
+            # As of 1970: a date that has passed is no mistake of the file; it was good once,
+            # and must not keep the server from starting.
+            parse_trigger(entry["trigger_config"], timezone=config.timezone, now=EPOCH)
+        except TriggerError as error:
+            at = ("schedules", schedule_id, *error.field.split("."))
+            raise error_in_config(config, at, str(error)) from None
+
+
+# Running.
+
+
+def command_run(arguments: Arguments) -> int:
+    run_as_module(arguments)
+    config = load_checked(arguments)
+    clock = Clock()
+    make_directories(config)
+    lock_fd = open_lock(config.data_dir, clock)
+    check_ports(config)
+    directory = os.path.join(config.log_dir, "governor")
+    is_foreground = not arguments.is_background
+    configure_logging(directory, "governor", config.log_level, is_foreground=is_foreground)
+    if is_foreground:
+        names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
+        print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
+              f"logs in {config.log_dir}; Ctrl-C stops", flush=True)  # fmt: skip
+    governor = Governor(
+        config, clock, lock_fd, lambda: load_checked(arguments), is_foreground=is_foreground
+    )
+    return governor.run()
+
+
+def command_server(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    make_directories(config)
+    lock_fd = open_lock(config.data_dir, Clock())
+    check_ports(config)
+    directory = os.path.join(config.log_dir, SERVER_NAME)
+    configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=True)
+    print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: server alone",
+          flush=True)  # fmt: skip
+    try:
+        return run_server(config, lifeline_fd=None)
+    finally:
+        os.close(lock_fd)
+
+
+def run_as_module(arguments: Arguments) -> None:
+    """If this file runs by its path, start over with `-m`: then Python loads its cached bytecode
+    instead of compiling it, which is faster and leaves 10 MB less behind.
+    """
+    if __name__ == "__main__" and __spec__ is None:
+        command, environ = module_command(arguments)
+        os.execve(command[0], command, environ)
+
+
+def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
+    """How to `run` with these arguments, from the same working directory."""
+    command = [sys.executable, "-m", "schedulezero"]
+    if arguments.config:
+        command += ["--config", arguments.config]
+    if arguments.deployment:
+        command += ["--deployment", arguments.deployment]
+    command += ["run", *(["--background"] if arguments.is_background else [])]
+    ours = os.path.dirname(os.path.abspath(__file__))
+    if os.getcwd() == ours and not sys.flags.safe_path:
+        return command, os.environ
+    paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def make_directories(config: Config) -> None:
+    """Make the directories of the deployment, and see that they can be written to."""
+    for path in (config.data_dir, os.path.join(config.log_dir, "governor")):
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"cannot make {path}: {error.strerror}") from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise Unavailable(f"cannot write to {path}")
+
+
+def check_ports(config: Config) -> None:
+    """Raise Unavailable, with the key to change, if the server could not listen."""
+    for kind in ("http", "zmq"):
+        host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            for family, type_, protocol, _, address in found[:1]:
+                with socket.socket(family, type_, protocol) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+        except socket.gaierror:
+            raise Unavailable(f"{kind}_host {host} is no address of this machine") from None
+        except OSError as error:
+            raise Unavailable(f"{kind}_port {port} on {host}: {error.strerror}") from None
+
+
+# In the background.
+
+
+def command_start(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    make_directories(config)
+    if pid := find_governor(config.data_dir):
+        raise AlreadyRunning(config.data_dir, pid)
+    check_ports(config)
+    arguments.is_background = True
+    paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
+    before = {path: size_of(path) for path in paths}
+    command, environ = module_command(arguments)
+    with open(paths[0], "ab") as log_file:
+        process = subprocess.Popen(
+            command, env=environ, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
+        )  # fmt: skip
+    failure = wait_for_health(config, process)
+    if failure is None:
+        print(f"ScheduleZero ({config.deployment}) runs on {http_url(config)}, pid {process.pid}")
+        return EXIT_OK
+    process.terminate()
+    process.wait(STOP_TIMEOUT_S)
+    print(f"schedulezero: not started: {failure}", file=sys.stderr)
+    for path, size in before.items():
+        for line in read_tail(path, TAIL_LINES, start=size):
+            print(f"  {line}", file=sys.stderr)
+    return process.returncode or EXIT_FAILED
+
+
+def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | None:
+    """None once /api/health says 200, else why it will not."""
+    clock = Clock()
+    give_up_s = clock.monotonic() + START_TIMEOUT_S
+    while clock.monotonic() < give_up_s:
+        if process.poll() is not None:
+            return f"the governor ended with {describe_exit(process.returncode)}"
+        shown = read_status(config, process.pid)
+        server: Mapping[str, Any] = next(iter(shown.get("children", [])), {})
+        if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
+            return f"the server ended with {server['reason']}"
+        if server.get("pid") and fetch_health(config) == 200:
+            return None
+        time.sleep(POLL_S)
+    return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
+
+
+def fetch_health(config: Config) -> int | None:
+    """The HTTP status of /api/health; None if there was no answer."""
+    host = http_url(config).removeprefix("http://").rpartition(":")[0].strip("[]")
+    request = f"GET /api/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    try:
+        with socket.create_connection((host, config.http_port), timeout=2.0) as connection:
+            connection.sendall(request.encode("ascii"))
+            parts = connection.recv(64).split()
+    except OSError:
+        return None
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
+
+
+def command_stop(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    pid = find_running(config)
+    os.kill(pid, signal.SIGTERM)
+    clock = Clock()
+    give_up_s = clock.monotonic() + STOP_TIMEOUT_S
+    while find_governor(config.data_dir) == pid:
+        if clock.monotonic() >= give_up_s:
+            raise ScheduleZeroError(f"pid {pid} did not stop within {STOP_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
+    print(f"ScheduleZero ({config.deployment}) stopped")
+    return EXIT_OK
+
+
+def find_running(config: Config) -> int:
+    pid = find_governor(config.data_dir)
+    if pid is None:
+        raise NotRunning(f"not running: nobody holds {config.data_dir}")
+    return pid
+
+
+def command_restart(arguments: Arguments) -> int:
+    load_checked(arguments)  # a mistake in the file is found while the old one still runs
+    with contextlib.suppress(NotRunning):
+        command_stop(arguments)
+    return command_start(arguments)
+
+
+def command_reload(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    pid = find_running(config)
+    before = read_status(config, pid).get("reloads", 0)
+    os.kill(pid, signal.SIGHUP)
+    clock = Clock()
+    give_up_s = clock.monotonic() + RELOAD_TIMEOUT_S
+    while (shown := read_status(config, pid)).get("reloads", 0) == before:
+        if clock.monotonic() >= give_up_s:
+            raise ScheduleZeroError(f"pid {pid} did not reload within {RELOAD_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
+    if shown["reload_error"]:
+        raise ConfigError(f"not reloaded: {shown['reload_error']}")
+    print(f"ScheduleZero ({config.deployment}) reloaded")
+    return EXIT_OK
+
+
+# Looking.
+
+
+def command_status(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    pid = find_governor(config.data_dir)
+    now_us = Clock().now_us()
+    shown = describe_processes(read_status(config, pid), pid, now_us) if pid else {}
+    if arguments.json:
+        print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
+    elif pid:
+        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {shown['url']}")
+        print(render_processes(shown["processes"]))
+        if shown["reload_error"]:
+            print(f"The last reload failed: {shown['reload_error']}")
+    else:
+        print(f"ScheduleZero ({config.deployment}) is not running")
+    return EXIT_OK if pid else EXIT_NOT_RUNNING
+
+
+def read_status(config: Config, pid: int) -> dict[str, Any]:
+    """What the governor with this pid last wrote; empty if it wrote nothing yet."""
+    try:
+        with open(status_path(config.data_dir)) as file:
+            shown = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return shown if shown.get("pid") == pid else {}
+
+
+def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
+    """What `status` tells: the governor's own words, with uptime and memory of each process."""
+    # The server alone holds the lock too, but writes no status.
+    name = "governor" if shown else SERVER_NAME
+    first = {"name": name, "state": "RUNNING", "pid": pid, "started_at": shown.get("started_at"),
+             "since": shown.get("started_at"), "restarts": 0, "reason": None}  # fmt: skip
+    if shown.get("is_stopping"):
+        first["state"] = "STOPPING"
+    processes = [first, *shown.get("children", [])]
+    return {
+        "version": shown.get("version", VERSION),
+        "url": shown.get("url"),
+        "reload_error": shown.get("reload_error"),
+        "processes": [
+            process
+            | {"uptime_seconds": uptime_s(process["started_at"], now_us)}
+            | (read_memory(process["pid"]) if process["pid"] else {})
+            for process in processes
+        ],
+    }
+
+
+def uptime_s(started_at: str | None, now_us: int) -> int | None:
+    if started_at is None:
+        return None
+    return max(0, (now_us - us_of(datetime.fromisoformat(started_at))) // 1_000_000)
+
+
+def read_memory(pid: int) -> dict[str, int]:
+    """`rss_bytes` and `pss_bytes` as the kernel counts them; empty where it does not tell."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+        fields = dict(line.split(":", 1) for line in file.readlines()[1:])
+        kib = {name: int(fields[name].split()[0]) for name in ("Rss", "Pss")}
+        return {f"{name.lower()}_bytes": size << 10 for name, size in kib.items()}
+    return {}
+
+
+def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "RSS", "PSS", "LAST END")]
+    rows += [
+        (
+            process["name"],
+            process["state"],
+            str(process["pid"] or "-"),
+            render_duration(process["uptime_seconds"]),
+            str(process["restarts"]),
+            render_size(process.get("rss_bytes")),
+            render_size(process.get("pss_bytes")),
+            process["reason"] or "-",
+        )
+        for process in processes
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def render_duration(seconds: int | None) -> str:
+    """The two largest units, such as `3d 4h`."""
+    if seconds is None:
+        return "-"
+    parts = zip((86_400, 3_600, 60, 1), "dhms", strict=True)
+    sizes = [(seconds // size % limit, unit) for (size, unit), limit in
+             zip(parts, (10**6, 24, 60, 60), strict=True)]  # fmt: skip
+    first = next((i for i, (count, _) in enumerate(sizes) if count), 3)
+    return " ".join(f"{count}{unit}" for count, unit in sizes[first : first + 2])
+
+
+def render_size(size: int | None) -> str:
+    return "-" if size is None else f"{size / (1 << 20):.1f} MiB"
+
+
+# Logs.
+
+
+@dataclass(slots=True)
+class Tail:
+    """A log file that is being followed, through rotation and emptying."""
+
+    path: str
+    inode: int
+    offset: int
+
+    def read_lines(self) -> list[str]:
+        """The whole lines since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                return self._read_from(file)
+        except FileNotFoundError:  # between the renaming and the new file
+            return []
+
+    def _read_from(self, file: IO[bytes]) -> list[str]:
+        stat = os.fstat(file.fileno())
+        if stat.st_ino != self.inode or stat.st_size < self.offset:
+            self.inode, self.offset = stat.st_ino, 0
+        file.seek(self.offset)
+        data = file.read(TAIL_BYTES)
+        if len(data) < TAIL_BYTES:
+            data = data[: data.rfind(b"\n") + 1]
+        self.offset += len(data)
+        return split_log(data)
+
+
+def command_logs(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    known = log_paths(config)
+    if arguments.name and arguments.name not in known:
+        hint = suggest(arguments.name, known)
+        raise NotFound(f"no log named {arguments.name!r}{hint}; there are {', '.join(known)}")
+    chosen = [known[arguments.name]] if arguments.name else known.values()
+    paths = [path for group in chosen for path in group]
+    shown = ""
+    tails = []
+    for path in paths:
+        tails.append(Tail(path, inode_of(path), size_of(path)))
+        shown = print_lines(path, read_tail(path, arguments.lines), shown, len(paths))
+    while arguments.follow:
+        for tail in tails:
+            shown = print_lines(tail.path, tail.read_lines(), shown, len(paths))
+        sys.stdout.flush()
+        time.sleep(0.2)
+    return EXIT_OK
+
+
+def print_lines(path: str, lines: Sequence[str], shown: str, files: int) -> str:
+    """Print lines under their file's name, as tail does; the path that was shown last."""
+    if not lines:
+        return shown
+    if files > 1 and path != shown:
+        print(f"==> {path} <==")
+    print("\n".join(lines))
+    return path
+
+
+def read_tail(path: str, count: int, start: int = 0) -> list[str]:
+    """The last lines of a file, of what comes after `start` bytes; none if it does not exist."""
+    if count < 1:
+        return []
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            begin = max(start if start <= size else 0, size - TAIL_BYTES)
+            file.seek(begin)
+            return split_log(file.read(TAIL_BYTES))[-count:]
+    except FileNotFoundError:
+        return []
+
+
+def split_log(data: bytes) -> list[str]:
+    """Lines that a terminal shows as they are: a job's output may hold anything."""
+    lines = data.decode(errors="replace").split("\n")
+    return [escape_controls(line.expandtabs().rstrip("\r")) for line in lines if line]
+
+
+def size_of(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def inode_of(path: str) -> int:
+    return os.stat(path).st_ino if os.path.exists(path) else 0
+
+
+# Describing.
+
+
+def command_check(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    print(f"{config.path or 'the built-in configuration'}: good; {config.deployment} would run")
+    print(f"  dashboard  {http_url(config)}")
+    print(f"  handlers   {connect_endpoint(config.zmq_host, config.zmq_port)}")
+    print(f"  data       {config.data_dir}")
+    print(f"  logs       {config.log_dir}, level {config.log_level}")
+    print(f"  time zone  {config.timezone}")
+    for spec in config.handlers:
+        print(f"  handler    {spec.handler_id}: {spec.run or ' '.join(spec.command)}")
+    for schedule_id, entry in config.schedules.items():
+        trigger = parse_trigger(entry["trigger_config"], timezone=config.timezone, now=EPOCH)
+        target = f"{entry['handler_id']}.{entry['method_name']}"
+        print(f"  schedule   {schedule_id}: {target} {describe_trigger(trigger)}")
+    return EXIT_OK
+
+
+def command_systemd(arguments: Arguments) -> int:
+    print(render_unit(load_checked(arguments), os.environ))
+    return EXIT_OK
+
+
+def render_unit(config: Config, environ: Mapping[str, str]) -> str:
+    """A systemd unit that runs this installation as it runs now."""
+    home = os.path.dirname(os.path.abspath(__file__))
+    command = [sys.executable, "-m", "schedulezero", "--deployment", config.deployment]
+    if config.path:
+        command += ["--config", config.path]
+    variables = {name: environ[name] for name in _variables() if environ.get(name)}
+    variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
+    variables["SCHEDULEZERO_LOG_DIR"] = os.path.dirname(config.log_dir)
+    settings = [f"Environment={quote_unit(f'{k}={v}')}" for k, v in sorted(variables.items())]
+    return UNIT.format(
+        deployment=config.deployment,
+        home=quote_unit(home),
+        command=" ".join(quote_unit(part) for part in [*command, "run"]),
+        environment="\n".join(settings),
+        stop_s=round(STOP_TIMEOUT_S),
+        data_dir=quote_unit(os.path.dirname(config.data_dir)),
+        log_dir=quote_unit(os.path.dirname(config.log_dir)),
+    )
+
+
+def quote_unit(text: str) -> str:
+    """A word of a unit file: `%` and `$` are its own, and blanks separate."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if any(char in text for char in " \t'\"\\;") else text
+
+
+UNIT: Final = """\
+# systemctl: save as /etc/systemd/system/schedulezero-{deployment}.service, set User=, then
+# systemctl daemon-reload && systemctl enable --now schedulezero-{deployment}
+[Unit]
+Description=ScheduleZero ({deployment})
+Wants=network-online.target
+After=network-online.target time-sync.target
+
+[Service]
+Type=simple
+User=schedulezero
+WorkingDirectory={home}
+ExecStart={command}
+ExecReload=kill -HUP $MAINPID
+{environment}
+Restart=on-failure
+RestartSec=2
+RestartPreventExitStatus=2 75 78
+KillMode=mixed
+TimeoutStopSec={stop_s}
+UMask=0027
+
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths={data_dir} {log_dir}
+ProtectHome=read-only
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+
+[Install]
+WantedBy=multi-user.target"""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

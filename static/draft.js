@@ -1,0 +1,195 @@
+// Forms as drafts (flat mappings of text by dotted field path) and the JSON they stand for. Pure.
+
+export const TRIGGER_TYPES = {
+  interval: "interval",
+  expression: "crontab",
+  cron: "cron fields",
+  calendar_interval: "calendar",
+  date: "once",
+  json: "JSON",
+};
+
+export const CRON_FIELDS = ["minute", "hour", "day", "month", "day_of_week", "week", "year", "second"];
+
+/** The number fields and the text fields of each kind of trigger, in the order they are shown. */
+export const TRIGGER_FIELDS = {
+  interval: { numbers: ["weeks", "days", "hours", "minutes", "seconds"], texts: ["start_time", "end_time"] },
+  expression: { numbers: [], texts: ["expression"] },
+  cron: { numbers: [], texts: [...CRON_FIELDS, "start_time", "end_time"] },
+  calendar_interval: {
+    numbers: ["years", "months", "weeks", "days", "hour", "minute", "second"], texts: ["start_date", "end_date"],
+  },
+  date: { numbers: [], texts: ["run_date"] },
+};
+
+const POLICY = {
+  timeout: "number", misfire_grace_time: "number", max_jitter: "number", coalesce: "text", overlap: "text",
+};
+export const RETRY_FIELDS = ["max_attempts", "base_delay", "factor", "max_delay", "jitter"];
+
+const filled = (text) => text != null && String(text).trim() !== "";
+
+/** A number if the text is one; otherwise the text itself, for the server to refuse by name. */
+export const readNumber = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
+
+/** The trigger_config of a draft; `draft.kind` is a key of TRIGGER_TYPES. */
+export function triggerConfig(draft) {
+  const { numbers, texts } = TRIGGER_FIELDS[draft.kind];
+  const config = { type: draft.kind === "expression" ? "cron" : draft.kind };
+  for (const name of numbers) {
+    const text = draft[`trigger_config.${name}`];
+    if (filled(text)) config[name] = readNumber(text);
+  }
+  for (const name of [...texts, "timezone"]) {
+    const text = draft[`trigger_config.${name}`];
+    if (filled(text)) config[name] = text.trim();
+  }
+  return config;
+}
+
+const MOMENTS = ["run_date", "start_time", "end_time"];
+
+/** The part of a draft that stands for a trigger_config; `local(time, zone)` gives wall time. */
+export function triggerDraft(config, local = (text) => text) {
+  const kind = config.type === "cron" && "expression" in config ? "expression" : config.type;
+  const draft = { kind: kind in TRIGGER_TYPES ? kind : "interval" };
+  for (const [name, value] of Object.entries(config)) {
+    if (name === "type" || value == null) continue;
+    draft[`trigger_config.${name}`] = MOMENTS.includes(name) ? local(value, config.timezone) : String(value);
+  }
+  return draft;
+}
+
+// ---- Parameters ---------------------------------------------------------------------------------
+
+/** The kind of control for a parameter: number, boolean, text, or json for everything else. */
+export function controlOf({ type = "", default: preset }) {
+  const name = type.replace(/\s*\|\s*None$|^Optional\[(.*)\]$/, "$1").trim() || typeof preset;
+  if (["int", "float", "number", "integer"].includes(name)) return "number";
+  if (["bool", "boolean"].includes(name)) return "boolean";
+  if (["str", "string"].includes(name)) return "text";
+  return "json";
+}
+
+/** Parse JSON: {value} or {error} with line and column in words. */
+export function readJson(text) {
+  try {
+    return { value: JSON.parse(text) };
+  } catch (error) {
+    return { error: describeJsonError(text, error.message) };
+  }
+}
+
+function describeJsonError(text, message) {
+  const position = Number(/position (\d+)/.exec(message)?.[1] ?? NaN);
+  const what = message.split(/ in JSON| \(line|, "|, \.\.\./)[0];
+  if (Number.isNaN(position)) return `Not JSON: ${what}`;
+  const before = text.slice(0, position).split("\n");
+  return `Not JSON at line ${before.length}, column ${before.at(-1).length + 1}: ${what}`;
+}
+
+/** What the parameter part of a draft stands for: {params, errors by field path}. */
+export function readParams(draft, parameters) {
+  if (draft.params_as === "json") return readJsonParams(draft.job_params ?? "");
+  const params = {};
+  const errors = {};
+  for (const parameter of parameters) {
+    const path = `job_params.${parameter.name}`;
+    const text = draft[path];
+    if (!filled(text)) {
+      if (parameter.required) errors[path] = `${parameter.name} is required.`;
+      continue;
+    }
+    const { value, error } = readParam(controlOf(parameter), text);
+    if (error) errors[path] = error;
+    else params[parameter.name] = value;
+  }
+  return { params, errors };
+}
+
+function readJsonParams(text) {
+  if (!filled(text)) return { params: {}, errors: {} };
+  const { value, error } = readJson(text);
+  const isObject = typeof value === "object" && value !== null && !Array.isArray(value);
+  const sentence = error ?? (isObject ? null : 'The parameters are a JSON object, such as {"volume": 3}.');
+  return { params: value, errors: sentence ? { job_params: sentence } : {} };
+}
+
+function readParam(control, text) {
+  if (control === "text") return { value: text };
+  if (control === "boolean") return { value: text === "true" };
+  if (control === "json") return readJson(text);
+  return Number.isFinite(Number(text)) ? { value: Number(text) } : { error: `${text} is not a number.` };
+}
+
+/** The draft of given parameters: fields if the method knows them all, JSON otherwise. */
+export function paramsDraft(params, parameters) {
+  const known = new Map(parameters.map((parameter) => [parameter.name, controlOf(parameter)]));
+  const names = Object.keys(params ?? {});
+  const asFields = parameters.length > 0 && names.every((name) => fits(known.get(name), params[name]));
+  const draft = { params_as: asFields ? "fields" : "json", job_params: JSON.stringify(params ?? {}, null, 2) };
+  if (asFields) {
+    for (const name of names) {
+      draft[`job_params.${name}`] = known.get(name) === "json" ? JSON.stringify(params[name]) : String(params[name]);
+    }
+  }
+  return draft;
+}
+
+function fits(control, value) {
+  if (control === "json") return true;
+  return control === { string: "text", number: "number", boolean: "boolean" }[typeof value] && value !== "";
+}
+
+// ---- Schedules ----------------------------------------------------------------------------------
+
+export const emptyDraft = (timezone) => ({
+  kind: "interval", "trigger_config.minutes": "5", "trigger_config.timezone": timezone ?? "",
+});
+
+/** The draft of an existing schedule, for editing it or making another like it. */
+export function scheduleDraft(schedule, parameters, local) {
+  const draft = {
+    name: schedule.name ?? "", handler_id: schedule.handler_id, method_name: schedule.method_name,
+    paused: schedule.paused ? "true" : "",
+    ...triggerDraft(schedule.trigger_config, local),
+    ...paramsDraft(schedule.job_params, parameters),
+  };
+  for (const name of Object.keys(POLICY)) if (schedule[name] != null) draft[name] = String(schedule[name]);
+  for (const name of RETRY_FIELDS) {
+    if (schedule.retry?.[name] != null) draft[`retry.${name}`] = String(schedule.retry[name]);
+  }
+  return draft;
+}
+
+/** What the draft asks the API for: {body, errors by field path}. Fields left empty keep the
+ *  defaults; with `editing` they are sent as null, which sets them back. */
+export function scheduleBody(draft, parameters, editing) {
+  const { params, errors } = readParams(draft, parameters);
+  for (const name of ["handler_id", "method_name"]) if (!filled(draft[name])) errors[name] = "Choose one.";
+  const body = {
+    handler_id: draft.handler_id, method_name: draft.method_name, job_params: params,
+    trigger_config: triggerConfig(draft),
+  };
+  const blank = editing ? null : undefined;
+  if (!editing && filled(draft.schedule_id)) body.schedule_id = draft.schedule_id.trim();
+  body.name = filled(draft.name) ? draft.name.trim() : blank;
+  for (const [name, kind] of Object.entries(POLICY)) {
+    if (filled(draft[name])) body[name] = kind === "number" ? readNumber(draft[name]) : draft[name];
+    else if (kind === "number") body[name] = blank;
+  }
+  const retry = RETRY_FIELDS.filter((name) => filled(draft[`retry.${name}`]));
+  body.retry = retry.length
+    ? Object.fromEntries(retry.map((name) => [name, readNumber(draft[`retry.${name}`])])) : blank;
+  if (!editing) body.paused = draft.paused === "true" || undefined;
+  return { body, errors };
+}
+
+/** The top-level parts of `body` that differ from `original`: what a change sends. */
+export const changedParts = (original, body) => Object.fromEntries(Object.entries(body)
+  .filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(original[name])));
+
+/** The path of the control an API error belongs to: the longest known path the field starts with. */
+export const controlFor = (field, paths) =>
+  paths.filter((path) => field === path || field?.startsWith(`${path}.`) || field?.startsWith(`${path}[`))
+    .sort((a, b) => b.length - a.length)[0] ?? null;

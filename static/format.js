@@ -1,0 +1,135 @@
+// Text for people. Pure: times and zones are passed in.
+
+const SECOND = 1000;
+const MINUTE = 60 * SECOND;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+
+const pad = (number) => String(number).padStart(2, "0");
+
+/** Milliseconds as a length of time with two units at most: "12 ms", "3.2 s", "4 min 05 s". */
+export function formatDuration(ms) {
+  if (ms == null) return "–";
+  if (ms < 1) return "<1 ms";
+  if (ms < 999.5) return `${Math.round(ms)} ms`;
+  if (ms < MINUTE) return `${(ms / SECOND).toFixed(ms < 9_950 ? 2 : 1)} s`;
+  if (ms < HOUR) return `${Math.floor(ms / MINUTE)} min ${pad(Math.floor((ms % MINUTE) / SECOND))} s`;
+  if (ms < DAY) return `${Math.floor(ms / HOUR)} h ${pad(Math.floor((ms % HOUR) / MINUTE))} min`;
+  return `${Math.floor(ms / DAY)} d ${Math.floor((ms % DAY) / HOUR)} h`;
+}
+
+/** Milliseconds from now as "in 12 s", "4 min ago" or "now": one unit, rounded towards now. */
+export function formatRelative(ms) {
+  const away = Math.abs(ms);
+  if (away < SECOND) return "now";
+  const [size, unit] = [[DAY, "d"], [HOUR, "h"], [MINUTE, "min"], [SECOND, "s"]].find(([n]) => away >= n);
+  const text = `${formatCount(Math.floor(away / size))} ${unit}`;
+  return ms > 0 ? `in ${text}` : `${text} ago`;
+}
+
+/** 12,345 */
+export const formatCount = (n) => (n == null ? "–" : Math.round(n).toLocaleString("en-US"));
+
+/** A share in 0..1 as "97.8 %"; never rounds an imperfect share up to 100. */
+export function formatPercent(share) {
+  if (share == null) return "–";
+  if (share === 1 || share === 0) return `${share * 100} %`;
+  return `${(Math.min(99.9, Math.max(0.1, share * 100))).toFixed(1)} %`;
+}
+
+export function formatBytes(bytes) {
+  if (bytes == null) return "–";
+  const power = bytes < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(bytes) / 10));
+  const value = bytes / 1024 ** power;
+  return `${value.toFixed(power && value < 99.95 ? 1 : 0)} ${["B", "KB", "MB", "GB", "TB"][power]}`;
+}
+
+/** "1 schedule", "2 schedules" */
+export const formatPlural = (n, noun) => `${formatCount(n)} ${noun}${n === 1 ? "" : "s"}`;
+
+/** JSON on one line, cut to `limit` characters. */
+export function formatJson(value, limit = 120) {
+  const text = value === undefined ? "" : JSON.stringify(value);
+  return text.length > limit ? `${text.slice(0, limit - 1)}…` : text;
+}
+
+/** job_params as `a=1 b="x"`; empty text for none. */
+export const formatParams = (params, limit) =>
+  cut(Object.entries(params ?? {}).map(([name, value]) => `${name}=${formatJson(value, 40)}`).join(" "), limit);
+
+export const cut = (text, limit = 80) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
+
+/** The first line of an error or result, short enough for a table cell. */
+export const firstLine = (text, limit = 160) => cut(String(text ?? "").split("\n", 1)[0], limit);
+
+/** Text for times in one zone. Building one is slow (Intl); using it is fast. */
+export function createTimes(zone) {
+  const format = new Intl.DateTimeFormat("en-GB", {
+    timeZone: zone, hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", weekday: "short",
+    hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "shortOffset",
+  });
+  const split = (ms) => Object.fromEntries(format.formatToParts(ms).map(({ type, value }) => [type, value]));
+  return {
+    zone,
+    /** 16:02:11 */
+    clock: (ms) => (({ hour, minute, second }) => `${hour}:${minute}:${second}`)(split(ms)),
+    /** A time with offset, or in Unix seconds, as wall time of `other`: 2026-11-24T02:30:00. Wall time stays. */
+    local(time, other = zone) {
+      if (typeof time === "string" && !/(Z|[+-]\d\d:?\d\d)$/.test(time)) return time;
+      const at = new Date(typeof time === "number" ? time * 1000 : time);
+      return at.toLocaleString("sv-SE", { timeZone: other }).replace(" ", "T");
+    },
+    /** The local hour 0..23 and minute. */
+    hour: (ms) => (({ hour, minute }) => [Number(hour), Number(minute)])(split(ms)),
+    /** Today "16:02:11", else "11-24 02:30", in another year "2027-01-01". */
+    short(ms, now) {
+      const [at, today] = [split(ms), split(now)];
+      if (at.year !== today.year) return `${at.year}-${at.month}-${at.day}`;
+      if (at.month !== today.month || at.day !== today.day) return `${at.month}-${at.day} ${at.hour}:${at.minute}`;
+      return `${at.hour}:${at.minute}:${at.second}`;
+    },
+    /** Tue 2026-11-24 02:30:00 Europe/Berlin (GMT+1) */
+    full(ms) {
+      const at = split(ms);
+      return `${at.weekday} ${at.year}-${at.month}-${at.day} ${at.hour}:${at.minute}:${at.second} `
+        + `${zone} (${at.timeZoneName})`;
+    },
+  };
+}
+
+/** Shape, words and tone of each state: what is told by colour is told by shape and text too. */
+export const STATES = {
+  queued: ["○", "queued", "dim"],
+  running: ["►", "running", "blue"],
+  success: ["✓", "success", "green"],
+  error: ["✗", "error", "red"],
+  timeout: ["◔", "timeout", "red"],
+  cancelled: ["⊘", "cancelled", "dim"],
+  missed: ["◇", "missed", "yellow"],
+  skipped: ["»", "skipped", "dim"],
+  lost: ["?", "lost", "violet"],
+  retrying: ["↻", "retrying", "yellow"],
+  late: ["«", "late", "dim"],
+  active: ["●", "active", "green"],
+  paused: ["‖", "paused", "yellow"],
+  finished: ["■", "finished", "dim"],
+  quarantined: ["!", "broken", "red"],
+  Connected: ["●", "connected", "green"],
+  Draining: ["◐", "draining", "yellow"],
+  Disconnected: ["○", "disconnected", "red"],
+  ok: ["●", "ok", "green"],
+  degraded: ["▲", "degraded", "yellow"],
+  failed: ["✗", "failed", "red"],
+  connecting: ["◌", "connecting", "dim"],
+  live: ["●", "live", "green"],
+  polling: ["◍", "polling", "blue"],
+  disconnected: ["○", "disconnected", "red"],
+  asleep: ["◌", "asleep", "dim"],
+};
+
+export const stateOf = (name) => STATES[name] ?? ["·", String(name), "dim"];
+
+export const EXECUTION_STATUSES = [
+  "queued", "running", "success", "error", "timeout", "cancelled", "missed", "skipped", "lost",
+];
+export const FAILED_STATUSES = ["error", "timeout", "lost"];

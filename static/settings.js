@@ -1,0 +1,34 @@
+// What the user prefers, kept in the browser.
+
+export const CHOICES = {
+  theme: ["auto", "light", "dark"], contrast: ["auto", "more"], zone: ["server", "browser", "UTC"], keys: ["on", "off"],
+};
+
+/** Settings that fall back to their first choice, and live in memory only where storage is forbidden. */
+export function createSettings(storage) {
+  const held = {};
+  const get = (name) => held[name] ?? read(storage, name) ?? CHOICES[name][0];
+  const set = (name, value) => {
+    held[name] = value;
+    try {
+      storage.setItem(`schedulezero.${name}`, value);
+    } catch {
+      // Forbidden or full: the choice lasts as long as the page.
+    }
+  };
+  const next = (name) => {
+    const choices = CHOICES[name];
+    set(name, choices[(choices.indexOf(get(name)) + 1) % choices.length]);
+    return get(name);
+  };
+  return { get, set, next };
+}
+
+function read(storage, name) {
+  try {
+    const value = storage.getItem(`schedulezero.${name}`);
+    return CHOICES[name].includes(value) ? value : null;
+  } catch {
+    return null;
+  }
+}
