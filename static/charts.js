@@ -1,10 +1,10 @@
-// Charts as SVG of a few lines. Colour is never alone: failures are hatched, and each chart is told in words.
+// Charts as SVG of a few lines. Colour is never alone: failures are hollow, and each chart is told in words.
 
 import { h, s } from "./dom.js";
 import { formatCount, formatDuration, formatPlural } from "./format.js";
 import { logPosition } from "./model.js";
 
-/** Bars of executions per minute: successes from below, failures hatched on top of them. */
+/** Bars of executions per minute: successes from below, failures hollow on top of them. */
 export function minuteBars(buckets, times) {
   const top = Math.max(4, ...buckets.map(({ success, failed }) => success + failed));
   const total = buckets.reduce((sum, { success, failed }) => sum + success + failed, 0);
@@ -28,7 +28,7 @@ export function minuteBars(buckets, times) {
       [buckets[0].at, buckets[Math.floor(buckets.length / 2)].at, buckets.at(-1).at].map((at) => h("span", null, times.clock(at).slice(0, 5)))));
 }
 
-/** A line of blocks filled to `share`; the rest is hatched. */
+/** A line of blocks filled to `share`; the rest is hollow. */
 export const gauge = (share, label) =>
   h("div", { class: "gauge", role: "img", "aria-label": label },
     s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },

@@ -20,6 +20,7 @@ export const TRIGGER_FIELDS = {
     numbers: ["years", "months", "weeks", "days", "hour", "minute", "second"], texts: ["start_date", "end_date"],
   },
   date: { numbers: [], texts: ["run_date"] },
+  json: { numbers: [], texts: [] },
 };
 
 const POLICY = {
@@ -34,6 +35,7 @@ export const readNumber = (text) => (Number.isFinite(Number(text)) ? Number(text
 
 /** The trigger_config of a draft; `draft.kind` is a key of TRIGGER_TYPES. */
 export function triggerConfig(draft) {
+  if (draft.kind === "json") return readJson(draft.trigger_config ?? "").value ?? {};
   const { numbers, texts } = TRIGGER_FIELDS[draft.kind];
   const config = { type: draft.kind === "expression" ? "cron" : draft.kind };
   for (const name of numbers) {
@@ -47,12 +49,23 @@ export function triggerConfig(draft) {
   return config;
 }
 
+/** What is wrong with a trigger_config written as JSON, by field path. */
+export function triggerErrors(draft) {
+  const { error } = draft.kind === "json" ? readJson(draft.trigger_config ?? "") : {};
+  return error ? { trigger_config: error } : {};
+}
+
 const MOMENTS = ["run_date", "start_time", "end_time"];
 
-/** The part of a draft that stands for a trigger_config; `local(time, zone)` gives wall time. */
+/** The part of a draft that stands for a trigger_config, as JSON if no fields do; `local(time, zone)` gives wall time. */
 export function triggerDraft(config, local = (text) => text) {
   const kind = config.type === "cron" && "expression" in config ? "expression" : config.type;
-  const draft = { kind: kind in TRIGGER_TYPES ? kind : "interval" };
+  const { numbers = [], texts = [] } = TRIGGER_FIELDS[kind] ?? {};
+  const known = ["type", "timezone", ...numbers, ...texts];
+  if (!(kind in TRIGGER_FIELDS) || Object.keys(config).some((name) => !known.includes(name))) {
+    return { kind: "json", trigger_config: JSON.stringify(config, null, 2) };
+  }
+  const draft = { kind };
   for (const [name, value] of Object.entries(config)) {
     if (name === "type" || value == null) continue;
     draft[`trigger_config.${name}`] = MOMENTS.includes(name) ? local(value, config.timezone) : String(value);
@@ -90,7 +103,7 @@ function describeJsonError(text, message) {
 
 /** What the parameter part of a draft stands for: {params, errors by field path}. */
 export function readParams(draft, parameters) {
-  if (draft.params_as === "json") return readJsonParams(draft.job_params ?? "");
+  if (draft.params_as === "json" || !parameters.length) return readJsonParams(draft.job_params ?? "");
   const params = {};
   const errors = {};
   for (const parameter of parameters) {
@@ -166,6 +179,7 @@ export function scheduleDraft(schedule, parameters, local) {
  *  defaults; with `editing` they are sent as null, which sets them back. */
 export function scheduleBody(draft, parameters, editing) {
   const { params, errors } = readParams(draft, parameters);
+  Object.assign(errors, triggerErrors(draft));
   for (const name of ["handler_id", "method_name"]) if (!filled(draft[name])) errors[name] = "Choose one.";
   const body = {
     handler_id: draft.handler_id, method_name: draft.method_name, job_params: params,
@@ -188,6 +202,13 @@ export function scheduleBody(draft, parameters, editing) {
 /** The top-level parts of `body` that differ from `original`: what a change sends. */
 export const changedParts = (original, body) => Object.fromEntries(Object.entries(body)
   .filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(original[name])));
+
+/** The draft's trigger carried over to another kind where that can hold it. */
+export function movedTrigger(draft, kind) {
+  if (kind === "json") return { trigger_config: JSON.stringify(triggerConfig(draft), null, 2) };
+  const moved = draft.kind === "json" ? triggerDraft(triggerConfig(draft)) : {};
+  return moved.kind === kind ? moved : {};
+}
 
 /** The path of the control an API error belongs to: the longest known path the field starts with. */
 export const controlFor = (field, paths) =>

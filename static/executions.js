@@ -63,8 +63,8 @@ function toolbar({ route: { query }, get }) {
 export function history(ctx, records, { schedule = true, busy } = {}) {
   if (!records.length) return empty("no executions yet");
   const heads = [["state-of", "status"], ["name", "call"], schedule && ["schedule-of", "schedule"], ["started", "scheduled"],
-    ["num took", "took"], ["num tries", h("abbr", { title: "attempts" }, "try")], ["outcome", "outcome"]].filter(Boolean);
-  return table({ caption: "Executions, newest first", name: "history", busy, heads }, records.map((execution) => row("execution", execution.execution_id,
+    ["took num", "took"], ["tries num", h("abbr", { title: "attempts" }, "try")], ["outcome", "outcome"]].filter(Boolean);
+  return table({ caption: "Executions, newest first", name: "history", wide: true, busy, heads }, records.map((execution) => row("execution", execution.execution_id,
     cell("state-of", state(stateOfExecution(execution))),
     cell("name", link("executions", execution.execution_id, call(execution))),
     schedule && cell("schedule-of", execution.schedule_id ? link("schedules", execution.schedule_id) : h("span", { class: "dim" }, "run now")),
@@ -87,7 +87,7 @@ const REASONS = {
 
 /** The progress a job told of itself, as a bar with its message. */
 export function progress(execution, { progress: told }) {
-  const { percent, message } = told.get(execution.execution_id) ?? {};
+  const { percent, message } = told.get(execution.execution_id) ?? execution.progress ?? {};
   if (percent == null && !message) return null;
   return h("span", { class: "progress" },
     percent == null ? null : h("progress", { max: 100, value: percent, "aria-label": "progress" }),
@@ -148,7 +148,7 @@ function ended(execution) {
   if (execution.status === "success") {
     return frame({ title: "Result", name: "outcome" }, execution.result == null ? empty("no result") : h("pre", null, JSON.stringify(execution.result, null, 2)));
   }
-  return frame({ title: "Error", name: "outcome bad" },
+  return frame({ title: "Error", name: "error" },
     execution.reason && h("p", { class: "dim" }, REASONS[execution.reason] ?? execution.reason),
     execution.error && h("pre", null, execution.error));
 }
@@ -156,15 +156,15 @@ function ended(execution) {
 function attempts(ctx, execution) {
   const list = execution.attempts ?? [];
   if (!list.length) return null;
-  const heads = [["num", "#"], ["state-of", "outcome"], ["started", "started"], ["num took", "took"], ["instance", "instance"], ["outcome", "error"]];
-  const line = (attempt) => h("tr", { "data-key": attempt.attempt },
-    cell("num", String(attempt.attempt)), cell("state-of", state(attempt.outcome)), cell("started", when(attempt.started_at, ctx)),
+  const heads = [["index", "#"], ["state-of", "outcome"], ["started", "started"], ["took num", "took"], ["instance", "instance"], ["outcome", "error"]];
+  const line = (attempt) => h("tr", { "data-key": attempt.attempt_number },
+    cell("index", String(attempt.attempt_number)), cell("state-of", state(attempt.outcome)), cell("started", when(attempt.started_at, ctx)),
     cell("num took", attempt.ended_at ? formatDuration(Date.parse(attempt.ended_at) - Date.parse(attempt.started_at)) : "–"),
     cell("instance dim", attempt.instance ?? "–"),
     cell("outcome", attempt.error && firstLine(attempt.error, 400), attempt.traceback && h("details", { "data-key": "traceback" },
       h("summary", null, "traceback"), h("pre", null, attempt.traceback))));
   return frame({ title: "Attempts", name: "attempts", note: formatCount(list.length) },
-    table({ caption: "Attempts", name: "tries", heads }, list.map(line)));
+    table({ caption: "Attempts", name: "tries", wide: true, heads }, list.map(line)));
 }
 
 function log(ctx, execution) {

@@ -1,7 +1,7 @@
 // Form fields with label, hint and error, drawn from a draft; and the fields of a method's parameters.
 
 import { h } from "./dom.js";
-import { controlOf } from "./draft.js";
+import { controlFor, controlOf, paramsDraft, readParams } from "./draft.js";
 import { button, select } from "./pieces.js";
 
 /** One field. `path` is the dotted path of the API's error, and the key in the draft. */
@@ -22,15 +22,14 @@ export function field(form, { path, label, hint, control = "text", options, ...p
     check: () => h("input", { type: "checkbox", value: "true", checked: value === "true", ...attributes }),
   };
   return h("div", { class: `field ${control}`, "data-key": path },
-    h("label", { for: id }, label), make[control](),
-    hint && h("p", { class: "hint", id: `${id}-hint` }, hint),
+    h("label", { for: id }, label, hint && h("span", { class: "hint", id: `${id}-hint` }, ` ${hint}`)), make[control](),
     error && h("p", { class: "error", id: `${id}-error` }, `✗ ${error}`));
 }
 
 /** The parameters of a method: a field for each, or all of them as JSON. */
 export function paramFields(form, parameters) {
   const asJson = form.draft.params_as === "json" || !parameters.length;
-  const other = parameters.length > 0 && button(asJson ? "params-fields" : "params-json", asJson ? "as fields" : "as JSON");
+  const other = parameters.length > 0 && button("switch-params", asJson ? "as fields" : "as JSON");
   return h("fieldset", { class: "params", "data-key": "params" }, h("legend", null, "Parameters ", other),
     asJson
       ? field(form, { path: "job_params", label: "JSON object", control: "area", hint: parameters.length ? null : "This method does not tell its parameters." })
@@ -51,7 +50,31 @@ function paramField(form, parameter) {
   return field(form, { ...common, control: kind === "number" ? "number" : "text", placeholder: preset || null, required });
 }
 
-/** The first field with an error gets the focus; errors without a field are the form's own. */
-export function focusError(dialog) {
-  dialog.querySelector("[aria-invalid=true]")?.focus();
+// ---- What forms have in common; a form is {draft, errors, dialog} -------------------------------
+
+/** Show the parameters as JSON instead of fields, or the other way round. */
+export function switchParams(form, parameters) {
+  const { draft } = form;
+  const { params, errors } = readParams(draft, parameters);
+  if (draft.params_as !== "json") Object.assign(draft, { params_as: "json", job_params: JSON.stringify(params, null, 2) });
+  else if (errors.job_params) Object.assign(form.errors, errors);
+  else Object.assign(draft, paramsDraft(params, parameters));
 }
+
+/** JSON is checked while it is typed. */
+export function enterParam(form, name) {
+  if (name === "job_params") Object.assign(form.errors, readParams({ ...form.draft, params_as: "json" }, []).errors);
+}
+
+export function clearErrors(form, prefix) {
+  for (const path of Object.keys(form.errors)) if (path.startsWith(prefix)) delete form.errors[path];
+}
+
+/** Put the sentence of an API error at its control; at `otherwise`, or above the buttons, if it names none. */
+export function placeError(form, error, otherwise = "") {
+  const paths = [...form.dialog.querySelectorAll("[name]")].map((control) => control.name);
+  form.errors[controlFor(error.field, paths) ?? otherwise] = error.message;
+}
+
+/** The first control with an error gets the focus. */
+export const focusError = (dialog) => dialog.querySelector("[aria-invalid=true]")?.focus();

@@ -4,10 +4,10 @@ import { changeSchedule, createSchedule, previewTrigger } from "./api.js";
 import { confirmAction, openDialog } from "./dialogs.js";
 import { h } from "./dom.js";
 import {
-  CRON_FIELDS, RETRY_FIELDS, TRIGGER_TYPES, changedParts, controlFor, emptyDraft, paramsDraft, readParams, scheduleBody,
-  scheduleDraft, triggerConfig,
+  CRON_FIELDS, RETRY_FIELDS, TRIGGER_TYPES, changedParts, emptyDraft, movedTrigger, scheduleBody, scheduleDraft,
+  triggerConfig, triggerErrors,
 } from "./draft.js";
-import { field, focusError, paramFields } from "./fields.js";
+import { clearErrors, enterParam, field, focusError, paramFields, placeError, switchParams } from "./fields.js";
 import { methodsOf } from "./model.js";
 import { button, frame } from "./pieces.js";
 import { fireList } from "./schedules.js";
@@ -15,152 +15,153 @@ import { fireList } from "./schedules.js";
 const PREVIEW_DELAY_MS = 250;
 const PREVIEW_FIRES = 6;
 
-/** Open the form. `schedule` is the one to change or copy; `call` presets handler and method. */
-export function openScheduleForm(ctx, { schedule, copy = false, call = {}, onDone }) {
-  const editing = Boolean(schedule) && !copy;
-  const handlers = () => ctx().get("handlers")?.data?.handlers ?? [];
-  const parametersOf = ({ handler_id, method_name }) =>
-    methodsOf(handlers().find(({ id }) => id === handler_id)).find(({ name }) => name === method_name)?.parameters ?? [];
-  const initial = schedule
-    ? scheduleDraft(schedule, parametersOf(schedule), ctx().times.local)
-    : { ...emptyDraft(ctx().config?.timezone), ...call };
-  const form = { draft: { ...initial }, errors: {}, preview: null, previewing: false, sending: false, editing, title: titleOf(schedule, editing) };
-  const original = editing ? scheduleBody(initial, parametersOf(initial), true).body : null;
-  let timer;
-  let controller;
-
-  const { dialog, update, close } = openDialog({
-    name: "form", label: form.title,
-    render: () => renderForm(form, { handlers: handlers(), parameters: parametersOf(form.draft), ctx: ctx() }),
-    onAct: act,
-    onClose() {
-      clearTimeout(timer);
-      controller?.abort();
-    },
-  });
-
-  function act(name) {
-    const { draft } = form;
-    if (name === "params-json") Object.assign(draft, { params_as: "json", job_params: JSON.stringify(readParams(draft, parametersOf(draft)).params, null, 2) });
-    if (name === "params-fields") {
-      const { params, errors } = readParams(draft, []);
-      if (errors.job_params) form.errors = { ...form.errors, ...errors };
-      else Object.assign(draft, paramsDraft(params, parametersOf(draft)));
-    }
-    if (name === "cancel") leave();
-    update();
-  }
-
-  async function leave() {
-    const dirty = JSON.stringify(form.draft) !== JSON.stringify(initial);
-    if (!dirty || await confirmAction({ title: "Leave the form?", text: "What you have entered is lost.", label: "leave" })) close();
-  }
-
-  function changed({ target }) {
-    const { name, value, type, checked } = target;
-    if (!name) return;
-    form.draft[name] = type === "checkbox" ? (checked ? "true" : "") : value;
-    delete form.errors[name];
-    if (name === "handler_id") {
-      const methods = methodsOf(handlers().find(({ id }) => id === value));
-      form.draft.method_name = methods.length === 1 ? methods[0].name : "";
-    }
-    if (name === "handler_id" || name === "method_name") form.draft.params_as = null;
-    if (name.startsWith("job_params") && form.draft.params_as === "json") Object.assign(form.errors, readParams(form.draft, []).errors);
-    if (name === "kind" || name.startsWith("trigger_config")) preview(PREVIEW_DELAY_MS);
-    update();
-  }
-
-  function preview(delay) {
-    clearTimeout(timer);
-    controller?.abort();
-    form.previewing = true;
-    timer = setTimeout(async () => {
-      controller = new AbortController();
-      const { signal } = controller;
-      clearErrors("trigger_config");
-      try {
-        form.preview = await previewTrigger(triggerConfig(form.draft), PREVIEW_FIRES, signal);
-      } catch (error) {
-        if (signal.aborted) return;
-        form.preview = null;
-        if (error.status === 0) form.preview = { unknown: error.message };
-        else showError(error, "trigger_config");
-      }
-      form.previewing = false;
-      update();
-    }, delay);
-  }
-
-  const clearErrors = (prefix) => {
-    for (const path of Object.keys(form.errors)) if (path.startsWith(prefix)) delete form.errors[path];
-  };
-
-  /** Puts the sentence at its control, or above the buttons if it belongs to none. */
-  function showError(error, otherwise = "") {
-    const paths = [...dialog.querySelectorAll("[name]")].map((control) => control.name);
-    form.errors[controlFor(error.field, paths) ?? otherwise] = error.message;
-  }
-
-  async function submit(event) {
-    event.preventDefault();
-    const { body, errors } = scheduleBody(form.draft, parametersOf(form.draft), editing);
-    form.errors = errors;
-    if (!Object.keys(errors).length) await send(editing ? changedParts(original, body) : body);
-    update();
-    focusError(dialog);
-  }
-
-  async function send(body) {
-    form.sending = true;
-    update();
-    try {
-      const answer = editing ? await changeSchedule(schedule.id, body) : await createSchedule(body);
-      onDone(editing ? schedule.id : answer.schedule_id, editing ? "changed" : "created");
-      close();
-    } catch (error) {
-      showError(error);
-    }
-    form.sending = false;
-  }
-
-  dialog.addEventListener("input", changed);
-  dialog.addEventListener("submit", submit);
-  dialog.addEventListener("cancel", (event) => {
-    event.preventDefault();
-    leave();
-  });
-  preview(0);
-  return dialog;
+/** Open the form. `schedule` is the one to change, or to copy with `copy`; `call` presets handler and
+ *  method; `onDone(id, verb)` hears of success. */
+export function openScheduleForm(ctx, options) {
+  new ScheduleForm(ctx, options);
 }
 
-const titleOf = (schedule, editing) => (editing ? `Edit ${schedule.id}` : schedule ? `Copy of ${schedule.id}` : "New schedule");
+class ScheduleForm {
+  errors = {};
+  preview = null;
+  previewing = false;
+  sending = false;
 
-function renderForm(form, { handlers, parameters, ctx }) {
-  const { draft, errors, editing } = form;
-  const known = handlers.map(({ id }) => [id, id]);
-  if (draft.handler_id && !known.some(([id]) => id === draft.handler_id)) known.push([draft.handler_id, `${draft.handler_id} (not registered)`]);
-  const methods = methodsOf(handlers.find(({ id }) => id === draft.handler_id));
-  const names = methods.map(({ name }) => [name, name]);
-  if (draft.method_name && !names.some(([name]) => name === draft.method_name)) names.push([draft.method_name, `${draft.method_name} (unknown)`]);
-  const method = methods.find(({ name }) => name === draft.method_name);
+  constructor(ctx, { schedule, copy = false, call = {}, onDone }) {
+    const editing = Boolean(schedule) && !copy;
+    Object.assign(this, { ctx, schedule, editing, onDone });
+    this.title = editing ? `Edit ${schedule.id}` : schedule ? `Copy of ${schedule.id}` : "New schedule";
+    this.initial = schedule
+      ? scheduleDraft(schedule, this.parameters(schedule), ctx().times.local)
+      : { ...emptyDraft(ctx().config?.timezone), ...call };
+    this.draft = { ...this.initial };
+    this.original = editing ? scheduleBody(this.initial, this.parameters(), true).body : {};
+    Object.assign(this, openDialog({
+      name: "form", label: this.title, render: () => renderForm(this), onAct: (act) => this.act(act),
+      onClose: () => this.stopPreview(),
+    }));
+    this.dialog.addEventListener("input", ({ target }) => this.enter(target));
+    this.dialog.addEventListener("submit", (event) => this.submit(event));
+    this.dialog.addEventListener("cancel", (event) => this.leave(event));
+    this.showFires(0);
+  }
+
+  handlers() {
+    return this.ctx().get("handlers")?.data?.handlers ?? [];
+  }
+
+  methods({ handler_id } = this.draft) {
+    return methodsOf(this.handlers().find(({ id }) => id === handler_id));
+  }
+
+  parameters(call = this.draft) {
+    return this.methods(call).find(({ name }) => name === call.method_name)?.parameters ?? [];
+  }
+
+  act(act) {
+    if (act === "cancel") this.leave();
+    else switchParams(this, this.parameters());
+    this.update();
+  }
+
+  enter({ name, value, type, checked }) {
+    if (!name) return;
+    if (name === "kind") Object.assign(this.draft, movedTrigger(this.draft, value));
+    this.draft[name] = type === "checkbox" ? (checked ? "true" : "") : value;
+    delete this.errors[name];
+    if (name === "handler_id") this.draft.method_name = this.methods().length === 1 ? this.methods()[0].name : "";
+    if (name === "handler_id" || name === "method_name") this.draft.params_as = null;
+    enterParam(this, name);
+    if (name === "kind" || name.startsWith("trigger_config")) this.showFires(PREVIEW_DELAY_MS);
+    this.update();
+  }
+
+  stopPreview() {
+    clearTimeout(this.timer);
+    this.controller?.abort();
+  }
+
+  showFires(delay) {
+    this.stopPreview();
+    this.previewing = true;
+    this.timer = setTimeout(() => this.loadFires(), delay);
+  }
+
+  async loadFires() {
+    this.controller = new AbortController();
+    const { signal } = this.controller;
+    clearErrors(this, "trigger_config");
+    Object.assign(this.errors, triggerErrors(this.draft));
+    try {
+      this.preview = this.errors.trigger_config ? null : await previewTrigger(triggerConfig(this.draft), PREVIEW_FIRES, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.preview = error.status ? null : { unknown: error.message };
+      if (error.status) placeError(this, error, "trigger_config");
+    }
+    this.previewing = false;
+    this.update();
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    const { body, errors } = scheduleBody(this.draft, this.parameters(), this.editing);
+    this.errors = errors;
+    if (!Object.keys(errors).length) await this.send(this.editing ? changedParts(this.original, body) : body);
+    this.update();
+    focusError(this.dialog);
+  }
+
+  async send(body) {
+    this.sending = true;
+    this.update();
+    try {
+      const answer = await (this.editing ? changeSchedule(this.schedule.id, body) : createSchedule(body));
+      this.close();
+      this.onDone(answer.schedule_id, this.editing ? "changed" : "created");
+    } catch (error) {
+      placeError(this, error, { 404: "handler_id", 409: "schedule_id" }[error.status]);
+    }
+    this.sending = false;
+  }
+
+  async leave(event) {
+    event?.preventDefault();
+    const isDirty = JSON.stringify(this.draft) !== JSON.stringify(this.initial);
+    if (!isDirty || await confirmAction({ title: "Leave the form?", text: "What you have entered is lost.", label: "leave" })) this.close();
+  }
+}
+
+function renderForm(form) {
+  const { draft, errors, editing, sending } = form;
   return h("form", { novalidate: true, "data-key": "form" },
     h("h2", null, form.title),
     h("div", { class: "columns" },
-      h("div", { class: "column" },
-        frame({ title: "What", name: "what" },
-          h("div", { class: "fields two" },
-            field(form, { path: "handler_id", label: "Handler", control: "select", options: [["", "choose"], ...known] }),
-            field(form, { path: "method_name", label: "Method", control: "select", options: [["", "choose"], ...names], hint: method?.doc })),
-          draft.method_name && paramFields(form, parameters),
-          h("div", { class: "fields two" },
-            !editing && field(form, { path: "schedule_id", label: "Id", placeholder: "made up for you", maxlength: 128 }),
-            field(form, { path: "name", label: "Name", maxlength: 128 }))),
-        policy(form)),
-      h("div", { class: "column" }, trigger(form), previewFrame(form, ctx))),
+      h("div", { class: "column" }, what(form), policy(form)),
+      h("div", { class: "column" }, trigger(form), fires(form))),
     errors[""] && h("p", { class: "error", role: "alert" }, `✗ ${errors[""]}`),
     h("p", { class: "buttons" }, button("cancel", "cancel"),
-      h("button", { type: "submit", class: "primary", disabled: form.sending }, editing ? "save" : "create")));
+      h("button", { type: "submit", class: "primary", disabled: sending }, editing ? "save" : draft.paused ? "create paused" : "create")));
+}
+
+/** Choices that hold the chosen one even if it is not among what is known. */
+function choices(names, chosen, otherwise) {
+  const options = [["", "choose"], ...names.map((name) => [name, name])];
+  return chosen && !names.includes(chosen) ? [...options, [chosen, `${chosen} (${otherwise})`]] : options;
+}
+
+function what(form) {
+  const { draft, editing } = form;
+  const method = form.methods().find(({ name }) => name === draft.method_name);
+  return frame({ title: "What", name: "what" },
+    h("div", { class: "fields two" },
+      field(form, { path: "handler_id", label: "Handler", control: "select", options: choices(form.handlers().map(({ id }) => id), draft.handler_id, "not registered") }),
+      field(form, { path: "method_name", label: "Method", control: "select", options: choices(form.methods().map(({ name }) => name), draft.method_name, "unknown") })),
+    method?.doc && h("p", { class: "hint" }, method.doc),
+    draft.method_name && paramFields(form, form.parameters()),
+    h("div", { class: "fields two" },
+      !editing && field(form, { path: "schedule_id", label: "Id", placeholder: "made up for you", maxlength: 128 }),
+      field(form, { path: "name", label: "Name", maxlength: 200 })));
 }
 
 function trigger(form) {
@@ -169,8 +170,8 @@ function trigger(form) {
       h("input", { type: "radio", name: "kind", value: kind, checked: form.draft.kind === kind }), h("span", null, label))));
   return frame({ title: "When", name: "when" }, kinds,
     h("div", { class: `fields ${form.draft.kind}`, "data-key": form.draft.kind }, KINDS[form.draft.kind](form)),
-    form.errors.trigger_config && h("p", { class: "error" }, `✗ ${form.errors.trigger_config}`),
-    h("div", { class: "fields" }, field(form, { path: "trigger_config.timezone", label: "Time zone", list: "zones" })));
+    form.draft.kind !== "json" && form.errors.trigger_config && h("p", { class: "error" }, `✗ ${form.errors.trigger_config}`),
+    form.draft.kind !== "json" && h("div", { class: "fields" }, field(form, { path: "trigger_config.timezone", label: "Time zone", list: "zones" })));
 }
 
 const part = (form, name, label, more) => field(form, { path: `trigger_config.${name}`, label, ...more });
@@ -183,18 +184,18 @@ const KINDS = {
     moment(form, "start_time", "from"), moment(form, "end_time", "until")],
   expression: (form) => part(form, "expression", "minute  hour  day  month  weekday", { class: "big", placeholder: "*/5 9-17 * * mon-fri", hint: "as in crontab(5), or @hourly, @daily, @weekly …" }),
   cron: (form) => [
-    CRON_FIELDS.map((name) => part(form, name, name.replaceAll("_", " "), { placeholder: "*" })),
+    CRON_FIELDS.map((name) => part(form, name, name === "day_of_week" ? "weekday" : name, { placeholder: "*" })),
     moment(form, "start_time", "from"), moment(form, "end_time", "until")],
   calendar_interval: (form) => [
     numbers(form, ["years", "months", "weeks", "days"]), numbers(form, ["hour", "minute", "second"]),
     part(form, "start_date", "from", { type: "date" }), part(form, "end_date", "until", { type: "date" })],
   date: (form) => moment(form, "run_date", "at"),
+  json: (form) => field(form, { path: "trigger_config", label: "trigger_config", control: "area", hint: "also for the types and, or; see the README" }),
 };
 
-function previewFrame(form, ctx) {
-  const { preview, previewing } = form;
+function fires({ preview, previewing, ctx }) {
   const content = preview?.fire_times?.length
-    ? [h("p", { class: "bright" }, preview.description ?? preview.trigger), fireList(preview.fire_times, ctx)]
+    ? [h("p", { class: "bright" }, preview.description ?? preview.trigger), fireList(preview.fire_times, ctx())]
     : h("p", { class: "empty" }, preview?.unknown ?? (previewing ? "…" : "no fire times to show"));
   return frame({ title: "It will fire", name: "preview" }, h("div", { "aria-live": "polite", "aria-busy": previewing ? "true" : null }, content));
 }

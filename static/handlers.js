@@ -39,7 +39,7 @@ function renderList(ctx, handlers) {
   return [
     h("h1", { class: "unseen", tabindex: "-1" }, "Handlers"),
     frame({ title: "Handlers", name: "list", note: formatCount(handlers.length) }, handlers.length
-      ? table({ caption: "Handlers", name: "handlers", heads }, handlers.map((handler) => listRow(ctx, handler)))
+      ? table({ caption: "Handlers", name: "handlers", wide: true, heads }, handlers.map((handler) => listRow(ctx, handler)))
       : empty("no handler has registered yet. A handler is a small program that offers methods: see handler.py.")),
   ];
 }
@@ -52,13 +52,13 @@ function listRow(ctx, handler) {
     cell("num", formatCount(connected.length || handler.instances?.length || 0)),
     cell("num", formatCount(handler.running ?? 0)), cell("num", formatCount(handler.queued ?? 0)),
     cell("num", formatCount(tally?.total ?? 0)), cell("num", formatPercent(tally?.success_rate)),
-    cell("heard", when(handler.last_seen_at, ctx, "rel")), cell("skew", skew(connected)));
+    cell("heard", when(handler.last_seen, ctx, "rel")), cell("skew", skew(connected)));
 }
 
 const SKEW_S = 2; // a handler's clock this far off deserves a word
 
 function skew(instances) {
-  const worst = instances.map(({ clock_skew_s: s }) => s).filter((s) => s != null)
+  const worst = instances.map(({ clock_skew_seconds: s }) => s).filter((s) => s != null)
     .sort((a, b) => Math.abs(b) - Math.abs(a))[0];
   if (worst == null) return h("span", { class: "dim" }, "–");
   if (Math.abs(worst) < SKEW_S) return h("span", { class: "dim" }, "in step");
@@ -76,10 +76,10 @@ function renderOne(ctx, handler) {
         h("a", { href: renderRoute({ view: "executions", query: { handler: handler.id } }) }, "executions"))),
     h("div", { class: "pair", "data-key": "pair" }, frame({ title: "Load", name: "about" }, facts([
       ["address", handler.address],
-      ["running", formatCount(handler.running ?? 0)], ["queued", formatCount(handler.queued ?? 0)],
+      ["running", `${formatCount(handler.running ?? 0)} of ${formatCount(handler.capacity ?? 0)}`], ["queued", formatCount(handler.queued ?? 0)],
       ["runs", tally && formatCount(tally.total)], ["success", tally && formatPercent(tally.success_rate)],
       ["duration", tally?.duration_ms?.p50 != null && `p50 ${formatDuration(tally.duration_ms.p50)}, p95 ${formatDuration(tally.duration_ms.p95)}`],
-      ["heard", when(handler.last_seen_at, ctx)],
+      ["heard", when(handler.last_seen, ctx)],
     ])), instances(ctx, handler)),
     methods(handler),
     frame({ title: "Failed lately", name: "failures" },
@@ -93,9 +93,9 @@ function instances(ctx, { instances: list = [] }) {
     cell("state-of", state(instance.status)),
     cell("name", instance.hostname ? `${instance.hostname}:${instance.pid}` : instance.instance),
     cell("num", `${instance.running}/${instance.concurrency}`),
-    cell("heard", when(instance.last_seen_at, ctx, "rel")), cell("skew", skew([instance])));
+    cell("heard", when(instance.last_seen, ctx, "rel")), cell("skew", skew([instance])));
   return frame({ title: "Instances", name: "instances", note: formatCount(list.length) },
-    list.length ? table({ caption: "Instances", name: "instances", heads }, list.map(line)) : empty("none connected"));
+    list.length ? table({ caption: "Instances", name: "instances", wide: true, heads }, list.map(line)) : empty("none connected"));
 }
 
 function methods(handler) {

@@ -161,7 +161,7 @@ function takeEvent(name, payload) {
   else if (name === "log") takeLog(payload);
   else if (name === "progress") progress.set(payload.execution_id, payload);
   else resources.apply(name, payload);
-  if (name === "execution" && payload.completed_at) progress.delete(payload.execution_id);
+  if (name === "execution" && payload.status !== "running") progress.delete(payload.execution_id);
 }
 
 function takeLog({ execution_id: id, lines }) {

@@ -95,10 +95,14 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
 
 export const MAX_LOG_LINES = 5_000;
 
-/** The stored log of an execution as lines. */
+/** The stored log of an execution as lines [unix_s, level, text]; what is no such line has only a text. */
 export function readLog(log) {
-  if (Array.isArray(log)) return log;
-  return log ? log.replace(/\n$/, "").split("\n").map((text) => [null, null, text]) : [];
+  return log ? log.replace(/\n$/, "").split("\n").map(readLogLine) : [];
+}
+
+function readLogLine(line) {
+  const [, at, level, text] = /^(\d{4}-\d\d-\d\dT\S+Z) (\S+) (.*)$/.exec(line) ?? [null, null, null, line];
+  return [at && Date.parse(at) / 1000, level, text];
 }
 
 /** The lines of a stored log and of live events as one list, without what both hold. Lines are
@@ -163,7 +167,7 @@ export function fillSlots(schedules, now, slots = 96, slotMs = 15 * MINUTE) {
 
 /** A handler's methods as [{name, doc, parameters}], whatever the handler told about them. */
 export function methodsOf(handler) {
-  const told = new Map((handler?.method_info ?? []).map((method) => [method.name, method]));
+  const told = new Map((handler?.method_details ?? []).map((method) => [method.name, method]));
   const names = handler?.methods ?? [...told.keys()];
   return names.map((name) => ({ name, doc: "", parameters: [], ...told.get(name) }));
 }

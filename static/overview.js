@@ -92,7 +92,7 @@ function durations(stats) {
 
 function strip({ now, times, get }) {
   const resource = get("day");
-  const { schedules = [], count: all = 0 } = resource?.data ?? {};
+  const { schedules = [], total: all = 0 } = resource?.data ?? {};
   return frame({ title: "Next 24 hours", name: "day", note: all > schedules.length ? `the ${formatCount(schedules.length)} soonest of ${formatCount(all)} schedules` : null },
     missing(resource) ?? dayStrip(fillSlots(schedules, now), times));
 }
@@ -107,7 +107,7 @@ function running(ctx) {
     cell("end", elapsed(execution, ctx))));
   return frame({ title: "Running", name: "running", note: count(records) },
     missing(resource) ?? (rows.length
-      ? table({ caption: "Executions that run or wait", name: "runs", heads: [["mark", "state"], ["name", "call"], ["grow", "progress"], ["end", "time"]] }, rows)
+      ? table({ caption: "Executions that run or wait", name: "runs", wide: true, heads: [["mark", "state"], ["name", "call"], ["grow", "progress"], ["end", "time"]] }, rows)
       : empty("nothing runs")));
 }
 
@@ -129,7 +129,7 @@ function lately(ctx) {
     cell("end", when(execution.completed_at, ctx, "abs"))));
   return frame({ title: "Ended lately", name: "lately", aside: link("executions", null, "all") },
     missing(resource) ?? (rows.length
-      ? table({ caption: "Executions that ended lately", name: "latest", heads: [["mark", "state"], ["name", "call"], ["grow", "outcome"], ["took", "took"], ["end", "ended"]] }, rows)
+      ? table({ caption: "Executions that ended lately", name: "latest", wide: true, heads: [["mark", "state"], ["name", "call"], ["grow", "outcome"], ["took num", "took"], ["end", "ended"]] }, rows)
       : empty("nothing has run yet")));
 }
 
@@ -142,7 +142,7 @@ function next(ctx) {
     cell("end", when(schedule.next_fire_time, ctx))));
   return frame({ title: "Fires next", name: "next", aside: button("new-schedule", "new schedule") },
     missing(resource) ?? (rows.length
-      ? table({ caption: "Schedules that fire next", name: "nexts", heads: [["name", "schedule"], ["grow", "trigger"], ["end", "fires"]] }, rows)
+      ? table({ caption: "Schedules that fire next", name: "nexts", wide: true, heads: [["name", "schedule"], ["grow", "trigger"], ["end", "fires"]] }, rows)
       : empty("no schedules yet. ", button("new-schedule", "create the first"))));
 }
 
@@ -155,7 +155,7 @@ function failures(ctx) {
     cell("end", when(execution.completed_at, ctx, "rel"))));
   return frame({ title: "Failed lately", name: "failures" },
     missing(resource) ?? (rows.length
-      ? table({ caption: "Executions that failed lately", name: "fails", heads: [["mark", "state"], ["name", "call"], ["grow", "error"], ["end", "ended"]] }, rows)
+      ? table({ caption: "Executions that failed lately", name: "fails", wide: true, heads: [["mark", "state"], ["name", "call"], ["grow", "error"], ["end", "ended"]] }, rows)
       : empty("nothing failed")));
 }
 

@@ -57,9 +57,9 @@ export function missing(resource) {
 }
 
 /** A table with a caption for those who do not see it. `heads`: [class, label or node, attributes]; the
- *  first class is the column's, and sets its width. */
-export const table = ({ caption, name, busy, heads }, rows) =>
-  h("table", { class: name, "data-key": name, "aria-busy": busy ? "true" : null },
+ *  first class is the column's, and sets its width. A `wide` one becomes blocks of lines where it is narrow. */
+export const table = ({ caption, name, busy, heads, wide }, rows) =>
+  h("table", { class: `${name} ${wide ? "wide" : ""}`, "data-key": name, "aria-busy": busy ? "true" : null },
     h("caption", { class: "unseen" }, caption),
     h("colgroup", null, heads.map(([kind]) => h("col", { class: `c-${kind.split(" ")[0]}` }))),
     h("thead", null, h("tr", null, heads.map(([kind, label, more]) => h("th", { scope: "col", class: kind, ...more }, label)))),

@@ -25,7 +25,7 @@ export function createResources({ onChange, onAnswer }) {
     } catch (error) {
       if (signal.aborted) return;
       entry.error = error;
-      if (error.status === 404) entry.data = null;
+      if (error.status >= 400 && error.status < 500) entry.data = null;
       if (error.status === 0) onAnswer(error);
     }
     entry.loading = false;

@@ -56,11 +56,11 @@ function renderList(ctx) {
   return [
     h("h1", { class: "unseen", tabindex: "-1" }, "Schedules"),
     toolbar(ctx),
-    frame({ title: "Schedules", name: "list", note: resource?.data && formatCount(resource.data.count) },
+    frame({ title: "Schedules", name: "list", note: resource?.data && formatCount(resource.data.total) },
       missing(resource) ?? (schedules.length
         ? listTable(ctx, schedules, resource.loading)
         : empty(filtered ? "no schedule matches" : "no schedules yet. ", !filtered && button("new-schedule", "create the first"))),
-      resource?.data && pager(ctx, resource.data.count)),
+      resource?.data && pager(ctx, resource.data.total)),
   ];
 }
 
@@ -88,7 +88,7 @@ function listTable(ctx, schedules, busy) {
     ["trigger", "when"], sortable("next", "next fire", "next_fire_time"), sortable("last", "last fire", "last_fire_time"),
     ["acts", h("span", { class: "unseen" }, "actions")],
   ];
-  return table({ caption: "Schedules", name: "schedules", busy, heads }, schedules.map((schedule) => listRow(ctx, schedule)));
+  return table({ caption: "Schedules", name: "schedules", wide: true, busy, heads }, schedules.map((schedule) => listRow(ctx, schedule)));
 }
 
 function listRow(ctx, schedule) {
@@ -180,4 +180,4 @@ function fires(ctx, schedule) {
 
 /** The fire times a preview tells, with what is special about them. */
 export const fireList = (told, ctx) => h("ol", { class: "fire-list" }, told.map((fire) => h("li", null,
-  h("span", null, fire.local), " ", when(fire.fire_at, ctx, "rel"), fire.note && h("span", { class: "yellow note" }, fire.note))));
+  h("span", null, fire.local), " ", when(fire.at, ctx, "rel"), fire.note && h("span", { class: "yellow note" }, fire.note))));

@@ -64,7 +64,7 @@ class Site:
         process = subprocess.Popen(
             [sys.executable, "-m", "schedulezero", *arguments],
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(Path(schedulezero.__file__).parent)},
+            env={**os.environ, "PYTHONPATH": str(Path(schedulezero.__file__).resolve().parent)},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -333,11 +333,13 @@ def test_a_child_has_no_descriptor_of_the_governor_but_the_lifeline(site: Site) 
     pids = site.wait_running("governor", "a", "server")
 
     def links(pid: int) -> list[str]:
-        return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
 
     logs = site.logs / "handlers" / "a"
     kinds = sorted(link.partition(":")[0] for link in links(pids["a"]))
-    assert kinds == sorted(["/dev/null", str(logs / "handler.log"), str(logs / "errors.log"), "pipe"])
+    assert kinds == sorted(
+        ["/dev/null", str(logs / "handler.log"), str(logs / "errors.log"), "pipe"]
+    )
     assert not any("governor" in link for link in links(pids["server"]))
 
 
@@ -421,7 +423,10 @@ def test_a_directory_that_cannot_be_made_is_one_line(site: Site, key: str) -> No
     ("settings", "words"),
     [
         ({"handlers": {"a": {"run": "none.py:A"}}}, "handlers.a.run: there is no file none.py"),
-        ({"handlers": {"a": {"command": ["x"], "cwd": "no"}}}, "handlers.a.cwd: there is no directory"),
+        (
+            {"handlers": {"a": {"command": ["x"], "cwd": "no"}}},
+            "handlers.a.cwd: there is no directory",
+        ),
         (
             {
                 "schedules": {

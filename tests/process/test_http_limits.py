@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -422,3 +425,46 @@ def test_closing_does_not_wait_longer_than_its_grace() -> None:
         assert await client.rest() == b""
 
     run(PATIENT, test)
+
+
+OUT_OF_DESCRIPTORS = """
+import asyncio, logging, resource, sys, time
+import schedulezero as sz
+
+async def main():
+    logging.basicConfig(stream=sys.stdout, format="log: %(message)s")
+    asyncio.get_running_loop().set_exception_handler(sz.LoopErrorLog(sz.Clock()))
+    server = sz.HttpServer(lambda request: sz.json_response(200, {}), clock=sz.Clock())
+    await server.start("127.0.0.1", 0)
+    print(server.port, flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    print("cpu", time.process_time(), flush=True)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+asyncio.run(main())
+"""
+
+
+def test_running_out_of_descriptors_neither_spins_nor_floods_the_log_and_passes() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", OUT_OF_DESCRIPTORS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(sz.__file__).parent,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    with child:
+        port = int(child.stdout.readline())
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        first_line = child.stdout.readline()
+        for client in crowd:
+            client.close()
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(b"GET /" + HEAD + b"Connection: close\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+        output, _ = child.communicate("\n", timeout=10)
+    assert "Too many open files" in first_line
+    assert output.count("log: ") <= 2
+    assert float(output.rpartition("cpu ")[2]) < 1.5

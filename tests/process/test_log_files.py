@@ -11,7 +11,7 @@ import schedulezero
 
 
 def run_process(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    module = str(Path(schedulezero.__file__).parent)
+    module = str(Path(schedulezero.__file__).resolve().parent)
     script = (
         f"import sys; sys.path.insert(0, {module!r})\nimport logging, os, schedulezero as s\n{code}"
     )

@@ -112,7 +112,12 @@ def test_every_living_state_meets_every_way_to_die() -> None:
 
 @pytest.mark.parametrize(
     ("exit_code", "words"),
-    [(0, "exit code 0"), (78, "exit code 78"), (-9, "killed by SIGKILL"), (-40, "killed by signal 40")],
+    [
+        (0, "exit code 0"),
+        (78, "exit code 78"),
+        (-9, "killed by SIGKILL"),
+        (-40, "killed by signal 40"),
+    ],
 )
 def test_an_exit_is_told_in_words(exit_code: int, words: str) -> None:
     assert describe_exit(exit_code) == words

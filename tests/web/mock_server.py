@@ -112,7 +112,7 @@ class Mock:
         name = "id" if sort == "schedule_id" else sort
         found.sort(key=lambda s: (s.get(name) is None, s.get(name) or "", s["id"]))
         offset, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
-        return {"schedules": found[offset : offset + limit], "count": len(found)}
+        return {"schedules": found[offset : offset + limit], "total": len(found)}
 
     @staticmethod
     def _matches(schedule: Json, query: Json) -> bool:
@@ -229,7 +229,7 @@ def preview(config: Json, count: int = 5) -> Json:
         at = start + timedelta(seconds=step * k)
         text = at.strftime("%Y-%m-%d %H:%M:%S+01:00")
         note = "01:30 does not exist that day: fires right after" if k == 3 else None
-        fires.append({"fire_at": iso(at.timestamp()), "local": text, "note": note})
+        fires.append({"at": iso(at.timestamp()), "local": text, "note": note})
     words = config.get("expression") or f"every {timedelta(seconds=step)}"
     return {"trigger": "interval", "description": words, "fire_times": fires}
 
@@ -370,13 +370,13 @@ def method(name: str, doc: str, **parameters: Any) -> Json:
 def handler(handler_id: str, *methods: Json, status: str = "Connected", **more: Any) -> Json:
     instance = {
         "instance": "4f2a91c0", "address": "dial-in", "status": status, "concurrency": 4,
-        "running": 1, "registered_at": iso_in(-9000), "last_seen_at": iso_in(-1),
-        "clock_skew_s": 0.012, "pid": 812, "hostname": "pi-bench",
+        "running": 1, "registered_at": iso_in(-9000), "last_seen": iso_in(-1),
+        "clock_skew_seconds": 0.012, "pid": 812, "hostname": "pi-bench",
     }  # fmt: skip
     return {
-        "id": handler_id, "address": "dial-in", "status": status, "running": 1, "queued": 0,
-        "methods": [m["name"] for m in methods], "method_info": list(methods),
-        "instances": [instance], "last_seen_at": instance["last_seen_at"], **more,
+        "id": handler_id, "address": "dial-in", "status": status, "running": 1, "queued": 0, "capacity": 4,
+        "methods": [m["name"] for m in methods], "method_details": list(methods),
+        "instances": [instance], "last_seen": instance["last_seen"], **more,
     }  # fmt: skip
 
 
@@ -472,7 +472,7 @@ def small() -> Mock:
     failed = next(e for e in mock.executions if e["status"] == "error")
     mock.details[failed["execution_id"]] = {
         "attempts": [
-            {"attempt": n, "instance": "4f2a91c0", "started_at": iso_in(-500 + n * 20),
+            {"attempt_number": n, "instance": "4f2a91c0", "started_at": iso_in(-500 + n * 20),
              "ended_at": iso_in(-499 + n * 20), "outcome": "error",
              "error": failed["error"], "traceback": TRACEBACK} for n in (1, 2, 3)
         ],
