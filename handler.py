@@ -78,6 +78,8 @@ EXIT_OK: Final = 0
 EXIT_ABANDONED: Final = 1
 EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; the governor never restarts it
 
+MAX_CONCURRENCY: Final = 1_000
+MAX_METHODS: Final = 256  # the server takes no more of one handler
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 60  # the server refuses JSON nested deeper than 64, envelope included
 MAX_ID_CHARS: Final = 120  # in hex it still fits a file name
@@ -312,14 +314,16 @@ class Outbox:
     """
 
     __slots__ = (
-        "_bytes", "_dropped", "_lines", "_lock", "_not_before", "_partial", "_progress",
-        "due_at", "notify",
+        "_bytes", "_dropped", "_echo_at", "_echo_bytes", "_lines", "_lock", "_not_before",
+        "_partial", "_progress", "due_at", "notify",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.due_at = NEVER
         self.notify: Callable[[], None] | None = None  # called when due_at is set
         self._not_before = 0.0
+        self._echo_at = 0.0
+        self._echo_bytes = 0.0
         self._lock = threading.RLock()  # re-entered when a finalizer prints during a print
         self._lines: deque[tuple[float, str, str]] = deque()
         self._bytes = 0
@@ -357,6 +361,17 @@ class Outbox:
             for line in batch.lines:
                 self._append(*line)
         self._announce()
+
+    def may_echo(self, size: int) -> bool:
+        """Whether `size` more bytes may go to the handler's own output: a flood fills no disk."""
+        now = time.monotonic()
+        gained = (now - self._echo_at) * LOG_BYTES_PER_S
+        self._echo_at = now
+        self._echo_bytes = min(self._echo_bytes + gained, 4.0 * MAX_LOG_BYTES)
+        if self._echo_bytes < size:
+            return False
+        self._echo_bytes -= size
+        return True
 
     def take(self, now: float, *, last: bool = False) -> Batch | None:
         """The batch that is due at monotonic `now`; with `last`, all there is, open lines too."""
@@ -446,10 +461,10 @@ class Job:
         self.outbox.progress(percent, None if message is None else str(message)[:MAX_LINE_CHARS])
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, in another thread, when the job is told to stop."""
+        """Have `callback` called once, in another thread, when the job is told to stop."""
         self._callbacks.append(callback)
         if self._stop.is_set():
-            callback()
+            self._call_back()
 
     def cancel(self, reason: str, now: float) -> None:
         """Tell the job to stop. The first reason stays."""
@@ -457,18 +472,24 @@ class Job:
             return
         self.reason, self.cancelled_at = reason, now
         self._stop.set()
-        for callback in self._callbacks:
-            try:
-                callback()
-            except Exception:
-                log.exception("%s: a callback for its cancellation failed", self.id)
+        self._call_back()
+
+    def _call_back(self) -> None:
+        with suppress(IndexError):  # two threads may empty the list: each callback runs once
+            while True:
+                callback = self._callbacks.pop()
+                try:
+                    callback()
+                except Exception:
+                    log.exception("%s: a callback for its cancellation failed", self.id)
 
 
 def parse_call(message: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a call, each of the right type; ProtocolError names the one that is not."""
     call_id, params = message.get("id"), message.get("params", {})
-    if type(call_id) is not str or not 0 < len(call_id) <= MAX_ID_CHARS:
-        raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} characters")
+    is_id = type(call_id) is str and call_id.isascii() and 0 < len(call_id) <= MAX_ID_CHARS
+    if not is_id:
+        raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} ASCII characters")
     if type(message.get("method")) is not str or type(params) is not dict:
         raise ProtocolError("method is not a string or params not an object")
     execution_id, _, attempt = call_id.rpartition(":")
@@ -1021,6 +1042,7 @@ class Exchange:
         self._job = job
         self._deadline = deadline
         self._host, self._port = parts.hostname, parts.port
+        self._socket: Any = None
         self._tls = parts.scheme == "https"
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
@@ -1033,12 +1055,13 @@ class Exchange:
         connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
         left_s = max(0.001, self._deadline - time.monotonic())
         connection = connect(self._host, self._port, timeout=left_s)
-        timer = threading.Timer(left_s, self._break, [connection])
+        timer = threading.Timer(left_s, self._break)
         timer.daemon = True
         timer.start()
-        self._job.on_cancel(lambda: self._break(connection))
+        self._job.on_cancel(self._break)
         try:
             connection.connect()
+            self._socket = connection.sock  # http.client may let go of it before the body is read
             self._check()
             connection.request(method, self._target, payload, dict(headers))
             answer = connection.getresponse()
@@ -1057,13 +1080,13 @@ class Exchange:
         if time.monotonic() >= self._deadline:
             raise TimeoutError(f"{self._host} gave no complete answer in time")
 
-    def _break(self, connection: Any) -> None:
+    def _break(self) -> None:
         """End a transfer that another thread waits for."""
         import socket
 
-        if connection.sock:
+        if self._socket is not None:
             with suppress(OSError):
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 # --- Captured output --------------------------------------------------------------------------
@@ -1080,7 +1103,7 @@ class CapturedStream:
         job = _CURRENT.get(None)
         if job is not None:
             job.outbox.write(self._name, text)
-        if self._original is not None:
+        if self._original is not None and (job is None or job.outbox.may_echo(len(text))):
             self._original.write(text)
         return len(text)
 
@@ -1232,6 +1255,11 @@ class Session:
         self._heard_at = now
         self._register_at = now + HELLO_S
 
+    def closed(self) -> None:
+        """The connection is gone; nothing is due until there is another."""
+        self.registered = False
+        self._register_at = self._heartbeat_at = self._resend_at = self._heard_at = NEVER
+
     def is_silent(self, now: float) -> bool:
         """Whether the server has said nothing for so long that it counts as gone."""
         return now - self._heard_at > LIVENESS_S
@@ -1363,7 +1391,7 @@ class Session:
 
     def _replied(self, reply: Mapping[str, Any], now: float) -> None:
         accepted, about = reply.get("success"), reply.get("reply_to")
-        if about == "register":
+        if about == "register" or (about is None and not self.registered):
             self._admitted(reply, now) if accepted is True else self._rejected(reply, now)
         elif accepted is False and reply.get("code") == "unknown_instance":
             self._greeted({}, now)
@@ -1842,6 +1870,10 @@ class Dealer:
         self._drain_until = NEVER
         self._stop_signals = 0
         self._malformed = 0
+        try:
+            self._open(time.monotonic())
+        except zmq.ZMQError as error:
+            raise ConfigError(f"the server's address {self._server!r}: {error}") from None
 
     def _done(self, job: Job, body: bytes) -> None:
         """Hand over a result; called by workers."""
@@ -1879,7 +1911,7 @@ class Dealer:
                 tick_at = now + 0.1
                 if self._is_drained(now):
                     return
-            self._flush()
+            busy |= self._flush()
             if not busy:
                 self._park(due_at)
 
@@ -1903,7 +1935,7 @@ class Dealer:
         running = len(self._session.running)
         log.info("%s: %d jobs may finish within %g s", why, running, seconds)
         self._drain_s = seconds
-        self._drain_until = now + seconds
+        self._drain_until = min(self._drain_until, now + seconds)
         self._session.drain()
 
     def _is_drained(self, now: float) -> bool:
@@ -1921,9 +1953,11 @@ class Dealer:
         if self._socket is not None:
             self._socket.close(linger=500)
         self._context.term()
-        if session.running:
-            log.error("gave up on %d running jobs", len(session.running))
-        return EXIT_ABANDONED if session.running else EXIT_OK
+        if not session.running and not session.has_to_deliver():
+            return EXIT_OK
+        running, results = len(session.running), len(session.finished)
+        log.error("gave up on %d running jobs and %d undelivered results", running, results)
+        return EXIT_ABANDONED
 
     # The socket.
 
@@ -1951,10 +1985,11 @@ class Dealer:
         """Close a connection on which nothing is heard, to try another one later."""
         if self._session.registered:
             log.warning("nothing heard from %s for %g s", self._server, LIVENESS_S)
+            self._backoff_s = BACKOFF_S[0]
         self._poll.unregister(self._socket.getsockopt(zmq.FD))
         self._socket.close()
         self._socket = None
-        self._session.registered = False
+        self._session.closed()
         self._open_at = now + self._backoff_s * (0.5 + os.urandom(1)[0] / 256)
         self._backoff_s = min(BACKOFF_S[1], self._backoff_s * 2)
 
@@ -2009,9 +2044,11 @@ class Dealer:
             self._session.finish(job, body, now)
         return True
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
         """Send what there is. What cannot go now is lost: the session sends again what counts."""
         outgoing, socket = self._session.outgoing, self._socket
+        if not outgoing:
+            return False
         try:
             while outgoing and socket is not None:
                 socket.send(b"", zmq.SNDMORE | zmq.NOBLOCK)
@@ -2019,13 +2056,16 @@ class Dealer:
         except zmq.Again:
             pass
         outgoing.clear()
+        return True
 
     def _park(self, due_at: float) -> None:
-        """Sleep until something happens or is due."""
+        """Sleep until something happens or is due.
+
+        Only after a recv that found nothing and no send since: the socket's descriptor signals
+        edges, and a send may take one away.
+        """
         self._wakeup.parked = True
-        # The socket's descriptor signals edges: what came since the last recv shows only here.
-        ready = self._socket is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
-        if self._results or ready:
+        if self._results:
             self._wakeup.parked = False
             return
         for fd, _ in self._poll.poll(min(60.0, max(0.0, due_at - time.monotonic())) * 1_000):
@@ -2039,9 +2079,8 @@ class Dealer:
         if os.read(fd, 1) == b"":
             self._poll.unregister(fd)
             self._lifeline = None
-            if self._drain_until == NEVER:
-                drain_s = min(self._drain_s, ORPHAN_DRAIN_S)
-                self._begin_drain("the governor is gone", time.monotonic(), drain_s)
+            seconds = min(self._drain_s, ORPHAN_DRAIN_S)
+            self._begin_drain("the governor is gone", time.monotonic(), seconds)
 
 
 # --- Command line -----------------------------------------------------------------------------
@@ -2137,9 +2176,12 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
     handler = build(subject, options)
     handler_id = id_of(handler)
     methods = methods_of(handler)
-    if not methods:
-        raise ConfigError(f"{type(handler).__name__} has no public methods")
-    concurrency = options.concurrency or handler.concurrency
+    if not 1 <= len(methods) <= MAX_METHODS:
+        name = type(handler).__name__
+        raise ConfigError(f"{name} has {len(methods)} public methods, not 1 to {MAX_METHODS}")
+    concurrency = handler.concurrency if options.concurrency is None else options.concurrency
+    if not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise ConfigError(f"concurrency {concurrency} is not from 1 to {MAX_CONCURRENCY}")
     directory = options.spool or handler.spool
     spool = Spool(directory) if directory else None
     profile = {
@@ -2160,12 +2202,13 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
 
     with Capture():
         nursery = Nursery(work) if options.processes or handler.processes else None
-        log.info("%s calls %s: %s", handler_id, options.server, ", ".join(methods))
-        session = Session(profile, spool)
         try:
-            return Dealer(
+            session = Session(profile, spool)
+            dealer = Dealer(
                 options, session, concurrency, ProcessWork(nursery) if nursery else work
-            ).run()
+            )
+            log.info("%s calls %s: %s", handler_id, options.server, ", ".join(methods))
+            return dealer.run()
         finally:
             if nursery:
                 nursery.close()
@@ -2175,7 +2218,16 @@ def configure_logging(level: str) -> None:
     if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
         raise ConfigError(f"log level {level!r} is none of DEBUG INFO WARNING ERROR CRITICAL")
     line = "%(asctime)s %(levelname)s %(filename)s:%(lineno)d:%(funcName)s %(message)s"
-    logging.basicConfig(level=level.upper(), format=line, force=True)
+    logging.basicConfig(format=line)  # does nothing where the governor or the user has done it
+    logging.getLogger().setLevel(level.upper())
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(may_echo)
+
+
+def may_echo(record: logging.LogRecord) -> bool:
+    """Logging filter of the handler's own output: a flooding job is cut off there too."""
+    job = _CURRENT.get(None)
+    return job is None or job.outbox.may_echo(len(str(record.msg)) + 80)
 
 
 def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:

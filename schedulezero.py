@@ -37,8 +37,15 @@ table of contents.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # asyncio imports it if it can, and it costs 4 MB; no connection here is encrypted.
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+
 import argparse
 import asyncio
+import calendar
 import contextlib
 import difflib
 import enum
@@ -63,7 +70,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -78,8 +84,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote
+from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TextIO
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -88,7 +93,6 @@ import apscheduler.abc
 import tzlocal
 import yaml
 import zmq
-from apscheduler import abc as aps
 from zmq.utils.monitor import parse_monitor_message
 
 # --- Constants --------------------------------------------------------------------------------
@@ -451,8 +455,10 @@ _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def decode_json(body: bytes) -> Any:
-    """Decode UTF-8 JSON. Raises BadJson for everything two readers could understand differently:
-    another encoding, duplicate keys, NaN, numbers beyond 64 bits, lone surrogates, deep nesting.
+    """Decode UTF-8 JSON.
+
+    Raises BadJson for everything that two readers could understand differently: another encoding,
+    duplicate keys, NaN, numbers beyond 64 bits, lone surrogates, deep nesting.
     """
     try:
         text = body.decode()
@@ -1214,6 +1220,7 @@ def load_local_timezone() -> str:
 
 LOG_FILE_BYTES: Final = 5 << 20
 LOG_BACKUPS: Final = 3  # so one log holds at most 20 MiB
+TAIL_BYTES: Final = 256 << 10  # read from the end of a log, and at once while following it
 
 # C0 controls (with CR, LF and ESC), DEL, C1, and the separators that many viewers break lines at.
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -1262,6 +1269,21 @@ class LogFile(logging.handlers.RotatingFileHandler):
             os.dup2(self.stream.fileno(), 2)
 
 
+def is_writable(fd: int) -> bool:
+    """Whether a line can be written now, without waiting for somebody to read."""
+    return bool(select.select((), (fd,), (), 0)[1])
+
+
+class ConsoleHandler(logging.StreamHandler[TextIO]):
+    """Lines for whoever watches. A terminal halted by Ctrl-S, or a pipe that nobody empties, loses
+    them instead of halting the process; the log file has them all.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_writable(self.stream.fileno()):
+            super().emit(record)
+
+
 def configure_logging(directory: str, name: str, level: str, *, is_foreground: bool) -> None:
     """Send this process's log to `directory`/`name`.log, which is made; replaces what was set.
 
@@ -1272,7 +1294,7 @@ def configure_logging(directory: str, name: str, level: str, *, is_foreground: b
     path = os.path.join(directory, f"{name}.log")
     handlers: list[logging.Handler] = [LogFile(path, is_stderr=not is_foreground)]
     if is_foreground:
-        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers.append(ConsoleHandler(sys.stderr))
     for handler in handlers:
         handler.setFormatter(LogFormatter())
     logging.basicConfig(level=level, handlers=handlers, force=True)
@@ -1280,6 +1302,67 @@ def configure_logging(directory: str, name: str, level: str, *, is_foreground: b
     # These two tell of each fire and each poll; what they say that matters comes back as errors.
     for library in ("apscheduler", "asyncio"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def split_log(data: bytes) -> list[str]:
+    """Lines that a terminal shows as they are: a job's output may hold anything."""
+    lines = data.decode(errors="replace").split("\n")
+    return [escape_controls(line.expandtabs().rstrip("\r")) for line in lines if line]
+
+
+def size_of(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def read_tail(path: str, count: int, start: int = 0) -> list[str]:
+    """The last lines of a file, of what comes after `start` bytes; none if it does not exist."""
+    if count < 1:
+        return []
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            begin = max(start if start <= size else 0, size - TAIL_BYTES)
+            file.seek(begin)
+            return split_log(file.read(TAIL_BYTES))[-count:]
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(slots=True)
+class Tail:
+    """A log file that is being followed, through rotation and emptying."""
+
+    path: str
+    inode: int
+    offset: int
+
+    def read_lines(self) -> list[str]:
+        """The whole lines since the last call."""
+        try:
+            with open(self.path, "rb") as file:
+                return self._read_from(file)
+        except FileNotFoundError:  # between the renaming and the new file
+            return []
+
+    def _read_from(self, file: IO[bytes]) -> list[str]:
+        stat = os.fstat(file.fileno())
+        if stat.st_ino != self.inode or stat.st_size < self.offset:
+            self.inode, self.offset = stat.st_ino, 0
+        file.seek(self.offset)
+        data = file.read(TAIL_BYTES)
+        if len(data) < TAIL_BYTES:
+            data = data[: data.rfind(b"\n") + 1]
+        self.offset += len(data)
+        return split_log(data)
+
+
+def follow_log(path: str) -> Tail:
+    """Follow a log file from its present end. It need not exist yet."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return Tail(path, 0, 0)
+    return Tail(path, stat.st_ino, stat.st_size)
 
 
 # --- Triggers ---------------------------------------------------------------------------------
@@ -1316,19 +1399,6 @@ ON_TIME_S: Final = 1.0  # a fire at most this late is on time
 MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 WEEKDAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 POSITIONS: Final = ("last", "1st", "2nd", "3rd", "4th", "5th")
-CRON_FIELDS: Final = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
-CRONTAB_FIELDS: Final = ("minute", "hour", "day", "month", "day_of_week")
-CRONTAB_NICKNAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "@yearly": "0 0 1 1 *",
-        "@annually": "0 0 1 1 *",
-        "@monthly": "0 0 1 * *",
-        "@weekly": "0 0 * * 0",
-        "@daily": "0 0 * * *",
-        "@midnight": "0 0 * * *",
-        "@hourly": "0 * * * *",
-    }
-)
 
 
 class Dst(enum.StrEnum):
@@ -1401,20 +1471,23 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
     return span_at(zone, first // SECOND_US).begin * SECOND_US
 
 
-def load_zone(name: object, path: str) -> ZoneInfo:
-    """The zone of an IANA name. Raises TriggerError with the nearest names."""
+def is_ambiguous(at: datetime) -> bool:
+    """Whether the local time of an instant occurs twice."""
+    return at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
+
+
+def load_zone(name: object) -> ZoneInfo:
+    """The zone of an IANA name. Raises ValueError with the nearest names."""
     if isinstance(name, str) and name.split("/")[0] not in ("posix", "right", "localtime"):
-        try:
+        with suppress(OSError, ValueError, KeyError):
             return ZoneInfo(name)
-        except (OSError, ValueError, KeyError):
-            pass
-    raise TriggerError(path, f"{name!r} is not a known time zone{_nearest_zones(str(name))}")
+    raise ValueError(f"{name!r:.80} is not a known time zone{_nearest_zones(str(name))}")
 
 
 def _nearest_zones(name: str) -> str:
     known = {zone.lower(): zone for zone in sorted(available_timezones())}
     known |= {zone.rpartition("/")[2]: known[zone] for zone in list(known)}
-    close = difflib.get_close_matches(name.lower().replace(" ", "_"), known, n=4, cutoff=0.7)
+    close = difflib.get_close_matches(name[:80].lower().replace(" ", "_"), known, 4, 0.7)
     names = list(dict.fromkeys(known[zone] for zone in close))[:3]
     return f"; the nearest are {', '.join(names)}" if names else "; use a name like Europe/Berlin"
 
@@ -1490,9 +1563,436 @@ class TimesOfDay(NamedTuple):
         return index
 
 
-# Trigger classes
+# Cron fields
 
-T_Trigger = TypeVar("T_Trigger", bound="Trigger")
+
+class CronRule(NamedTuple):
+    """A compiled cron pattern; `years` and `weeks` are empty if all match."""
+
+    years: frozenset[int]
+    months: tuple[int, ...]
+    weeks: frozenset[int]
+    days: DayRule
+    times: TimesOfDay
+    follows_clock: bool
+
+
+class FieldRange(NamedTuple):
+    """What a cron field may hold; names count from `low`."""
+
+    low: int
+    high: int
+    names: tuple[str, ...] = ()
+
+
+CRON_FIELDS: Final[Mapping[str, FieldRange]] = MappingProxyType(
+    {
+        "year": FieldRange(EPOCH.year, LAST_YEAR),
+        "month": FieldRange(1, 12, MONTHS),
+        "day": FieldRange(1, 31),
+        "week": FieldRange(1, 53),
+        "day_of_week": FieldRange(0, 6, WEEKDAYS),
+        "hour": FieldRange(0, 23),
+        "minute": FieldRange(0, 59),
+        "second": FieldRange(0, 59),
+    }
+)
+CRONTAB_FIELDS: Final[Mapping[str, FieldRange]] = MappingProxyType(
+    {
+        **{name: CRON_FIELDS[name] for name in ("minute", "hour", "day", "month")},
+        "day_of_week": FieldRange(0, 7, ("sun", *WEEKDAYS[:-1])),  # 0 and 7 are Sunday
+    }
+)
+CRONTAB_NICKNAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "@yearly": "0 0 1 1 *",
+        "@annually": "0 0 1 1 *",
+        "@monthly": "0 0 1 * *",
+        "@weekly": "0 0 * * 0",
+        "@daily": "0 0 * * *",
+        "@midnight": "0 0 * * *",
+        "@hourly": "0 * * * *",
+    }
+)
+ITEM: Final = re.compile(r"(\*|[0-9]{1,4}|[a-z]+)(?:-([0-9]{1,4}|[a-z]+))?(?:/([0-9]{1,4}))?")
+
+
+@lru_cache(maxsize=256)
+def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
+    """Compile APScheduler's fields: all must match, Monday is weekday 0. Raises ValueError.
+
+    Of the fields not given, those before the last given one match always, those after it match
+    their least value.
+    """
+    texts = dict(given)
+    names = list(CRON_FIELDS)
+    least_significant = max(map(names.index, texts))
+    for index, name in enumerate(names):
+        is_free = index < least_significant or name in ("year", "week", "day_of_week")
+        texts.setdefault(name, "*" if is_free else str(CRON_FIELDS[name].low))
+    days, is_last, positions = parse_days(texts.pop("day"))
+    values = {name: parse_values(text, CRON_FIELDS[name]) for name, text in texts.items()}
+    return CronRule(
+        years=frozenset() if texts["year"] == "*" else frozenset(values["year"]),
+        months=values["month"],
+        weeks=frozenset() if texts["week"] == "*" else frozenset(values["week"]),
+        days=DayRule(days, values["day_of_week"], is_last, positions),
+        times=TimesOfDay(values["hour"], values["minute"], values["second"]),
+        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
+    )
+
+
+@lru_cache(maxsize=256)
+def compile_crontab(expression: str) -> CronRule:
+    """Compile a crontab's five fields as Vixie's cron reads them. Raises ValueError.
+
+    If neither the day of month nor the day of week begins with `*`, either is enough.
+    """
+    texts = _split_crontab(expression.lower())
+    values = {}
+    for name, text in texts.items():
+        try:
+            values[name] = parse_values(text, CRONTAB_FIELDS[name], is_crontab=True)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+    weekdays = tuple(sorted({(day - 1) % 7 for day in values["day_of_week"]}))
+    either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
+    return CronRule(
+        years=frozenset(),
+        months=values["month"],
+        weeks=frozenset(),
+        days=DayRule(values["day"], weekdays, either=either),
+        times=TimesOfDay(values["hour"], values["minute"], (0,)),
+        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
+    )
+
+
+def _split_crontab(expression: str) -> dict[str, str]:
+    if expression == "@reboot":
+        raise ValueError("@reboot is no time: a trigger cannot know when a machine starts")
+    if expression.startswith("@") and expression not in CRONTAB_NICKNAMES:
+        raise ValueError(f"{expression!r} is unknown{suggest(expression, CRONTAB_NICKNAMES)}")
+    fields = CRONTAB_NICKNAMES.get(expression, expression).split()
+    if len(fields) != len(CRONTAB_FIELDS):
+        sentence = f"it has {len(fields)} fields instead of minute, hour, day, month, day of week"
+        seconds = "; for seconds or years give the fields second, minute, hour and so on"
+        raise ValueError(sentence + (seconds if len(fields) > len(CRONTAB_FIELDS) else ""))
+    return dict(zip(CRONTAB_FIELDS, fields, strict=True))
+
+
+def parse_days(text: str) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int], ...]]:
+    """The days of a `day` field, whether it has `last`, and its positions such as `1st mon`."""
+    items = [" ".join(item.split()) for item in text.split(",")]
+    positions = []
+    for item in items:
+        position, _, weekday = item.partition(" ")
+        if weekday:
+            if position not in POSITIONS or weekday not in WEEKDAYS:
+                raise ValueError(f"{item!r} is no day such as '1st mon' or 'last fri'")
+            positions.append((POSITIONS.index(position), WEEKDAYS.index(weekday)))
+    plain = [item for item in items if item != "last" and " " not in item]
+    days = parse_values(",".join(plain), CRON_FIELDS["day"]) if plain else ()
+    return days, "last" in items, tuple(positions)
+
+
+def parse_values(text: str, allowed: FieldRange, *, is_crontab: bool = False) -> tuple[int, ...]:
+    """The values of one cron field, sorted. Raises ValueError."""
+    values: set[int] = set()
+    for item in map(str.strip, text.split(",")):
+        try:
+            values.update(_parse_item(item, allowed, is_crontab))
+        except ValueError as error:
+            raise ValueError(f"{item!r}: {error}") from None
+    return tuple(sorted(values))
+
+
+def _parse_item(item: str, allowed: FieldRange, is_crontab: bool) -> Sequence[int]:
+    match = ITEM.fullmatch(item)
+    if match is None:
+        raise ValueError("not a value, a range or a step such as 5, 1-5, */15 or 10-50/20")
+    first_text, last_text, step_text = match.groups()
+    step, most = int(step_text or 1), allowed.high - allowed.low + 1
+    if not 1 <= step <= most:
+        raise ValueError(f"the step must be between 1 and {most}")
+    if first_text == "*":
+        if last_text:
+            raise ValueError("`*` cannot begin a range")
+        return range(allowed.low, allowed.high + 1, step)
+    first = last = _parse_value(first_text, allowed)
+    if last_text:
+        last = _parse_value(last_text, allowed)
+    elif step_text:
+        last = allowed.high
+        if is_crontab:  # Vixie's cron silently drops the step
+            raise ValueError(f"a step needs a range: {first_text}-{last}/{step}")
+    if first <= last:
+        return range(first, last + 1, step)
+    if "mon" in allowed.names:  # the week goes round, and `fri-sun` is meant so
+        return [day % 7 for day in range(first, last + 8, step)]
+    before, after = f"{first_text}-{allowed.high}", f"{allowed.low}-{last_text}"
+    raise ValueError(f"the range runs backwards; write {before},{after}")
+
+
+def _parse_value(text: str, allowed: FieldRange) -> int:
+    if text in allowed.names:
+        return allowed.low + allowed.names.index(text)
+    if not text.isdigit():
+        hint = suggest(text, allowed.names) if allowed.names else "; it has no names"
+        raise ValueError(f"{text!r} is unknown{hint}")
+    if not allowed.low <= int(text) <= allowed.high:
+        hint = "; 0 is Monday here" if allowed.names == WEEKDAYS else ""
+        raise ValueError(f"{text} is not between {allowed.low} and {allowed.high}{hint}")
+    return int(text)
+
+
+# Words
+
+WEEKDAY_NAMES: Final = tuple(calendar.day_name[day] for day in range(7))
+
+
+def describe_cron(rule: CronRule) -> str:
+    times, dates = describe_times(rule.times), describe_dates(rule)
+    if times.startswith("at "):
+        return f"{dates or 'every day'} {times}"
+    return f"{times}, {dates}" if dates else times
+
+
+def describe_times(times: TimesOfDay) -> str:
+    """Times of day in words; they begin with `at` if they are few enough to be listed."""
+    if times.total() <= 6 and len(times.seconds) == 1:
+        return f"at {join_words([clock_text(times.at(n)) for n in range(times.total())])}"
+    parts: list[str] = []
+    for name, values in zip(("second", "minute", "hour"), reversed(times), strict=True):
+        text = _values_words(name, values)
+        if parts and parts[-1].startswith("every") and text == f"every {name}":
+            continue  # every 5 minutes, of every hour
+        if parts or values != (0,):  # else on the minute, on the hour
+            parts.append(text)
+    return " of ".join(parts)
+
+
+def describe_dates(rule: CronRule) -> str:
+    """The dates of a cron rule in words; empty if every day matches."""
+    days, parts = _days_words(rule.days), []
+    if rule.weeks:
+        parts.append(f"in week {_list_words(sorted(rule.weeks))}")
+    if len(rule.months) < 12:
+        parts.append(f"in {_list_words(rule.months, ('', *map(str.title, MONTHS)))}")
+    if rule.years:
+        parts.append(f"in {_list_words(sorted(rule.years))}")
+    return " ".join([days or "every day", *parts] if parts else filter(None, [days]))
+
+
+def _days_words(rule: DayRule) -> str:
+    parts = [f"{POSITIONS[n]} {WEEKDAY_NAMES[day]}" for n, day in rule.positions]
+    parts += ["last day"] if rule.last else []
+    parts = [f"the {join_words(parts)} of the month"] if parts else []
+    if 0 < len(rule.days) < 31:
+        parts.insert(0, f"day {_list_words(rule.days)}")
+    on_days = f"on {join_words(parts)}" if parts else ""
+    if len(rule.weekdays) == 7:
+        return on_days
+    weekdays = _list_words(rule.weekdays, WEEKDAY_NAMES)
+    if on_days:
+        return f"{on_days} or {weekdays}" if rule.either else f"{on_days} if it is {weekdays}"
+    return weekdays if len(rule.weekdays) > 1 else f"every {weekdays}"
+
+
+def _values_words(name: str, values: Sequence[int]) -> str:
+    allowed = range(CRON_FIELDS[name].high + 1)
+    step = values[1] - values[0] if len(values) > 2 else 0
+    if len(values) == len(allowed):
+        return f"every {name}"
+    if step and list(values) == list(allowed[::step]):
+        return f"every {step} {name}s"
+    return f"{name} {_list_words(values)}"
+
+
+def _list_words(values: Sequence[int], names: Sequence[str] = ()) -> str:
+    """`1 to 3 and 7`: numbers, or names by number, with runs of three or more drawn together."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    parts = []
+    for run in runs:
+        texts = [names[value] if names else str(value) for value in run]
+        parts.extend([f"{texts[0]} to {texts[-1]}"] if len(texts) > 2 else texts)
+    return join_words(parts)
+
+
+def join_words(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def clock_text(second: int) -> str:
+    """A second of the day as 02:30, or 02:30:15."""
+    text = f"{second // 3600:02d}:{second // 60 % 60:02d}"
+    return f"{text}:{second % 60:02d}" if second % 60 else text
+
+
+def date_text(at: datetime) -> str:
+    return f"{at.day} {MONTHS[at.month - 1].title()} {at.year}"
+
+
+def moment_text(at: datetime) -> str:
+    return f"{date_text(at)} at {clock_text(at.hour * 3600 + at.minute * 60 + at.second)}"
+
+
+def overlap_text(at: datetime, runs_twice: bool) -> str | None:
+    """The note for a local time that occurs twice; None for any other."""
+    if not is_ambiguous(at):
+        return None
+    which = "second" if at.fold else "first"
+    runs = f"runs both times, this is the {which}" if runs_twice else "runs the first time"
+    return f"{date_text(at)}: {at:%H:%M} happens twice, {runs}"
+
+
+# Reading a trigger_config
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a `trigger_config` a reader is, and what holds there unless it says otherwise."""
+
+    path: str
+    zone: ZoneInfo
+    dst: Dst
+    now_us: int
+    depth: int = 1
+
+
+Reader = Callable[[Any, Place], Any]  # raises ValueError with a sentence that follows the key
+
+
+def number_reader(low: float, high: float, kind: type[float] = float) -> Reader:
+    """A reader of numbers within bounds; of whole ones if `kind` is int."""
+
+    def read(value: Any, place: Place) -> float:
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:  # NaN compares false
+            what = "whole number" if kind is int else "number"
+            raise ValueError(f"must be a {what} between {low:g} and {high:g}, not {value!r:.80}")
+        return kind(value)
+
+    return read
+
+
+def read_text(value: Any, place: Place) -> str:
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_EXPRESSION_CHARS:
+        raise ValueError(
+            f"must be text of 1 to {MAX_EXPRESSION_CHARS} characters, not {value!r:.80}"
+        )
+    return " ".join(value.split())
+
+
+def read_instant(value: Any, place: Place) -> int:
+    """UTC microseconds of an ISO 8601 string (local if without offset) or of Unix seconds."""
+    if isinstance(value, str):
+        try:
+            at = datetime.fromisoformat(value)
+        except ValueError:
+            sentence = f"{value!r:.80} is not ISO 8601, such as 2027-03-28T02:30:00+01:00"
+            raise ValueError(sentence) from None
+        us = us_of(at) if at.tzinfo else instant_of(at, place.zone)
+    else:
+        us = round(number_reader(0, LAST_US / SECOND_US)(value, place) * SECOND_US)
+    if not 0 <= us <= LAST_US:
+        raise ValueError(f"{value!r} is not between the years {EPOCH.year} and {LAST_YEAR}")
+    return us
+
+
+def read_date(value: Any, place: Place) -> date:
+    try:
+        day = date.fromisoformat(read_text(value, place))
+    except ValueError:
+        day = date.min
+    if not EPOCH.year <= day.year <= LAST_YEAR:
+        raise ValueError(
+            f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
+        )
+    return day
+
+
+def read_cron_field(name: str, value: Any, place: Place) -> str:
+    """A cron field, given as text or as a whole number, in lower case."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    text = str(value) if is_whole else read_text(value, place).lower()
+    _ = parse_days(text) if name == "day" else parse_values(text, CRON_FIELDS[name])
+    return text
+
+
+def read_crontab(value: Any, place: Place) -> str:
+    expression = read_text(value, place)
+    compile_crontab(expression)
+    return expression
+
+
+def read_dst(value: Any, place: Place) -> Dst:
+    if value not in list(Dst):
+        raise ValueError(f"must be one of {', '.join(Dst)}, not {value!r:.80}")
+    return Dst(value)
+
+
+def read_members(value: Any, place: Place) -> list[Trigger]:
+    """The triggers within an `and` or `or`."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MAX_MEMBERS:
+        raise ValueError(f"must be a list of 1 to {MAX_MEMBERS} triggers")
+    if place.depth == MAX_NESTING:
+        raise ValueError(f"are nested deeper than {MAX_NESTING}")
+    return [
+        read_trigger(config, replace(place, path=f"{place.path}[{n}]", depth=place.depth + 1))
+        for n, config in enumerate(value)
+    ]
+
+
+def read_trigger(config: Any, place: Place) -> Trigger:
+    """The trigger of a `trigger_config` at a place. Raises TriggerError."""
+    if not isinstance(config, Mapping):
+        raise TriggerError(place.path, "a trigger is an object such as {'type': 'interval', …}")
+    name = config.get("type")
+    kind = TRIGGER_KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        sentence = f"type must be one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
+        raise TriggerError(f"{place.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
+    readers = kind.readers
+    for key in config:
+        if key not in (known := ("type", "timezone", "dst", *readers)):
+            hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
+            sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
+            raise TriggerError(f"{place.path}.{key}", sentence)
+    shared = _read_keys(
+        config, {"timezone": lambda name, _: load_zone(name), "dst": read_dst}, place
+    )
+    zone, dst = shared.get("timezone", place.zone), shared.get("dst", place.dst)
+    place = replace(place, zone=zone, dst=dst)
+    given = _read_keys(config, readers, place)
+    shared = {"type": name, "timezone": zone.key, "dst": dst.value}
+    bounds = {"start_us": 0, "end_us": LAST_US, "cursor_us": place.now_us}
+    try:
+        return make_trigger({**shared, **bounds, **kind.parse(given, place)})
+    except ValueError as error:
+        raise TriggerError(place.path, str(error)) from None
+
+
+def _read_keys(
+    config: Mapping[str, Any], readers: Mapping[str, Reader], place: Place
+) -> dict[str, Any]:
+    """The values of the keys given; null counts as not given."""
+    values = {}
+    for key, read in readers.items():
+        if config.get(key) is not None:
+            path = f"{place.path}.{key}"
+            try:
+                values[key] = read(config[key], replace(place, path=path))
+            except ValueError as error:
+                raise TriggerError(path, f"{key} {error}") from None
+    return values
+
+
+# Trigger classes
 
 
 class Trigger(apscheduler.abc.Trigger):
@@ -1502,20 +2002,39 @@ class Trigger(apscheduler.abc.Trigger):
     APScheduler's iterator: it answers the first fire time after `cursor_us` and moves it there.
     """
 
-    __slots__ = ("cursor_us", "end_us", "start_us", "zone")
-
     kind: ClassVar[str]
-    keys: ClassVar[tuple[str, ...]]  # of its trigger_config
+    readers: ClassVar[Mapping[str, Reader]]  # of the keys of its trigger_config
 
+    state: Mapping[str, Any]
     zone: ZoneInfo
+    dst: Dst
     start_us: int
     end_us: int
     cursor_us: int
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> Trigger:
-        """The trigger of a checked-for-keys `trigger_config`. Raises TriggerError."""
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        """The state, without defaults, for the keys given. Raises ValueError."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.state, "cursor_us": self.cursor_us}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+        self.zone, self.dst = load_zone(state["timezone"]), Dst(state["dst"])
+        self.start_us, self.end_us = int(state["start_us"]), min(int(state["end_us"]), LAST_US)
+        self.cursor_us = int(state["cursor_us"])
+        if not 0 <= self.start_us <= self.end_us:
+            raise ValueError("its end is before its start")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trigger) and self.__getstate__() == other.__getstate__()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{render_trigger(self)} {self.zone.key}>"
 
     @property
     def grace_s(self) -> float:
@@ -1529,13 +2048,20 @@ class Trigger(apscheduler.abc.Trigger):
 
     def latest_until(self, at: datetime) -> datetime | None:
         """The last fire time not later than `at`, in UTC."""
-        fire_us = self._latest(min(us_of(at), self.end_us))
+        at_us = min(us_of(at), self.end_us)
+        fire_us = self._latest(at_us) if at_us >= self.start_us else None
         return None if fire_us is None or fire_us < self.start_us else at_of(fire_us)
 
     def count_between(self, first: datetime, last: datetime) -> int:
         """The number of fire times f with first <= f <= last."""
         first_us, last_us = max(us_of(first), self.start_us), min(us_of(last), self.end_us)
         return self._count(first_us, last_us) if first_us <= last_us else 0
+
+    def next(self) -> datetime | None:
+        fire_at = self.next_after(at_of(self.cursor_us))
+        if fire_at is not None:
+            self.cursor_us = us_of(fire_at)
+        return fire_at
 
     def rebased(self, now: datetime) -> Trigger:
         """The trigger to use when it turns out that it was made by a clock that ran ahead."""
@@ -1545,35 +2071,15 @@ class Trigger(apscheduler.abc.Trigger):
         """What a clock change does to this fire, in words."""
         return None
 
-    def next(self) -> datetime | None:
-        fire_at = self.next_after(at_of(self.cursor_us))
-        if fire_at is not None:
-            self.cursor_us = us_of(fire_at)
-        return fire_at
+    @abstractmethod
+    def words(self) -> str:
+        """When it fires, without zone and bounds."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "type": self.kind,
-            "timezone": self.zone.key,
-            "start_us": self.start_us,
-            "end_us": self.end_us,
-            "cursor_us": self.cursor_us,
-        }
+    @abstractmethod
+    def render(self) -> str:
+        """What stands in the brackets of `kind[...]`."""
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.zone = load_zone(state["timezone"], "timezone")
-        self.start_us, self.end_us = int(state["start_us"]), int(state["end_us"])
-        self.cursor_us = int(state["cursor_us"])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trigger) and self.__getstate__() == other.__getstate__()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{render_trigger(self)} {self.zone.key}>"
-
-    # With start_us - 1 <= after_us, at_us <= end_us and start_us <= first_us <= last_us <= end_us:
+    # Below all times are within the bounds, but `after_us` may lie 1 us before and be any later.
 
     @abstractmethod
     def _next(self, after_us: int) -> int | None: ...
@@ -1584,52 +2090,35 @@ class Trigger(apscheduler.abc.Trigger):
     @abstractmethod
     def _count(self, first_us: int, last_us: int) -> int: ...
 
-    def why_never(self) -> str:
-        """The sentence for a trigger that has no fire time ahead."""
-        return f"it would never fire: no fire time lies before {self.end_text()}"
-
-    def end_text(self) -> str:
-        return f"the end of {LAST_YEAR}" if self.end_us == LAST_US else str(iso_of(self.end_us))
-
-    @abstractmethod
-    def words(self) -> str:
-        """When it fires, without zone and bounds."""
-
-    @abstractmethod
-    def render(self) -> str:
-        """What stands in the brackets of `kind[...]`."""
-
 
 class DateTrigger(Trigger):
     """Fires once."""
 
-    __slots__ = ("wall",)
-
     kind = "date"
-    keys = ("run_date",)
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
+        {"run_date": lambda value, place: (value, read_instant(value, place))}
+    )
 
-    wall: str | None  # the local time asked for, if it was given without an offset
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> DateTrigger:
-        path = f"{place.path}.run_date"
-        if "run_date" not in config:
-            raise TriggerError(path, "a date trigger needs run_date")
-        run_us = parse_instant(config["run_date"], place.zone, path)
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        if not given:
+            raise ValueError("a date trigger needs run_date")
+        value, run_us = given["run_date"]
         if run_us < place.now_us - CALENDAR_GRACE_S * SECOND_US:
-            at = iso_of(run_us)
-            raise TriggerError(path, f"{at} is more than {CALENDAR_GRACE_S // 3600} h in the past")
-        wall = config["run_date"]
-        naive = isinstance(wall, str) and datetime.fromisoformat(wall).tzinfo is None
-        cursor_us = min(place.now_us, run_us - 1)
-        return place.build(cls, run_us, run_us, cursor_us, wall=wall if naive else None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"wall": self.wall}
+            hours = CALENDAR_GRACE_S // 3600
+            raise ValueError(f"run_date {iso_of(run_us)} is more than {hours} h in the past")
+        is_wall = isinstance(value, str) and datetime.fromisoformat(value).tzinfo is None
+        return {
+            "start_us": run_us,
+            "end_us": run_us,
+            "cursor_us": min(place.now_us, run_us - 1),
+            "wall": value if is_wall else None,
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        self.wall = state["wall"]
+        self.wall = datetime.fromisoformat(state["wall"]) if state["wall"] else None
+        self.at = at_of(self.start_us).astimezone(self.zone)
 
     def _next(self, after_us: int) -> int | None:
         return self.start_us if after_us < self.start_us else None
@@ -1643,70 +2132,59 @@ class DateTrigger(Trigger):
     def note(self, fire_at: datetime) -> str | None:
         if self.wall is None:
             return None
-        wall, at = datetime.fromisoformat(self.wall), fire_at.astimezone(self.zone)
-        if wall != at.replace(tzinfo=None):
-            return f"{_day_text(wall)}: {wall:%H:%M} does not exist, runs at {at:%H:%M}"
-        return f"{_day_text(at)}: {_pass_text(at, False)}" if is_ambiguous(at) else None
+        if self.wall == self.at.replace(tzinfo=None):
+            return overlap_text(self.at, runs_twice=False)
+        moved = f"{self.wall:%H:%M} does not exist, runs at {self.at:%H:%M}"
+        return f"{date_text(self.wall)}: {moved}"
 
     def words(self) -> str:
-        at = at_of(self.start_us).astimezone(self.zone)
-        return f"once, on {_day_text(at)} at {_clock_text(at)}"
+        return f"once, on {moment_text(self.at)}"
 
     def render(self) -> str:
-        at = at_of(self.start_us).astimezone(self.zone)
-        return f"{at:%Y-%m-%d %H:%M:%S %Z}"
+        return f"{self.at:%Y-%m-%d %H:%M:%S %Z}"
+
+
+INTERVAL_UNITS: Final[Mapping[str, int]] = MappingProxyType(
+    {"weeks": 7 * DAY_S, "days": DAY_S, "hours": 3600, "minutes": 60, "seconds": 1}
+)
+BOUND_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
+    {"start_time": read_instant, "end_time": read_instant}
+)
 
 
 class IntervalTrigger(Trigger):
     """Fires at start + k x interval in UTC: clock changes do not touch it."""
 
-    __slots__ = ("interval_us", "is_start_given")
-
     kind = "interval"
-    units: ClassVar[Mapping[str, int]] = MappingProxyType(
-        {"weeks": 7 * DAY_S, "days": DAY_S, "hours": 3600, "minutes": 60, "seconds": 1}
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
+        {
+            **{unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()},
+            **BOUND_READERS,
+        }
     )
-    keys = (*units, "start_time", "end_time")
 
-    interval_us: int
-    is_start_given: bool
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> IntervalTrigger:
-        interval_us = cls._parse_length(config, place)
-        is_given = config.get("start_time") is not None
-        start_us, end_us = place.parse_bounds(config)
-        if not is_given:
-            start_us = place.now_us + interval_us
-        details = {"interval_us": interval_us, "is_start_given": is_given}
-        return place.build(cls, start_us, end_us, place.now_us, **details)
-
-    @classmethod
-    def _parse_length(cls, config: Mapping[str, Any], place: Place) -> int:
-        length_s = 0.0
-        for unit, unit_s in cls.units.items():
-            if unit in config:
-                highest = MAX_INTERVAL_S // unit_s
-                path = f"{place.path}.{unit}"
-                length_s += parse_number(config[unit], 0, highest, path) * unit_s
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        length_s = sum(given.get(unit, 0) * unit_s for unit, unit_s in INTERVAL_UNITS.items())
         if not MIN_INTERVAL_S <= length_s <= MAX_INTERVAL_S:
-            given = f"{length_s:g} s is out of bounds"
-            if not any(unit in config for unit in cls.units):
-                given = f"one of {', '.join(cls.units)} is missing"
-            bounds = "an interval is at least 1 second and at most 10 years long"
-            raise TriggerError(place.path, f"{given}: {bounds}")
-        return round(length_s * SECOND_US)
-
-    def __getstate__(self) -> dict[str, Any]:
-        details = {"interval_us": self.interval_us, "is_start_given": self.is_start_given}
-        return super().__getstate__() | details
+            raise ValueError(
+                f"an interval is at least 1 second and at most 10 years long, not {length_s:g} s; "
+                f"it is the sum of {', '.join(INTERVAL_UNITS)}"
+            )
+        interval_us = round(length_s * SECOND_US)
+        return {
+            "interval_us": interval_us,
+            "start_us": given.get("start_time", place.now_us + interval_us),
+            "end_us": given.get("end_time", LAST_US),
+            "is_start_given": "start_time" in given,
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
         self.interval_us = int(state["interval_us"])
         self.is_start_given = bool(state["is_start_given"])
         if self.interval_us < MIN_INTERVAL_S * SECOND_US:
-            raise ValueError("the interval is too short")
+            raise ValueError("its interval is too short")
 
     @property
     def grace_s(self) -> float:
@@ -1718,7 +2196,7 @@ class IntervalTrigger(Trigger):
         ahead = (self.start_us - us_of(now) - 1) // self.interval_us
         if self.is_start_given or ahead < 1:
             return self
-        start_us = self.start_us - ahead * self.interval_us
+        start_us = max(0, self.start_us - ahead * self.interval_us)
         return load_trigger(self.__getstate__() | {"start_us": start_us})
 
     def _next(self, after_us: int) -> int | None:
@@ -1733,11 +2211,10 @@ class IntervalTrigger(Trigger):
 
     def words(self) -> str:
         rest, parts = self.interval_us, []
-        for unit, unit_s in self.units.items():
+        for unit, unit_s in INTERVAL_UNITS.items():
             n: float = rest // (unit_s * SECOND_US)
             rest %= unit_s * SECOND_US
-            if unit_s == 1:
-                n += rest / SECOND_US
+            n += rest / SECOND_US if unit_s == 1 else 0
             if n:
                 parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
         return f"every {join_words(parts)}"
@@ -1753,22 +2230,12 @@ class WallTrigger(Trigger):
     for `local`.
     """
 
-    __slots__ = ("dst", "follows_clock", "times")
-
-    dst: Dst
     follows_clock: bool
     times: TimesOfDay
 
     @abstractmethod
     def month_days(self, month: int) -> Sequence[int]:
         """The matching days of a month counted from year 0, in order."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"dst": self.dst.value}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.dst = Dst(state["dst"])
 
     # Local times
 
@@ -1893,9 +2360,7 @@ class WallTrigger(Trigger):
         is_first = previous is None or us_of(previous) < begin_us
         if is_first and begin_us >= self.start_us and (count := self._skipped(span)):
             return self._gap_text(span, count, at)
-        if is_ambiguous(at):
-            return f"{_day_text(at)}: {_pass_text(at, self.follows_clock or self.dst is Dst.BOTH)}"
-        return None
+        return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
 
     def _gap_text(self, span: Span, count: int, at: datetime) -> str:
         local = self._first_local(span.begin + span.before)
@@ -1905,53 +2370,41 @@ class WallTrigger(Trigger):
         if count > 1:
             what = f"{wall:%H:%M} and {count - 1} more times do not exist"
         then = "skipped" if self.dst is Dst.SKIP else f"runs at {at:%H:%M}"
-        return f"{_day_text(wall)}: {what}, {then}"
+        return f"{date_text(wall)}: {what}, {then}"
 
 
 class CronTrigger(WallTrigger):
     """Fires at the local times that match APScheduler's cron fields or a crontab expression."""
 
-    __slots__ = ("expression", "fields", "rule")
-
     kind = "cron"
-    keys = (*CRON_FIELDS, "expression", "start_time", "end_time")
-
-    fields: Mapping[str, str]  # as given; empty with an expression
-    expression: str | None
-    rule: CronRule
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> CronTrigger:
-        start_us, end_us = place.parse_bounds(config)
-        fields = {
-            name: parse_field_text(config[name], f"{place.path}.{name}")
-            for name in CRON_FIELDS
-            if config.get(name) is not None
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
+        {
+            **{name: partial(read_cron_field, name) for name in CRON_FIELDS},
+            "expression": read_crontab,
+            **BOUND_READERS,
         }
-        expression = config.get("expression")
-        if expression is not None:
-            expression = " ".join(parse_text(expression, f"{place.path}.expression").split())
-            if fields:
-                names = ", ".join(fields)
-                raise TriggerError(place.path, f"give either an expression or fields ({names})")
-        try:
-            return place.build(
-                cls, start_us, end_us, place.now_us, fields=fields, expression=expression
-            )
-        except TriggerError as error:
-            raise TriggerError(f"{place.path}.{error.field}".rstrip("."), str(error)) from None
+    )
 
-    def __getstate__(self) -> dict[str, Any]:
-        details = {"fields": dict(self.fields), "expression": self.expression}
-        return super().__getstate__() | details
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        fields = {name: given[name] for name in CRON_FIELDS if name in given}
+        if bool(fields) == ("expression" in given):
+            raise ValueError(f"give either an expression or some of {', '.join(CRON_FIELDS)}")
+        return {
+            "fields": fields,
+            "expression": given.get("expression"),
+            "start_us": given.get("start_time", 0),
+            "end_us": given.get("end_time", LAST_US),
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        self.fields, self.expression = dict(state["fields"]), state["expression"]
-        if self.expression is None:
-            self.rule = compile_cron_fields(tuple(self.fields.items()))
-        else:
-            self.rule = compile_crontab(self.expression)
+        self.fields, self.expression = state["fields"], state["expression"]
+        self.rule = (
+            compile_crontab(self.expression)
+            if self.expression is not None
+            else compile_cron_fields(tuple(self.fields.items()))
+        )
         self.times, self.follows_clock = self.rule.times, self.rule.follows_clock
 
     def month_days(self, month: int) -> Sequence[int]:
@@ -1963,17 +2416,13 @@ class CronTrigger(WallTrigger):
             return days
         return [d for d in days if date(year, index + 1, d).isocalendar().week in rule.weeks]
 
-    def why_never(self) -> str:
-        return f"it would never fire: no date before {self.end_text()} matches {self.render()}"
-
     def words(self) -> str:
         return describe_cron(self.rule)
 
     def render(self) -> str:
         if self.expression is not None:
             return f"expression={self.expression!r}"
-        given = ((name, self.fields[name]) for name in CRON_FIELDS if name in self.fields)
-        return ", ".join(f"{name}={text!r}" for name, text in given)
+        return ", ".join(f"{name}={text!r}" for name, text in self.fields.items())
 
 
 class CalendarIntervalTrigger(WallTrigger):
@@ -1982,133 +2431,106 @@ class CalendarIntervalTrigger(WallTrigger):
     A day that a month does not have becomes the last day of that month.
     """
 
-    __slots__ = ("anchor", "every", "unit")
-
     kind = "calendar_interval"
-    lengths: ClassVar[Mapping[str, tuple[str, int]]] = MappingProxyType(
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
         {
-            "years": ("months", 12),
-            "months": ("months", 1),
-            "weeks": ("days", 7),
-            "days": ("days", 1),
+            **{
+                name: number_reader(0, most, int)
+                for name, most in (
+                    ("years", 10),
+                    ("months", 120),
+                    ("weeks", 520),
+                    ("days", 3660),
+                    ("hour", 23),
+                    ("minute", 59),
+                    ("second", 59),
+                )
+            },
+            "start_date": read_date,
+            "end_date": read_date,
         }
     )
-    keys = (*lengths, "hour", "minute", "second", "start_date", "end_date")
 
-    unit: str  # "months" or "days"
-    every: int
-    anchor: date
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> CalendarIntervalTrigger:
-        unit, every = cls._parse_length(config, place)
-        hour, minute, second = (
-            int(parse_number(config.get(name, 0), 0, high, f"{place.path}.{name}", whole=True))
-            for name, high in (("hour", 23), ("minute", 59), ("second", 59))
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        months = given.get("years", 0) * 12 + given.get("months", 0)
+        days = given.get("weeks", 0) * 7 + given.get("days", 0)
+        if bool(months) == bool(days):
+            raise ValueError("give either years and months or weeks and days")
+        anchor = given.get("start_date", at_of(place.now_us).astimezone(place.zone).date())
+        end = given.get("end_date", date(LAST_YEAR, 12, 31)) + timedelta(days=1)
+        start_us, end_us = (
+            instant_of(datetime(day.year, day.month, day.day), place.zone) for day in (anchor, end)
         )
-        today = at_of(place.now_us).astimezone(place.zone).date()
-        anchor = place.parse_date(config, "start_date") or today
-        last = place.parse_date(config, "end_date") or date(LAST_YEAR, 12, 31)
-        if last < anchor:
-            raise TriggerError(f"{place.path}.end_date", "end_date is before start_date")
-        start_us = place.instant_of_day(anchor)
-        end_us = place.instant_of_day(last + timedelta(days=1)) - 1
-        time = [hour, minute, second]
-        details = {"unit": unit, "every": every, "anchor": anchor.isoformat(), "time": time}
-        return place.build(cls, start_us, end_us, place.now_us, **details)
-
-    @classmethod
-    def _parse_length(cls, config: Mapping[str, Any], place: Place) -> tuple[str, int]:
-        given: dict[str, int] = {}
-        for name, (unit, size) in cls.lengths.items():
-            path, most = f"{place.path}.{name}", MAX_INTERVAL_S // DAY_S // size
-            most = most if unit == "days" else 120 // size
-            n = int(parse_number(config.get(name, 0), 0, most, path, whole=True))
-            if n:
-                given[unit] = given.get(unit, 0) + n * size
-        if len(given) != 1:
-            sentence = "give years and months, or weeks and days: at least one, not both pairs"
-            raise TriggerError(place.path, sentence)
-        return next(iter(given.items()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {
-            "unit": self.unit,
-            "every": self.every,
-            "anchor": self.anchor.isoformat(),
-            "time": [values[0] for values in self.times],
+        return {
+            "months": months,
+            "days": days,
+            "anchor": anchor.isoformat(),
+            "time": [given.get(name, 0) for name in ("hour", "minute", "second")],
+            "start_us": max(0, start_us),
+            "end_us": min(end_us - 1, LAST_US),
         }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        self.unit, self.every = state["unit"], int(state["every"])
+        self.months, self.days = int(state["months"]), int(state["days"])
         self.anchor = date.fromisoformat(state["anchor"])
         hour, minute, second = state["time"]
         self.times, self.follows_clock = TimesOfDay((hour,), (minute,), (second,)), False
-        if self.every < 1 or self.unit not in ("months", "days"):
-            raise ValueError("the calendar interval is empty")
+        if max(self.months, self.days) < 1:
+            raise ValueError("its interval is empty")
 
     def month_days(self, month: int) -> Sequence[int]:
         length = monthrange(month // 12, month % 12 + 1)[1]
-        if self.unit == "days":
+        if self.days:
             anchor = self.anchor.toordinal() - EPOCH_ORDINAL
-            return range((anchor - _epoch_day(month, 1)) % self.every + 1, length + 1, self.every)
-        if (month - self.anchor.year * 12 - self.anchor.month + 1) % self.every:
+            return range((anchor - _epoch_day(month, 1)) % self.days + 1, length + 1, self.days)
+        if (month - self.anchor.year * 12 - self.anchor.month + 1) % self.months:
             return ()
         return (min(self.anchor.day, length),)
 
     def words(self) -> str:
-        size, name = (12, "year") if self.every % 12 == 0 else (1, "month")
-        if self.unit == "days":
-            size, name = (7, "week") if self.every % 7 == 0 else (1, "day")
-        n, day = self.every // size, ""
-        if self.unit == "months":
-            day = f" on day {self.anchor.day}" + (" or the last" if self.anchor.day > 28 else "")
-            day += f" of {MONTHS[self.anchor.month - 1].title()}" if name == "year" else ""
-        elif name == "week":
-            day = f" on {WEEKDAY_NAMES[self.anchor.weekday()]}"
-        every = f"every {name}" if n == 1 else f"every {n} {name}s"
-        return f"{every}{day} {describe_times(self.times)}"
+        if self.days:
+            size, unit = (7, "week") if self.days % 7 == 0 else (1, "day")
+            on = f" on {WEEKDAY_NAMES[self.anchor.weekday()]}" if size == 7 else ""
+        else:
+            size, unit = (12, "year") if self.months % 12 == 0 else (1, "month")
+            on = f" on day {self.anchor.day}" + (" or the last" if self.anchor.day > 28 else "")
+            on += f" of {MONTHS[self.anchor.month - 1].title()}" if size == 12 else ""
+        n = (self.days or self.months) // size
+        every = f"every {unit}" if n == 1 else f"every {n} {unit}s"
+        return f"{every}{on} {describe_times(self.times)}"
 
     def render(self) -> str:
-        clock = ":".join(f"{values[0]:02d}" for values in self.times)
-        return f"{self.unit}={self.every}, time='{clock}', start_date='{self.anchor}'"
+        length = f"days={self.days}" if self.days else f"months={self.months}"
+        clock = clock_text(self.times.at(0))
+        return f"{length}, time='{clock}', start_date='{self.anchor}'"
 
 
 class AndTrigger(WallTrigger):
     """Fires at the local times that all its members match: wall-clock triggers of one zone."""
 
-    __slots__ = ("triggers",)
-
     kind = "and"
-    keys = ("triggers",)
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({"triggers": read_members})
 
-    triggers: tuple[WallTrigger, ...]
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> AndTrigger:
-        members: list[WallTrigger] = []
-        for index, member in enumerate(place.parse_members(config)):
-            path = f"{place.path}.triggers[{index}]"
-            if not isinstance(member, WallTrigger):
-                sentence = "an `and` combines triggers of type cron, calendar_interval and `and`"
-                raise TriggerError(path, sentence)
-            members.append(member)
-            if (member.zone, member.dst) != (members[0].zone, members[0].dst):
-                raise TriggerError(path, "the triggers of an `and` share one timezone and dst")
-        start_us, end_us = max(m.start_us for m in members), min(m.end_us for m in members)
-        place = replace(place, zone=members[0].zone, dst=members[0].dst)
-        try:
-            return place.build(cls, start_us, end_us, place.now_us, triggers=states_of(members))
-        except ValueError as error:
-            raise TriggerError(place.path, f"it would never fire: {error}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"triggers": states_of(self.triggers)}
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        members = given.get("triggers", [])
+        if not members or not all(isinstance(member, WallTrigger) for member in members):
+            raise ValueError("an `and` needs triggers, of type cron, calendar_interval or and")
+        if len({(member.zone, member.dst) for member in members}) > 1:
+            raise ValueError("the triggers of an `and` must have the same timezone and dst")
+        return {
+            "triggers": states_of(members),
+            "timezone": members[0].zone.key,
+            "dst": members[0].dst.value,
+            "start_us": max(member.start_us for member in members),
+            "end_us": min(member.end_us for member in members),
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        members = [load_trigger(member) for member in state["triggers"]]
+        members = map(load_trigger, state["triggers"])
         self.triggers = tuple(member for member in members if isinstance(member, WallTrigger))
         common = (
             tuple(sorted(set.intersection(*map(set, values))))
@@ -2121,9 +2543,6 @@ class AndTrigger(WallTrigger):
 
     def month_days(self, month: int) -> Sequence[int]:
         return sorted(set.intersection(*(set(m.month_days(month)) for m in self.triggers)))
-
-    def why_never(self) -> str:
-        return f"it would never fire: its triggers share no date before {self.end_text()}"
 
     def words(self) -> str:
         return " and also ".join(member.words() for member in self.triggers)
@@ -2138,26 +2557,24 @@ class OrTrigger(Trigger):
     `count_between` counts shared times once up to OR_EXACT_COUNT, and per member beyond.
     """
 
-    __slots__ = ("triggers",)
-
     kind = "or"
-    keys = ("triggers",)
+    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({"triggers": read_members})
 
-    triggers: tuple[Trigger, ...]
-
-    @classmethod
-    def parse(cls, config: Mapping[str, Any], place: Place) -> OrTrigger:
-        members = place.parse_members(config)
-        start_us, end_us = min(m.start_us for m in members), max(m.end_us for m in members)
-        cursor_us = min(member.cursor_us for member in members)
-        return place.build(cls, start_us, end_us, cursor_us, triggers=states_of(members))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"triggers": states_of(self.triggers)}
+    @staticmethod
+    def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
+        members = given.get("triggers", [])
+        if not members:
+            raise ValueError("an `or` needs triggers")
+        return {
+            "triggers": states_of(members),
+            "start_us": min(member.start_us for member in members),
+            "end_us": max(member.end_us for member in members),
+            "cursor_us": min(member.cursor_us for member in members),
+        }
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
-        self.triggers = tuple(load_trigger(member) for member in state["triggers"])
+        self.triggers = tuple(map(load_trigger, state["triggers"]))
 
     @property
     def grace_s(self) -> float:
@@ -2165,25 +2582,25 @@ class OrTrigger(Trigger):
 
     def rebased(self, now: datetime) -> Trigger:
         members = [member.rebased(now) for member in self.triggers]
-        return load_trigger(self.__getstate__() | {"triggers": states_of(members)})
+        start_us = min(member.start_us for member in members)
+        changed = {"triggers": states_of(members), "start_us": start_us}
+        return load_trigger(self.__getstate__() | changed)
 
     def note(self, fire_at: datetime) -> str | None:
-        notes = [
-            note
-            for member in self.triggers
-            if member.latest_until(fire_at) == fire_at and (note := member.note(fire_at))
-        ]
-        return "; ".join(dict.fromkeys(notes)) or None
+        firing = (m for m in self.triggers if m.latest_until(fire_at) == fire_at)
+        return "; ".join(dict.fromkeys(filter(None, (m.note(fire_at) for m in firing)))) or None
 
     def _next(self, after_us: int) -> int | None:
         after = at_of(min(after_us, LAST_US))
-        fires = [fire for member in self.triggers if (fire := member.next_after(after))]
-        return us_of(min(fires)) if fires else None
+        fires = filter(None, (member.next_after(after) for member in self.triggers))
+        fire_at = min(fires, default=None)
+        return None if fire_at is None else us_of(fire_at)
 
     def _latest(self, at_us: int) -> int | None:
-        at = at_of(max(at_us, 0))
-        fires = [fire for member in self.triggers if (fire := member.latest_until(at))]
-        return us_of(max(fires)) if fires else None
+        at = at_of(at_us)
+        fires = filter(None, (member.latest_until(at) for member in self.triggers))
+        fire_at = max(fires, default=None)
+        return None if fire_at is None else us_of(fire_at)
 
     def _count(self, first_us: int, last_us: int) -> int:
         first, last = at_of(first_us), at_of(last_us)
@@ -2202,281 +2619,6 @@ class OrTrigger(Trigger):
         return ", ".join(map(render_trigger, self.triggers))
 
 
-# Cron fields
-
-
-class CronRule(NamedTuple):
-    """A compiled cron pattern; `years` and `weeks` are empty if all match."""
-
-    years: frozenset[int]
-    months: tuple[int, ...]
-    weeks: frozenset[int]
-    days: DayRule
-    times: TimesOfDay
-    follows_clock: bool
-
-
-class FieldRange(NamedTuple):
-    """What a cron field may hold; names count from `low`."""
-
-    low: int
-    high: int
-    names: tuple[str, ...] = ()
-
-
-ITEM: Final = re.compile(r"(\*|[0-9]{1,4}|[a-z]+)(?:-([0-9]{1,4}|[a-z]+))?(?:/([0-9]{1,4}))?")
-FIELD_RANGES: Final[Mapping[str, FieldRange]] = MappingProxyType(
-    {
-        "year": FieldRange(EPOCH.year, LAST_YEAR),
-        "month": FieldRange(1, 12, MONTHS),
-        "day": FieldRange(1, 31),
-        "week": FieldRange(1, 53),
-        "day_of_week": FieldRange(0, 6, WEEKDAYS),
-        "hour": FieldRange(0, 23),
-        "minute": FieldRange(0, 59),
-        "second": FieldRange(0, 59),
-    }
-)
-CRONTAB_WEEKDAYS: Final = FieldRange(0, 7, ("sun", *WEEKDAYS[:-1]))  # 0 and 7 are Sunday
-
-
-@lru_cache(maxsize=256)
-def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
-    """Compile APScheduler's fields: all must match; Monday is weekday 0.
-
-    Of the fields not given, those before the last given one match always, those after it match
-    their least value. Raises TriggerError with the name of the field.
-    """
-    texts = dict(given)
-    if not texts:
-        sentence = f"a cron trigger needs an expression or one of {', '.join(CRON_FIELDS)}"
-        raise TriggerError("", sentence)
-    least_significant = max(map(CRON_FIELDS.index, texts))
-    for index, name in enumerate(CRON_FIELDS):
-        is_free = index < least_significant or name in ("year", "week", "day_of_week")
-        texts.setdefault(name, "*" if is_free else str(FIELD_RANGES[name].low))
-    days, is_last, positions = parse_days(texts["day"])
-    values = {
-        name: parse_values(name, texts[name], FIELD_RANGES[name])
-        for name in CRON_FIELDS
-        if name != "day"
-    }
-    return CronRule(
-        years=frozenset() if texts["year"] == "*" else frozenset(values["year"]),
-        months=values["month"],
-        weeks=frozenset() if texts["week"] == "*" else frozenset(values["week"]),
-        days=DayRule(days, values["day_of_week"], is_last, positions),
-        times=TimesOfDay(values["hour"], values["minute"], values["second"]),
-        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
-    )
-
-
-@lru_cache(maxsize=256)
-def compile_crontab(expression: str) -> CronRule:
-    """Compile a crontab's five fields as Vixie's cron reads them; raises TriggerError.
-
-    If neither the day of month nor the day of week begins with `*`, either is enough.
-    """
-    texts = _split_crontab(expression.lower())
-    values = {
-        name: parse_values(
-            name,
-            texts[name],
-            CRONTAB_WEEKDAYS if name == "day_of_week" else FIELD_RANGES[name],
-            is_crontab=True,
-        )
-        for name in CRONTAB_FIELDS
-    }
-    weekdays = tuple(sorted({(day - 1) % 7 for day in values["day_of_week"]}))
-    either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
-    return CronRule(
-        years=frozenset(),
-        months=values["month"],
-        weeks=frozenset(),
-        days=DayRule(values["day"], weekdays, either=either),
-        times=TimesOfDay(values["hour"], values["minute"], (0,)),
-        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
-    )
-
-
-def _split_crontab(expression: str) -> dict[str, str]:
-    if expression == "@reboot":
-        sentence = "@reboot is no time: a trigger knows when, not that the machine has started"
-        raise TriggerError("expression", sentence)
-    if expression.startswith("@") and expression not in CRONTAB_NICKNAMES:
-        hint = suggest(expression, CRONTAB_NICKNAMES)
-        raise TriggerError("expression", f"{expression!r} is unknown{hint}")
-    fields = CRONTAB_NICKNAMES.get(expression, expression).split()
-    if len(fields) != len(CRONTAB_FIELDS):
-        sentence = f"a crontab expression has 5 fields, not {len(fields)}: "
-        sentence += "minute, hour, day of month, month, day of week"
-        if len(fields) > len(CRONTAB_FIELDS):
-            sentence += "; for seconds or years give fields: second, minute, hour and so on"
-        raise TriggerError("expression", sentence)
-    return dict(zip(CRONTAB_FIELDS, fields, strict=True))
-
-
-def parse_days(text: str) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int], ...]]:
-    """The days of a `day` field, whether it has `last`, and its positions such as `1st mon`."""
-    items = [item.strip().split() for item in text.split(",")]
-    positions = []
-    for item in items:
-        if len(item) == 2:
-            if item[0] not in POSITIONS or item[1] not in WEEKDAYS:
-                sentence = f"'{' '.join(item)}' is no day such as '1st mon' or 'last fri'"
-                raise TriggerError("day", sentence)
-            positions.append((POSITIONS.index(item[0]), WEEKDAYS.index(item[1])))
-    plain = ",".join(" ".join(item) for item in items if len(item) != 2 and item != ["last"])
-    days = parse_values("day", plain, FIELD_RANGES["day"]) if plain or not items else ()
-    return days, ["last"] in items, tuple(positions)
-
-
-def parse_values(
-    name: str, text: str, allowed: FieldRange, *, is_crontab: bool = False
-) -> tuple[int, ...]:
-    """The values of one cron field, sorted. Raises TriggerError with the name of the field."""
-    values: set[int] = set()
-    for item in text.split(","):
-        try:
-            values.update(_parse_item(name, item.strip(), allowed, is_crontab))
-        except ValueError as error:
-            field = "expression" if is_crontab else name
-            raise TriggerError(field, f"{name} {item.strip()!r}: {error}") from None
-    return tuple(sorted(values))
-
-
-def _parse_item(name: str, item: str, allowed: FieldRange, is_crontab: bool) -> Sequence[int]:
-    match = ITEM.fullmatch(item)
-    if match is None:
-        raise ValueError("not a value, a range or a step such as 5, 1-5, */15 or 10-50/20")
-    first_text, last_text, step_text = match.groups()
-    step = int(step_text or 1)
-    most = allowed.high - allowed.low + 1
-    if not 1 <= step <= most:
-        raise ValueError(f"the step must be between 1 and {most}")
-    if first_text == "*":
-        if last_text:
-            raise ValueError("`*` cannot begin a range")
-        return range(allowed.low, allowed.high + 1, step)
-    first = last = _parse_value(first_text, allowed)
-    if last_text:
-        last = _parse_value(last_text, allowed)
-    elif step_text:
-        last = allowed.high
-        if is_crontab:  # Vixie's cron silently drops the step
-            raise ValueError(f"a step needs a range: {first_text}-{last}/{step}")
-    if first <= last:
-        return range(first, last + 1, step)
-    if name != "day_of_week":
-        before, after = f"{first_text}-{allowed.high}", f"{allowed.low}-{last_text}"
-        raise ValueError(f"the range runs backwards; write {before},{after}")
-    return [day % 7 for day in range(first, last + 8, step)]
-
-
-def _parse_value(text: str, allowed: FieldRange) -> int:
-    if text in allowed.names:
-        return allowed.low + allowed.names.index(text)
-    if not text.isdigit():
-        known = f"{suggest(text, allowed.names)}" if allowed.names else "; it has no names"
-        raise ValueError(f"{text!r} is unknown{known}")
-    if not allowed.low <= int(text) <= allowed.high:
-        hint = "; 0 is Monday here" if allowed.names == WEEKDAYS else ""
-        raise ValueError(f"{text} is not between {allowed.low} and {allowed.high}{hint}")
-    return int(text)
-
-
-# Parsing
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a parser is in a `trigger_config`, and what holds there unless it says otherwise."""
-
-    path: str
-    zone: ZoneInfo
-    dst: Dst
-    now_us: int
-    depth: int = 1
-
-    def parse(self, config: object) -> Trigger:
-        """The trigger of a `trigger_config` at this place. Raises TriggerError."""
-        if not isinstance(config, Mapping):
-            raise TriggerError(self.path, "a trigger is an object such as {'type': 'interval', …}")
-        name = config.get("type")
-        kind = TRIGGER_KINDS.get(name) if isinstance(name, str) else None
-        if kind is None:
-            sentence = f"type is one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
-            raise TriggerError(f"{self.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
-        for key in config:
-            if key not in (known := ("type", "timezone", "dst", *kind.keys)):
-                hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
-                sentence = f"a trigger of type {kind.kind} has no {key!r}{hint}"
-                raise TriggerError(f"{self.path}.{key}", sentence)
-        return kind.parse(config, self._inherit(config))
-
-    def _inherit(self, config: Mapping[str, Any]) -> Place:
-        place = self
-        if (name := config.get("timezone")) is not None:
-            place = replace(place, zone=load_zone(name, f"{self.path}.timezone"))
-        if (dst := config.get("dst")) is not None:
-            if dst not in list(Dst):
-                sentence = f"dst is one of {', '.join(Dst)}, not {dst!r}"
-                raise TriggerError(f"{self.path}.dst", sentence)
-            place = replace(place, dst=Dst(dst))
-        return place
-
-    def parse_members(self, config: Mapping[str, Any]) -> list[Trigger]:
-        """The triggers within an `and` or `or`."""
-        path, members = f"{self.path}.triggers", config.get("triggers")
-        if not isinstance(members, list | tuple) or not 1 <= len(members) <= MAX_MEMBERS:
-            raise TriggerError(path, f"triggers is a list of 1 to {MAX_MEMBERS} triggers")
-        if self.depth == MAX_NESTING:
-            raise TriggerError(path, f"triggers are nested deeper than {MAX_NESTING}")
-        return [
-            replace(self, path=f"{path}[{index}]", depth=self.depth + 1).parse(member)
-            for index, member in enumerate(members)
-        ]
-
-    def parse_bounds(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """`start_time` and `end_time`, 0 and LAST_US if not given."""
-        start_us, end_us = (
-            default
-            if config.get(name) is None
-            else parse_instant(config[name], self.zone, f"{self.path}.{name}")
-            for name, default in (("start_time", 0), ("end_time", LAST_US))
-        )
-        if end_us < start_us:
-            raise TriggerError(f"{self.path}.end_time", "end_time is before start_time")
-        return start_us, end_us
-
-    def parse_date(self, config: Mapping[str, Any], name: str) -> date | None:
-        text = config.get(name)
-        if text is None:
-            return None
-        try:
-            day = date.fromisoformat(parse_text(text, f"{self.path}.{name}"))
-        except ValueError:
-            day = date.min
-        if not EPOCH.year <= day.year <= LAST_YEAR:
-            sentence = f"{text!r} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
-            raise TriggerError(f"{self.path}.{name}", sentence)
-        return day
-
-    def instant_of_day(self, day: date) -> int:
-        """UTC microseconds at which a local day begins."""
-        return max(0, instant_of(datetime(day.year, day.month, day.day), self.zone))
-
-    def build(
-        self, kind: type[T_Trigger], start_us: int, end_us: int, cursor_us: int, **details: Any
-    ) -> T_Trigger:
-        trigger = kind.__new__(kind)
-        trigger.__setstate__({
-            "timezone": self.zone.key, "dst": self.dst, "start_us": start_us,
-            "end_us": min(end_us, LAST_US), "cursor_us": cursor_us, **details,
-        })  # fmt: skip
-        return trigger
-
-
 TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
     {
         kind.kind: kind
@@ -2492,29 +2634,41 @@ TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
 )
 
 
+# Triggers in and out
+
+
 def parse_trigger(config: Mapping[str, Any], *, timezone: str, now: datetime) -> Trigger:
     """The trigger of a `trigger_config`; `timezone` is the zone of those that name none.
 
     Raises TriggerError for a config that is malformed, out of bounds or can never fire.
     """
-    zone = load_zone(timezone, "timezone")
-    trigger = Place("trigger_config", zone, Dst.DEBIAN, us_of(now)).parse(config)
+    try:
+        zone = load_zone(timezone)
+    except ValueError as error:
+        raise TriggerError("timezone", str(error)) from None
+    trigger = read_trigger(config, Place("trigger_config", zone, Dst.DEBIAN, us_of(now)))
     if trigger.next_after(at_of(trigger.cursor_us)) is None:
-        raise TriggerError("trigger_config", trigger.why_never())
+        end = iso_of(trigger.end_us) if trigger.end_us < LAST_US else f"the end of {LAST_YEAR}"
+        sentence = f"it would never fire: no time until {end} matches {render_trigger(trigger)}"
+        raise TriggerError("trigger_config", sentence)
     return trigger
 
 
 def load_trigger(state: Mapping[str, Any]) -> Trigger:
     """The trigger of a stored state. Raises TriggerError if it cannot be used any more."""
     try:
-        kind = TRIGGER_KINDS[state["type"]]
-        trigger = kind.__new__(kind)
-        trigger.__setstate__(state)
-    except TriggerError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return make_trigger(state)
+    except ValueError as error:
+        raise TriggerError("trigger", str(error)) from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         sentence = f"the stored trigger cannot be read: {type(error).__name__}: {error}"
         raise TriggerError("trigger", sentence) from error
+
+
+def make_trigger(state: Mapping[str, Any]) -> Trigger:
+    kind = TRIGGER_KINDS[state["type"]]
+    trigger = kind.__new__(kind)
+    trigger.__setstate__(state)
     return trigger
 
 
@@ -2522,56 +2676,9 @@ def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
     return [trigger.__getstate__() for trigger in triggers]
 
 
-def parse_instant(value: object, zone: ZoneInfo, path: str) -> int:
-    """UTC microseconds of an ISO 8601 string (local if without offset) or of Unix seconds."""
-    if isinstance(value, str):
-        try:
-            at = datetime.fromisoformat(parse_text(value, path))
-        except ValueError:
-            sentence = f"{value!r} is not ISO 8601, such as 2027-03-28T02:30:00+01:00"
-            raise TriggerError(path, sentence) from None
-        us = us_of(at) if at.tzinfo else instant_of(at, zone)
-    else:
-        us = round(parse_number(value, 0, LAST_US / SECOND_US, path) * SECOND_US)
-    if not 0 <= us <= LAST_US:
-        raise TriggerError(path, f"{value!r} is not between the years {EPOCH.year} and {LAST_YEAR}")
-    return us
-
-
-def parse_number(
-    value: object, low: float, high: float, path: str, *, whole: bool = False
-) -> float:
-    name = path.rpartition(".")[2]
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        kind = "whole number" if whole else "number"
-        raise TriggerError(path, f"{name} must be a {kind}, not {value!r}")
-    if not low <= value <= high:  # NaN compares false
-        raise TriggerError(path, f"{name} must be between {low:g} and {high:g}, not {value:g}")
-    return value
-
-
-def parse_text(value: object, path: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_EXPRESSION_CHARS:
-        name = path.rpartition(".")[2]
-        sentence = (
-            f"{name} must be text of 1 to {MAX_EXPRESSION_CHARS} characters, not {value!r:.80}"
-        )
-        raise TriggerError(path, sentence)
-    return value
-
-
-def parse_field_text(value: object, path: str) -> str:
-    """A cron field, given as text or as a whole number, in lower case."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(int(parse_number(value, 0, LAST_YEAR, path)))
-    return " ".join(parse_text(value, path).lower().split())
-
-
-# Words
-
-WEEKDAY_NAMES: Final = (
-    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
-)  # fmt: skip
+def render_trigger(trigger: Trigger) -> str:
+    """The trigger as APScheduler writes it, such as `interval[1:00:00]`."""
+    return f"{trigger.kind}[{trigger.render()}]"
 
 
 def describe_trigger(trigger: Trigger) -> str:
@@ -2579,132 +2686,15 @@ def describe_trigger(trigger: Trigger) -> str:
     words = trigger.words()
     if not isinstance(trigger, IntervalTrigger):
         words += f" {trigger.zone.key}"
-    if isinstance(trigger, DateTrigger | CalendarIntervalTrigger):
-        return words
-    starts = trigger.start_us and getattr(trigger, "is_start_given", True)
-    for word, us, is_shown in (
-        ("from", trigger.start_us, starts),
-        ("until", trigger.end_us, trigger.end_us < LAST_US),
-    ):
-        if is_shown:
-            at = at_of(us).astimezone(trigger.zone)
-            words += f", {word} {_day_text(at)} {_clock_text(at)}"
+    if isinstance(trigger, CronTrigger | IntervalTrigger):
+        first, last = (
+            at_of(us).astimezone(trigger.zone) for us in (trigger.start_us, trigger.end_us)
+        )
+        if trigger.start_us and trigger.state.get("is_start_given", True):
+            words += f", from {moment_text(first)}"
+        if trigger.end_us < LAST_US:
+            words += f", until {moment_text(last)}"
     return words
-
-
-def render_trigger(trigger: Trigger) -> str:
-    """The trigger as APScheduler writes it, such as `interval[1:00:00]`."""
-    return f"{trigger.kind}[{trigger.render()}]"
-
-
-def describe_cron(rule: CronRule) -> str:
-    times, dates = describe_times(rule.times), describe_dates(rule)
-    if times.startswith("at "):
-        return f"{dates or 'every day'} {times}"
-    return f"{times}, {dates}" if dates else times
-
-
-def describe_times(times: TimesOfDay) -> str:
-    """Times of day in words; they begin with `at` if they are few enough to be listed."""
-    if times.total() <= 6 and len(times.seconds) == 1:
-        listed = [_clock_words(times.at(index)) for index in range(times.total())]
-        return f"at {join_words(listed)}"
-    parts, is_free = [], True
-    for name, values in zip(("second", "minute", "hour"), reversed(times), strict=True):
-        if is_free and values == (0,):
-            continue  # on the hour, on the minute
-        text = _values_words(name, values, FIELD_RANGES[name])
-        if text != f"every {name}" or is_free:
-            parts.append(text)
-        is_free = False
-    return " of ".join(parts)
-
-
-def describe_dates(rule: CronRule) -> str:
-    """The dates of a cron rule in words; empty if every day matches."""
-    parts = []
-    days = _days_words(rule.days)
-    if days:
-        parts.append(days)
-    if rule.weeks:
-        parts.append(f"in week {_list_words(sorted(rule.weeks))}")
-    if len(rule.months) < 12:
-        names = [MONTHS[month - 1].title() for month in rule.months]
-        parts.append(f"in {_list_words(rule.months, names)}")
-    if rule.years:
-        parts.append(f"in {_list_words(sorted(rule.years))}")
-    if parts and not days:
-        parts.insert(0, "every day")
-    return " ".join(parts)
-
-
-def _days_words(rule: DayRule) -> str:
-    of_month = [POSITIONS[n] + " " + WEEKDAY_NAMES[day] for n, day in rule.positions]
-    of_month += ["last day"] if rule.last else []
-    if of_month:
-        of_month = [f"the {join_words(of_month)} of the month"]
-    if 0 < len(rule.days) < 31:
-        of_month.insert(0, f"day {_list_words(rule.days)}")
-    on_days = f"on {join_words(of_month)}" if of_month else ""
-    if len(rule.weekdays) == 7:
-        return on_days
-    names = [WEEKDAY_NAMES[day] for day in rule.weekdays]
-    weekdays = _list_words(rule.weekdays, names)
-    if not on_days:
-        return weekdays if len(names) > 1 else f"every {weekdays}"
-    return f"{on_days} or {weekdays}" if rule.either else f"{on_days} if it is {weekdays}"
-
-
-def _values_words(name: str, values: Sequence[int], allowed: FieldRange) -> str:
-    if len(values) == allowed.high + 1:
-        return f"every {name}"
-    step = values[1] - values[0] if len(values) > 2 else 0
-    if step > 1 and list(values) == list(range(0, allowed.high + 1, step)):
-        return f"every {step} {name}s"
-    return f"{name} {_list_words(values)}"
-
-
-def _list_words(values: Sequence[int], names: Sequence[str] = ()) -> str:
-    """`1 to 3 and 7`: numbers, or their names, with runs of three or more drawn together."""
-    texts = list(names) or [str(value) for value in values]
-    parts, first = [], 0
-    for index in range(len(values)):
-        if index + 1 < len(values) and values[index + 1] == values[index] + 1:
-            continue
-        if index - first >= 2:
-            parts.append(f"{texts[first]} to {texts[index]}")
-        else:
-            parts.extend(texts[first : index + 1])
-        first = index + 1
-    return join_words(parts)
-
-
-def join_words(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def _clock_words(second: int) -> str:
-    text = f"{second // 3600:02d}:{second // 60 % 60:02d}"
-    return f"{text}:{second % 60:02d}" if second % 60 else text
-
-
-def _clock_text(at: datetime) -> str:
-    return _clock_words(at.hour * 3600 + at.minute * 60 + at.second)
-
-
-def _day_text(at: datetime) -> str:
-    return f"{at.day} {MONTHS[at.month - 1].title()} {at.year}"
-
-
-def is_ambiguous(at: datetime) -> bool:
-    """Whether the local time of an instant occurs twice."""
-    return at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
-
-
-def _pass_text(at: datetime, runs_twice: bool) -> str:
-    which = "second" if at.fold else "first"
-    runs = f"runs both times, this is the {which}" if runs_twice else "runs the first time"
-    return f"{at:%H:%M} happens twice, {runs}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -3257,7 +3247,7 @@ class Intake(Protocol):
         """The row was not stored: free what `admit` took for it."""
 
 
-class PlannedFires(aps.Trigger):
+class PlannedFires(apscheduler.abc.Trigger):
     """A fire plan, told to APScheduler's loop in the way it asks: one time after another.
 
     The loop takes every time up to its `now` as a fire and the first later one as the next fire
@@ -3323,7 +3313,7 @@ def execution_of_fire(
     )
 
 
-class Store(aps.DataStore):
+class Store(apscheduler.abc.DataStore):
     """Everything durable, and APScheduler's data store.
 
     Reads are synchronous, answered from the page cache by a read-only connection. Changes are
@@ -3355,7 +3345,7 @@ class Store(aps.DataStore):
         self._trigger = lru_cache(maxsize=TRIGGERS_CACHED)(_load_trigger)
         (last,) = self._reader.execute("SELECT max(id) FROM executions").fetchone()
         self._last_id: int = last or 0
-        self._event_broker: aps.EventBroker | None = None
+        self._event_broker: apscheduler.abc.EventBroker | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the writer; before this only reads work."""
@@ -3734,7 +3724,10 @@ class Store(aps.DataStore):
     # What APScheduler calls
 
     async def start(
-        self, exit_stack: AsyncExitStack, event_broker: aps.EventBroker, logger: logging.Logger
+        self,
+        exit_stack: AsyncExitStack,
+        event_broker: apscheduler.abc.EventBroker,
+        logger: logging.Logger,
     ) -> None:
         self._event_broker = event_broker
 
@@ -3989,7 +3982,9 @@ class Store(aps.DataStore):
         ).fetchall()
         await self.remove_schedules(schedule_id for (schedule_id,) in finished)
 
-    def _as_apscheduler(self, schedule: Schedule, trigger: aps.Trigger) -> apscheduler.Schedule:
+    def _as_apscheduler(
+        self, schedule: Schedule, trigger: apscheduler.abc.Trigger
+    ) -> apscheduler.Schedule:
         grace_s = schedule.misfire_grace_time
         return apscheduler.Schedule(
             id=schedule.schedule_id,
@@ -4050,7 +4045,7 @@ SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
 INSERT_SCHEDULE: Final = (
     f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
 )
-SCHEDULE_ORDERS: Final = {
+SCHEDULE_ORDERS: Final[Mapping[str, str]] = {
     "schedule_id": "schedule_id",
     "next_fire_time": "next_fire_us IS NULL, next_fire_us, schedule_id",
     "last_fire_time": "last_fire_us IS NULL, last_fire_us DESC, schedule_id",
@@ -4058,7 +4053,7 @@ SCHEDULE_ORDERS: Final = {
     "handler_id": "handler_id, schedule_id",
     "created_at": "created_us, schedule_id",
 }
-APSCHEDULER_COALESCE: Final = {
+APSCHEDULER_COALESCE: Final[Mapping[apscheduler.CoalescePolicy, Coalesce]] = {
     apscheduler.CoalescePolicy.latest: Coalesce.LATEST,
     apscheduler.CoalescePolicy.earliest: Coalesce.LATEST,  # one run either way
     apscheduler.CoalescePolicy.all: Coalesce.ALL,
@@ -5836,7 +5831,9 @@ MAX_STATIC_FILES: Final = 200
 MAX_STATIC_BYTES: Final = 4 << 20
 MIN_GZIP_BYTES: Final = 512
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"}
+)
 
 log_http: Final = logging.getLogger("schedulezero.http")
 
@@ -5874,7 +5871,9 @@ _HEADER_LINES: Final = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\n-\x1f\x7f]*+)\r\n", re.MULTILINE
 )
 _FORBIDDEN: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%2[Ff]|%5[Cc]|%7[Ff]")
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HIDING_ESCAPE: Final = re.compile(r"%[01][0-9A-Fa-f]|%2[Ff]|%5[Cc]|%7[Ff]")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~:\[\]-]*")
 _LENGTH: Final = re.compile(r"[0-9]{1,16}")
 _SINGLE_HEADERS: Final = frozenset(
@@ -6017,8 +6016,11 @@ def _check_host(headers: Mapping[str, str], minor: str) -> None:
 
 
 def _parse_length(headers: Mapping[str, str], minor: str) -> int:
-    """Length of the body. Only Content-Length is taken: one way to frame a body cannot be
-    confused with another, and no client of a JSON API needs to send chunks."""
+    """Length of the body, by Content-Length alone.
+
+    One way to frame a body cannot be confused with another, and no client of a JSON API needs to
+    send chunks (RFC 9110 section 15.5.12 lets a server ask for the length instead).
+    """
     if coding := headers.get("transfer-encoding"):
         if "content-length" in headers:
             raise HttpError(400, "bad_request", "content-length beside transfer-encoding")
@@ -6047,24 +6049,34 @@ def _keeps_alive(headers: Mapping[str, str]) -> bool:
 def _decode_path(path: str) -> str:
     """Decode escapes; refuse broken ones, control characters and hidden slashes."""
     try:
-        if not _BAD_ESCAPE.search(path):
-            return unquote(path, errors="strict")
-    except UnicodeDecodeError:
+        if not _HIDING_ESCAPE.search(path):
+            return _unescape(path)
+    except ValueError:
         pass
     raise HttpError(400, "bad_request", "the path holds an escape that is not allowed")
 
 
 def _parse_query(query: str) -> dict[str, str]:
+    parts = query.split("&")
+    if len(parts) > MAX_QUERY_FIELDS:
+        raise HttpError(400, "bad_request", f"the query has more than {MAX_QUERY_FIELDS} fields")
+    fields: dict[str, str] = {}
     try:
-        pairs = parse_qsl(
-            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
-        )
+        for part in filter(None, parts):
+            name, value = (_unescape(text) for text in part.replace("+", " ").partition("=")[::2])
+            if name in fields:
+                raise HttpError(400, "bad_request", "a field of the query is given twice")
+            fields[name] = value
     except ValueError:
         raise HttpError(400, "bad_request", "the query of the URL cannot be decoded") from None
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise HttpError(400, "bad_request", "a field of the URL's query is given twice")
     return fields
+
+
+def _unescape(text: str) -> str:
+    """Undo percent-encoding. Raises ValueError for a broken escape and for what is not UTF-8."""
+    if _BROKEN_ESCAPE.search(text):
+        raise ValueError(text)
+    return _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), text.encode()).decode()
 
 
 def _refused_line(line: str) -> HttpError:
@@ -6222,8 +6234,9 @@ class StaticFile:
 
 
 class StaticFiles:
-    """The regular files below a directory, read once. A request is a look-up among their names,
-    so nothing else can be reached by any path.
+    """The regular files below a directory, read once.
+
+    A request is a look-up among their names, so nothing else can be reached by any path.
     """
 
     def __init__(self, directory: str) -> None:
@@ -6281,7 +6294,7 @@ def _pack_file(body: bytes, content_type: str) -> StaticFile:
         packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
         gzipped = packer.compress(body) + packer.flush()
     worth_it = len(gzipped) < len(body) * 9 // 10
-    etag = hashlib.blake2b(body, digest_size=12).hexdigest()
+    etag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
     return StaticFile(body, gzipped if worth_it else b"", etag, content_type)
 
 
@@ -6317,7 +6330,7 @@ class HttpLimits:
     sweep_s: float = 1.0
 
 
-class Phase(enum.Enum):
+class Phase(enum.IntEnum):
     """What a connection is doing."""
 
     IDLE = enum.auto()  # between requests
@@ -6334,11 +6347,6 @@ class Phase(enum.Enum):
 _RECEIVING: Final = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
 
 
-def _too_many_connections() -> HttpError:
-    sentence = "the server has as many connections as it takes; try again later"
-    return HttpError(503, "too_many_connections", sentence)
-
-
 def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
     """Seconds a connection may stay in each phase; what it may stay in for ever is not there."""
     return {
@@ -6353,8 +6361,9 @@ def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One client. Answers its requests in order, one at a time; the sweep of the server enforces
-    the phase's time limit, so that a request costs no timer.
+    """One client, whose requests are answered in order, one at a time.
+
+    The server's sweep enforces the time limit of the phase, so that a request costs no timer.
     """
 
     __slots__ = (
@@ -6487,9 +6496,9 @@ class HttpConnection(asyncio.Protocol):
         phase = Phase.HEAD if parser.has_begun else Phase.IDLE
         if parser.is_in_body:
             phase = Phase.BODY
-        if self._has_eof:
+        if self._has_eof or self._server.is_closing:
             self._close()
-        elif phase is not self._phase and (phase is not Phase.IDLE):
+        elif phase is not self._phase and phase is not Phase.IDLE:
             self._enter(phase)
             if parser.expects_continue:
                 self._transport.write(CONTINUE)
@@ -6522,8 +6531,10 @@ class HttpConnection(asyncio.Protocol):
             self._serve()
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer with the refusal; then read on for a moment without looking, because closing
-        with unread bytes makes the kernel reset the connection, and the answer gets lost."""
+        """Answer with the refusal, and read on for a moment without looking.
+
+        Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
+        """
         retry = (("Retry-After", "5"),) if error.status == 503 else ()
         response = error_response(error.status, error.code, str(error), retry)
         self._enter(Phase.LINGERING)
@@ -6536,7 +6547,8 @@ class HttpConnection(asyncio.Protocol):
     def _turn_away(self) -> None:
         """The server has its fill of connections; of those it may answer a few, for a moment."""
         if self._server.may_answer_refused(self):
-            self._refuse(_too_many_connections())
+            sentence = "the server has as many connections as it takes; try again later"
+            self._refuse(HttpError(503, "too_many_connections", sentence))
         else:
             self._transport.abort()
 
@@ -6791,8 +6803,11 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a value may be: `check(path, value)` returns it ready for use or raises InvalidField;
-    `schema` tells clients the same."""
+    """What a value may be.
+
+    `check(path, value)` returns it ready for use or raises InvalidField; `schema` tells clients
+    the same.
+    """
 
     check: Callable[[str, Any], Any]
     schema: Schema
@@ -6898,9 +6913,10 @@ def numeric(low: float, high: float) -> Kind:
 
 def whole(low: int, high: int) -> Kind:
     def check(path: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or value % 1 or not low <= value <= high:
             raise wrong(path, f"a whole number from {low} to {high}", value)
-        return value
+        return int(value)
 
     return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
 
@@ -6998,17 +7014,32 @@ def _check_execution_id(path: str, value: str) -> str:
 
 
 FLAG: Final = Kind(_check_flag, {"type": "boolean"})
-OBJECT: Final = Kind(_check_object, {"type": "object"})
+TRIGGER: Final = Kind(
+    _check_object,
+    {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string", "enum": list(TRIGGER_KINDS)}},
+    },
+)
 PARAMS: Final = Kind(_check_params, {"type": "object"})
 FLAG_TEXT: Final = Kind(_check_flag_text, {"type": "boolean"})
-TIME_TEXT: Final = Kind(_check_time_text, {"type": "string"})
-STATUSES: Final = Kind(_check_statuses, {"type": "string"})
-CURSOR: Final = Kind(_check_execution_id, {"type": "string"})
+TIME_TEXT: Final = Kind(
+    _check_time_text,
+    {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "format": "date-time"}]},
+)
+STATUSES: Final = Kind(
+    _check_statuses, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(Status))}
+)
+CURSOR: Final = Kind(
+    _check_execution_id, {"type": "string", "pattern": f"^[{ID_ALPHABET}]{{{ID_CHARS}}}$"}
+)
 NAME: Final = matching(
     r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
     MAX_NAME_CHARS,
     f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
 )
+ANY_TEXT: Final = matching(r"[^\0]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
     Field("max_attempts", whole(1, 1_000), "1: never repeated"),
     Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
@@ -7028,7 +7059,7 @@ RUN_FIELDS: Final = Fields(
 )
 EDIT_FIELDS: Final = (
     *CALL_FIELDS,
-    Field("trigger_config", OBJECT, "type: date, interval or cron, and its fields", required=True),
+    Field("trigger_config", TRIGGER, "its type and the fields of that type", required=True),
     Field("name", or_null(printable(MAX_TITLE_CHARS))),
     Field("coalesce", one_of(Coalesce), "what becomes of several fires due at once"),
     Field("overlap", one_of(Overlap), "what a fire does while the last one still runs"),
@@ -7040,7 +7071,7 @@ SCHEDULE_FIELDS: Final = Fields(*EDIT_FIELDS, Field("schedule_id", NAME))
 CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
 DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
 PREVIEW_FIELDS: Final = Fields(
-    Field("trigger_config", OBJECT, required=True),
+    Field("trigger_config", TRIGGER, required=True),
     Field("count", whole(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
 )
 
@@ -7058,7 +7089,7 @@ SCHEDULES_QUERY: Final = Fields(
     Field("handler_id", NAME),
     Field("method_name", NAME),
     Field("paused", FLAG_TEXT),
-    Field("search", printable(MAX_TITLE_CHARS), "part of id, name, handler or method"),
+    Field("search", ANY_TEXT, "part of id, name, handler or method"),
     Field("sort", one_of(SortBy)),
     Field("limit", whole_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
     Field("offset", whole_text(0, 999_999_999)),
@@ -7222,8 +7253,10 @@ def answer_outcome(execution: Execution) -> Response:
 def answer_page(
     name: str, records: Iterable[dict[str, Any]], about: Callable[[int], Mapping[str, Any]]
 ) -> Response:
-    """An answer whose list `name` holds the records that fit, at least one; `about(count)` gives
-    the other members when it is known how many those are."""
+    """An answer whose list `name` holds as many of the records as fit, but at least one.
+
+    `about(count)` gives the other members, once it is known how many those are.
+    """
     parts: list[bytes] = []
     left = MAX_PAGE_BYTES
     for record in records:
@@ -7306,6 +7339,13 @@ def find_schedule(app: App, call: Call) -> Schedule:
     return schedule
 
 
+def check_undeclared(schedule: Schedule) -> None:
+    """Raise Conflict for a declared schedule: the next reload would undo the change."""
+    if schedule.origin == "config":
+        where = "is declared in the configuration file: change it there"
+        raise Conflict(f"the schedule '{schedule.schedule_id}' {where}")
+
+
 def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
     """The configured policy with what was given changed."""
     return replace(app.config.retry, **given) if given else None
@@ -7384,6 +7424,8 @@ def show_schedule(app: App, call: Call) -> Response:
 async def change_schedule(app: App, call: Call) -> Response:
     for _ in range(MAX_EDIT_TRIES):
         known = find_schedule(app, call)
+        if call.body.keys() - {"paused"}:
+            check_undeclared(known)
         changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
         if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
             check_target(app, changed.handler_id, changed.method_name)
@@ -7404,7 +7446,9 @@ def _answer_changed(schedule: Schedule) -> Response:
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
-    schedule_id = find_schedule(app, call).schedule_id
+    schedule = find_schedule(app, call)
+    check_undeclared(schedule)
+    schedule_id = schedule.schedule_id
     if not await app.store.delete_schedule(schedule_id):
         raise NotFound(f"there is no schedule '{schedule_id}'")
     app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
@@ -7702,13 +7746,12 @@ def describe_api(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def describe_route(route: Route) -> dict[str, Any]:
-    arguments = re.findall(r"{(\w+)}", route.path)
     described: dict[str, Any] = {
         "operationId": route.run.__name__,
         "summary": route.summary,
         "x-role": route.role,
         "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": TEXT} for name in arguments),
+            *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
             *map(_describe_query_field, route.query.fields),
         ],
         "responses": {
@@ -7725,6 +7768,10 @@ def describe_route(route: Route) -> dict[str, Any]:
             "content": {JSON_TYPE: {"schema": route.body.schema}},
         }
     return described
+
+
+def _describe_path_field(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": NAME.schema}
 
 
 def _describe_query_field(field: Field) -> dict[str, Any]:
@@ -8141,13 +8188,14 @@ BACKOFF_S: Final = (1.0, 60.0)  # before the first restart, and at most
 RESET_S: Final = 60.0  # up for so long, a death is no longer one of a series
 START_S: Final = 1.0  # up for so long, a child counts as running
 SERVER_DRAIN_S: Final = 5.0  # kept back of DRAIN_S for the server, which stops last
-TICK_S: Final = 5.0  # between two looks at the size of the handlers' logs
+LOG_TICK_S: Final = 2.0  # between two looks at the size of the handlers' logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
-PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+ORPHAN_GRACE_S: Final = 7.0  # for a server and Python handlers without a governor
+ECHO_S: Final = 0.5  # between two looks at what the handlers wrote, in the foreground
 
 # What a reload cannot change under a running server; the old value stays until a restart.
 FIXED_KEYS: Final = ("http_host", "http_port", "zmq_host", "zmq_port", "data_dir", "log_dir")
@@ -8409,6 +8457,8 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
     if found is None or library_file is None:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
+    if sys.modules.get("ssl", sys) is None:
+        del sys.modules["ssl"]  # a job may need what the server does without
     library = load_module(library_file[0], "handler")
     options = library.Options(
         concurrency=spec.concurrency,
@@ -8433,10 +8483,10 @@ def load_module(path: str, name: str) -> Any:
     return module
 
 
-def exec_command(spec: HandlerSpec, governor_pid: int) -> NoReturn:
+def exec_command(spec: HandlerSpec) -> NoReturn:
     """Become the handler's command; 78 if it cannot be run."""
-    die_with(governor_pid)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs must not
+    # Python and the governor ignore these; programs must not.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(spec.command[0], spec.command)
@@ -8445,16 +8495,34 @@ def exec_command(spec: HandlerSpec, governor_pid: int) -> NoReturn:
         os._exit(EXIT_CONFIG)
 
 
-def die_with(governor_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies. Linux only: elsewhere a command
-    has to watch the descriptor in SCHEDULEZERO_LIFELINE_FD for its end.
-    """
-    if sys.platform == "linux":
-        import ctypes  # here, in a process about to be replaced, it costs no memory
+def serve_warden(read_fd: int) -> int:
+    """Wait for the governor's end, then kill what it left running.
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != governor_pid:  # it died before the kernel was told
-        os._exit(EXIT_FAILED)
+    The governor writes a line for each group it starts, with the seconds it has to end by
+    itself, and one without seconds when the group has ended. When nobody can write any more, the
+    governor is dead. This reaches what a lifeline cannot: programs, what they started, and
+    handlers that hang.
+    """
+    for number in range(3):  # whoever reads the governor's output must see its end
+        replace_fd(number, os.open(os.devnull, os.O_RDWR))
+    groups: dict[int, float] = {}
+    with open(read_fd, encoding="ascii") as lines:
+        for line in lines:
+            pid, *seconds = line.split()
+            groups.pop(int(pid), None)
+            groups.update({int(pid): float(grace_s) for grace_s in seconds})
+    for grace_s in sorted(set(groups.values())):  # 0 for programs, ORPHAN_GRACE_S for the rest
+        time.sleep(grace_s)
+        for group, granted_s in groups.items():
+            if granted_s == grace_s:
+                signal_group(group, signal.SIGKILL)
+    return EXIT_OK
+
+
+def replace_fd(number: int, fd: int) -> None:
+    """Make descriptor `number` what `fd` is, and close `fd`."""
+    os.dup2(fd, number)
+    os.close(fd)
 
 
 def print_error(sentence: str) -> None:
@@ -8493,6 +8561,12 @@ class SignalPipe:
         os.close(self._write_fd)
 
 
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to the group that `pid` leads, if there still is one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
+        os.killpg(pid, number)
+
+
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -8517,6 +8591,12 @@ class Child:
     is_leaving: bool = False  # is forgotten once it has stopped
     must_reload: bool = False  # the server is to be told, once it is up
     errors_bytes: int = 0  # the length of errors.log when it was started
+    tails: tuple[Tail, ...] = ()  # its logs, followed in the foreground
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds it has to end by itself when the governor is gone; a program knows nothing."""
+        return 0.0 if self.spec and self.spec.command else ORPHAN_GRACE_S
 
 
 class Governor:
@@ -8531,13 +8611,16 @@ class Governor:
         lock_fd: int,
         load: Callable[[], Config],
         *,
-        is_foreground: bool,
+        echo: Callable[[str, str], None] | None = None,
     ) -> None:
+        """`load` reads the configuration again; `echo`, in the foreground, takes a handler's
+        name and a line it wrote.
+        """
         self._config = config
         self._clock = clock
         self._lock_fd = lock_fd
         self._load = load
-        self._is_foreground = is_foreground
+        self._echo = echo
         self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
         self._children |= {s.handler_id: Child(s.handler_id, s) for s in config.handlers}
         self._pid = os.getpid()
@@ -8547,11 +8630,14 @@ class Governor:
         self._reloads = 0
         self._reload_error: str | None = None
         self._written: dict[str, Any] = {}
+        self._received: set[int] = set()
         self._tick_s = 0.0
         # Nothing is ever written here. Its end, which the kernel brings about however this
         # process dies, tells the children.
         self._lifeline_fd, self._lifeline_write_fd = os.pipe()
         os.set_inheritable(self._lifeline_fd, True)
+        self._warden_pid: int | None = None
+        self._warden_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._signals = SignalPipe()
 
     def run(self) -> int:
@@ -8569,7 +8655,7 @@ class Governor:
                 # Ending would take the server and all handlers down; the next turn starts
                 # from what is, not from what failed.
                 log_governor.exception("the governor's turn failed; it goes on")
-                self._signals.wait(1.0)
+                time.sleep(1.0)
         self._write_status()
         log_governor.info("governor ends with exit code %d", self._exit_code)
         return self._exit_code
@@ -8580,13 +8666,20 @@ class Governor:
     def _turn(self) -> None:
         now_s = self._clock.monotonic()
         if now_s >= self._tick_s:
-            self._tick_s = now_s + TICK_S
+            self._tick_s = now_s + LOG_TICK_S
             self._trim_logs()
+        if self._warden_pid is None:
+            self._start_warden()
         for child in list(self._children.values()):
             self._advance(child, now_s)
         self._write_status()
-        received = self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
+        self._received |= self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
         self._reap()
+        self._echo_logs()
+        self._answer_signals()
+
+    def _answer_signals(self) -> None:
+        received, self._received = self._received, set()
         if signal.SIGHUP in received:
             self._reload()
         if received & {signal.SIGTERM, signal.SIGINT}:
@@ -8594,6 +8687,8 @@ class Governor:
 
     def _next_deadline_s(self) -> float:
         times = [self._tick_s]
+        if self._echo:
+            times.append(self._clock.monotonic() + ECHO_S)
         for child in self._children.values():
             status = child.status
             if status.start_s is not None and self._stop_s is None:
@@ -8612,7 +8707,8 @@ class Governor:
         if child.kill_s is not None and now_s >= child.kill_s:
             log_governor.warning("%s did not stop in time and is killed", child.name)
             child.kill_s = None
-            self._signal_group(child, signal.SIGKILL)
+            if child.pid:
+                signal_group(child.pid, signal.SIGKILL)
         if status.state is ChildState.STARTING and now_s >= status.spawned_s + START_S:
             self._change(child, ChildEvent.UP)
         if child.must_reload and child.status.state is ChildState.RUNNING and child.pid:
@@ -8647,19 +8743,42 @@ class Governor:
     def _spawn(self, child: Child) -> None:
         child.errors_bytes = self._errors_bytes(child)
         child.must_reload = False  # it starts with what is loaded now
+        if self._echo and child.spec and not child.tails:
+            child.tails = tuple(map(follow_log, self._handler_logs(child)))
         try:
-            with signals_blocked():  # the child must not write to our pipe, nor miss a SIGTERM
-                pid = os.fork()
-                if pid == 0:
-                    self._become(child)
-                with contextlib.suppress(OSError):  # the child does the same, whoever is first
-                    os.setpgid(pid, pid)
+            child.pid = self._fork(lambda: self._live(child))
         except OSError as error:  # too many processes, no memory
             self._change(child, ChildEvent.SPAWN)
             self._change(child, ChildEvent.DEATH, f"cannot fork: {error.strerror}")
             return
-        child.pid = pid
+        self._tell_warden(f"{child.pid} {child.grace_s}")
         self._change(child, ChildEvent.SPAWN)
+
+    def _fork(self, live: Callable[[], int]) -> int:
+        """Start a process, a group of its own, that does `live` and exits with what it returns."""
+        with signals_blocked():  # the child must not write to our pipe, nor miss a SIGTERM
+            pid = os.fork()
+            if pid == 0:
+                self._become(live)
+            with contextlib.suppress(OSError):  # the child does the same, whoever is first
+                os.setpgid(pid, pid)
+        return pid
+
+    def _start_warden(self) -> None:
+        """Start the warden, at the beginning or after it died, and tell it what runs."""
+        os.close(self._warden_fd)
+        read_fd, self._warden_fd = os.pipe()
+        try:
+            self._warden_pid = self._fork(lambda: serve_warden(read_fd))
+        finally:
+            os.close(read_fd)
+        for child in self._children.values():
+            if child.pid:
+                self._tell_warden(f"{child.pid} {child.grace_s}")
+
+    def _tell_warden(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it died; the next one is told everything
+            os.write(self._warden_fd, f"{line}\n".encode("ascii"))
 
     def _reap(self) -> None:
         """Collect the dead, also those that strangers left us if we are the first process."""
@@ -8667,11 +8786,15 @@ class Governor:
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, wait_status = found
-                if pid in by_pid:
+                if pid == self._warden_pid:
+                    self._warden_pid = None
+                elif pid in by_pid:
                     self._bury(by_pid[pid], os.waitstatus_to_exitcode(wait_status))
 
     def _bury(self, child: Child, exit_code: int) -> None:
-        self._signal_group(child, signal.SIGKILL)  # what it started and left behind
+        assert child.pid is not None
+        signal_group(child.pid, signal.SIGKILL)  # what it started and left behind
+        self._tell_warden(str(child.pid))
         up_s = self._clock.monotonic() - child.status.spawned_s
         reason = describe_exit(exit_code) + (self._last_error(child) if exit_code else "")
         child.pid = child.kill_s = None
@@ -8684,48 +8807,35 @@ class Governor:
 
     def _errors_bytes(self, child: Child) -> int:
         with contextlib.suppress(OSError):
-            return (
-                os.path.getsize(handler_log_paths(self._config.log_dir, child.name)[1])
-                if child.spec
-                else 0
-            )
+            return os.path.getsize(self._handler_logs(child)[1]) if child.spec else 0
         return 0
 
     def _last_error(self, child: Child) -> str:
         """`: ` and the last line this child wrote to errors.log, if it wrote one."""
         if child.spec is None or self._errors_bytes(child) == child.errors_bytes:
             return ""
-        with (
-            contextlib.suppress(OSError),
-            open(handler_log_paths(self._config.log_dir, child.name)[1], "rb") as file,
-        ):
+        with contextlib.suppress(OSError), open(self._handler_logs(child)[1], "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 1_000))
             lines = file.read(1_000).decode(errors="replace").strip().splitlines()
             return ": " + escape_controls(lines[-1])[:300] if lines else ""
         return ""
 
-    def _signal_group(self, child: Child, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: a zombie's group
-            if child.pid:
-                os.killpg(child.pid, number)
-
     # Inside the child, between fork and its own life.
 
-    def _become(self, child: Child) -> NoReturn:
+    def _become(self, live: Callable[[], int]) -> NoReturn:
         code = EXIT_FAILED
         try:
             os.setpgid(0, 0)  # a group of its own: Ctrl-C reaches only the governor
             self._signals.close()
-            if child.spec is None:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can take it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can take it
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            for fd in (self._lock_fd, self._lifeline_write_fd):
+            for fd in (self._lock_fd, self._lifeline_write_fd, self._warden_fd):
                 os.close(fd)
-            code = self._live(child)
+            code = live()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else EXIT_FAILED
         except BaseException:
-            logging.getLogger("schedulezero").exception("%s failed", child.name)
+            log_governor.exception("a child failed")
         finally:
             with contextlib.suppress(Exception):  # nothing may keep the child from ending here
                 sys.stdout.flush()
@@ -8738,8 +8848,8 @@ class Governor:
         config = self._config
         if child.spec is None:
             directory = os.path.join(config.log_dir, SERVER_NAME)
-            foreground = self._is_foreground
-            configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=foreground)
+            is_foreground = self._echo is not None
+            configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=is_foreground)
             return run_server(config, lifeline_fd=self._lifeline_fd)
         self._redirect_output(child)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -8747,27 +8857,32 @@ class Governor:
         os.environ.update(child.spec.env)
         os.chdir(child.spec.cwd or config.directory)
         if child.spec.command:
-            exec_command(child.spec, self._pid)
+            exec_command(child.spec)
         return serve_python_handler(child.spec, config)
 
     def _redirect_output(self, child: Child) -> None:
         """stdout to handler.log, stderr to errors.log; appended to, so that they can be emptied."""
-        for number, path in enumerate(handler_log_paths(self._config.log_dir, child.name), start=1):
+        for number, path in enumerate(self._handler_logs(child), start=1):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.dup2(fd, number)
-            os.close(fd)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
+            replace_fd(number, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        replace_fd(0, os.open(os.devnull, os.O_RDONLY))
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         # The governor's own log file is not the handler's.
         logging.basicConfig(level=self._config.log_level, stream=sys.stderr, force=True)
         logging.getLogger().handlers[0].setFormatter(LogFormatter())
 
+    def _handler_logs(self, child: Child) -> tuple[str, str]:
+        return handler_log_paths(self._config.log_dir, child.name)
+
+    def _echo_logs(self) -> None:
+        if self._echo:
+            for child in self._children.values():
+                for line in [line for tail in child.tails for line in tail.read_lines()]:
+                    self._echo(child.name, line)
+
     def _trim_logs(self) -> None:
         for child in self._children.values():
-            for path in handler_log_paths(self._config.log_dir, child.name) if child.spec else ():
+            for path in self._handler_logs(child) if child.spec else ():
                 try:
                     trim_log(path)
                 except OSError as error:
@@ -8800,13 +8915,15 @@ class Governor:
         """SIGTERM now, SIGKILL to the whole group at `kill_s`. A repetition changes nothing."""
         if child.status.state in (ChildState.STOPPED, ChildState.STOPPING):
             return
+        if child.status.state is ChildState.FATAL and self._stop_s is not None:
+            return  # so the last status tells why the governor ended
         self._change(child, ChildEvent.STOP)
         if child.pid:
             child.kill_s = kill_s
             if child.spec and child.spec.command:
                 # A shell forwards nothing, so what it started is told as well. A Python handler
                 # passes the word on itself, as its running jobs may use processes.
-                self._signal_group(child, signal.SIGTERM)
+                signal_group(child.pid, signal.SIGTERM)
             else:
                 os.kill(child.pid, signal.SIGTERM)
 
@@ -8902,7 +9019,6 @@ STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.05
 TAIL_LINES: Final = 20
-TAIL_BYTES: Final = 256 << 10
 
 Arguments = argparse.Namespace
 
@@ -9039,10 +9155,13 @@ def command_run(arguments: Arguments) -> int:
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
         print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
               f"logs in {config.log_dir}; Ctrl-C stops", flush=True)  # fmt: skip
-    governor = Governor(
-        config, clock, lock_fd, lambda: load_checked(arguments), is_foreground=is_foreground
-    )
-    return governor.run()
+    echo = print_handler_line if is_foreground else None
+    return Governor(config, clock, lock_fd, lambda: load_checked(arguments), echo=echo).run()
+
+
+def print_handler_line(name: str, line: str) -> None:
+    if is_writable(1):  # the governor must not wait; the line is in the handler's log
+        print(f"{name} | {line}", flush=True)
 
 
 def command_server(arguments: Arguments) -> int:
@@ -9322,34 +9441,6 @@ def render_size(size: int | None) -> str:
 # Logs.
 
 
-@dataclass(slots=True)
-class Tail:
-    """A log file that is being followed, through rotation and emptying."""
-
-    path: str
-    inode: int
-    offset: int
-
-    def read_lines(self) -> list[str]:
-        """The whole lines since the last call."""
-        try:
-            with open(self.path, "rb") as file:
-                return self._read_from(file)
-        except FileNotFoundError:  # between the renaming and the new file
-            return []
-
-    def _read_from(self, file: IO[bytes]) -> list[str]:
-        stat = os.fstat(file.fileno())
-        if stat.st_ino != self.inode or stat.st_size < self.offset:
-            self.inode, self.offset = stat.st_ino, 0
-        file.seek(self.offset)
-        data = file.read(TAIL_BYTES)
-        if len(data) < TAIL_BYTES:
-            data = data[: data.rfind(b"\n") + 1]
-        self.offset += len(data)
-        return split_log(data)
-
-
 def command_logs(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     known = log_paths(config)
@@ -9361,7 +9452,7 @@ def command_logs(arguments: Arguments) -> int:
     shown = ""
     tails = []
     for path in paths:
-        tails.append(Tail(path, inode_of(path), size_of(path)))
+        tails.append(follow_log(path))
         shown = print_lines(path, read_tail(path, arguments.lines), shown, len(paths))
     while arguments.follow:
         for tail in tails:
@@ -9379,34 +9470,6 @@ def print_lines(path: str, lines: Sequence[str], shown: str, files: int) -> str:
         print(f"==> {path} <==")
     print("\n".join(lines))
     return path
-
-
-def read_tail(path: str, count: int, start: int = 0) -> list[str]:
-    """The last lines of a file, of what comes after `start` bytes; none if it does not exist."""
-    if count < 1:
-        return []
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            begin = max(start if start <= size else 0, size - TAIL_BYTES)
-            file.seek(begin)
-            return split_log(file.read(TAIL_BYTES))[-count:]
-    except FileNotFoundError:
-        return []
-
-
-def split_log(data: bytes) -> list[str]:
-    """Lines that a terminal shows as they are: a job's output may hold anything."""
-    lines = data.decode(errors="replace").split("\n")
-    return [escape_controls(line.expandtabs().rstrip("\r")) for line in lines if line]
-
-
-def size_of(path: str) -> int:
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def inode_of(path: str) -> int:
-    return os.stat(path).st_ino if os.path.exists(path) else 0
 
 
 # Describing.

@@ -4,21 +4,19 @@ import { h, s } from "./dom.js";
 import { formatCount, formatDuration, formatPlural } from "./format.js";
 import { logPosition } from "./model.js";
 
-/** Bars of executions per minute: successes from below, failures hollow on top of them. */
+/** Bars of executions per minute: successes, failures (hollow) on top of them, then what did not run. */
 export function minuteBars(buckets, times) {
-  const top = Math.max(4, ...buckets.map(({ success, failed }) => success + failed));
-  const total = buckets.reduce((sum, { success, failed }) => sum + success + failed, 0);
-  const failed = buckets.reduce((sum, bucket) => sum + bucket.failed, 0);
-  const story = `${formatPlural(total, "execution")} in the last ${buckets.length} minutes, ${formatCount(failed)} failed; `
-    + `at most ${formatCount(Math.max(...buckets.map((b) => b.success + b.failed)))} in one minute`;
-  const bar = (bucket, i) => {
-    const [good, bad] = [bucket.success / top, bucket.failed / top].map((share) => share * 100);
-    return s("g", null,
-      s("title", null, `${times.clock(bucket.at).slice(0, 5)}  ${bucket.success} succeeded, ${bucket.failed} failed`),
-      s("rect", { class: "reach", x: i, y: 0, width: 1, height: 100 }),
-      s("rect", { class: "good", x: i + 0.12, y: 100 - good, width: 0.76, height: good }),
-      bad > 0 && s("rect", { class: "bad", x: i + 0.12, y: 100 - good - bad, width: 0.76, height: bad }));
-  };
+  const totals = buckets.map(({ success, failed, other }) => success + failed + other);
+  const top = Math.max(4, ...totals);
+  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+  const story = `${formatPlural(sum(totals), "execution")} in the last ${buckets.length} minutes, `
+    + `${formatCount(sum(buckets.map(({ failed }) => failed)))} failed; at most ${formatCount(Math.max(...totals))} in one minute`;
+  const part = (kind, i, from, count) => count > 0
+    && s("rect", { class: kind, x: i + 0.12, y: 100 - 100 * (from + count) / top, width: 0.76, height: 100 * count / top });
+  const bar = ({ at, success, failed, other }, i) => s("g", null,
+    s("title", null, `${times.clock(at).slice(0, 5)}  ${success} succeeded, ${failed} failed, ${other} did not run`),
+    s("rect", { class: "reach", x: i, y: 0, width: 1, height: 100 }),
+    part("good", i, 0, success), part("bad", i, success, failed), part("other", i, success + failed, other));
   return h("figure", { class: "bars" },
     h("div", { class: "plot", role: "img", "aria-label": story },
       h("span", { class: "top", "aria-hidden": "true" }, formatCount(top)),
@@ -32,8 +30,9 @@ export function minuteBars(buckets, times) {
 export const gauge = (share, label) =>
   h("div", { class: "gauge", role: "img", "aria-label": label },
     s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      s("rect", { class: share == null ? "none" : "bad", x: 0, y: 0, width: 100, height: 10 }),
-      share != null && s("rect", { class: "good", x: 0, y: 0, width: share * 100, height: 10 })));
+      share == null ? s("rect", { class: "none", width: 100, height: 10 }) : [
+        share < 1 && s("rect", { class: "bad", x: share * 100, width: 100 - share * 100, height: 10 }),
+        s("rect", { class: "good", width: share * 100, height: 10 })]));
 
 /** From p50 to p95 of each handler on one logarithmic axis. `rows`: [name, {p50, p95, max}]. */
 export function durationRanges(rows) {

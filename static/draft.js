@@ -23,9 +23,8 @@ export const TRIGGER_FIELDS = {
   json: { numbers: [], texts: [] },
 };
 
-const POLICY = {
-  timeout: "number", misfire_grace_time: "number", max_jitter: "number", coalesce: "text", overlap: "text",
-};
+// What an empty field stands for.
+const POLICY = { timeout: null, misfire_grace_time: null, max_jitter: 0, coalesce: "latest", overlap: "skip" };
 export const RETRY_FIELDS = ["max_attempts", "base_delay", "factor", "max_delay", "jitter"];
 
 const filled = (text) => text != null && String(text).trim() !== "";
@@ -168,7 +167,9 @@ export function scheduleDraft(schedule, parameters, local) {
     ...triggerDraft(schedule.trigger_config, local),
     ...paramsDraft(schedule.job_params, parameters),
   };
-  for (const name of Object.keys(POLICY)) if (schedule[name] != null) draft[name] = String(schedule[name]);
+  for (const [name, standard] of Object.entries(POLICY)) {
+    if ((schedule[name] ?? standard) !== standard) draft[name] = String(schedule[name]);
+  }
   for (const name of RETRY_FIELDS) {
     if (schedule.retry?.[name] != null) draft[`retry.${name}`] = String(schedule.retry[name]);
   }
@@ -176,7 +177,7 @@ export function scheduleDraft(schedule, parameters, local) {
 }
 
 /** What the draft asks the API for: {body, errors by field path}. Fields left empty keep the
- *  defaults; with `editing` they are sent as null, which sets them back. */
+ *  defaults; with `editing` those are sent, which sets the schedule back to them. */
 export function scheduleBody(draft, parameters, editing) {
   const { params, errors } = readParams(draft, parameters);
   Object.assign(errors, triggerErrors(draft));
@@ -188,9 +189,9 @@ export function scheduleBody(draft, parameters, editing) {
   const blank = editing ? null : undefined;
   if (!editing && filled(draft.schedule_id)) body.schedule_id = draft.schedule_id.trim();
   body.name = filled(draft.name) ? draft.name.trim() : blank;
-  for (const [name, kind] of Object.entries(POLICY)) {
-    if (filled(draft[name])) body[name] = kind === "number" ? readNumber(draft[name]) : draft[name];
-    else if (kind === "number") body[name] = blank;
+  for (const [name, standard] of Object.entries(POLICY)) {
+    if (filled(draft[name])) body[name] = typeof standard === "string" ? draft[name] : readNumber(draft[name]);
+    else if (editing) body[name] = standard;
   }
   const retry = RETRY_FIELDS.filter((name) => filled(draft[`retry.${name}`]));
   body.retry = retry.length

@@ -52,11 +52,11 @@ function toolbar({ route: { query }, get }) {
   const chosen = (query.status ?? "").split(",");
   const handlers = get("handlers")?.data?.handlers ?? [];
   return h("form", { class: "toolbar", role: "search", "data-form": "filter" },
-    h("fieldset", { class: "chips" }, h("legend", { class: "unseen" }, "Status"), EXECUTION_STATUSES.map((name) =>
-      h("label", null, h("input", { type: "checkbox", name: "status", value: name, checked: chosen.includes(name) }), state(name)))),
+    h("input", { type: "search", name: "schedule", id: "search", value: query.schedule ?? "", placeholder: "schedule id", "aria-label": "Schedule id", autocomplete: "off", spellcheck: "false" }),
     select({ name: "handler", "aria-label": "Handler" }, [["", "all handlers"], ...handlers.map(({ id }) => [id, id])], query.handler),
     select({ name: "span", "aria-label": "Since" }, [["", "all times"], ...Object.keys(SPANS).map((span) => [span, `last ${span}`])], query.span),
-    h("input", { type: "search", name: "schedule", id: "search", value: query.schedule ?? "", placeholder: "schedule id", "aria-label": "Schedule id", autocomplete: "off", spellcheck: "false" }));
+    h("fieldset", { class: "chips" }, h("legend", { class: "unseen" }, "Status"), EXECUTION_STATUSES.map((name) =>
+      h("label", null, h("input", { type: "checkbox", name: "status", value: name, checked: chosen.includes(name) }), state(name)))));
 }
 
 /** A table of executions; `schedule: false` leaves out the column that would be the same in all. */
@@ -135,22 +135,29 @@ const about = (ctx, execution) => frame({ title: "Times", name: "about" }, facts
   ["start before", !execution.started_at && execution.deadline ? when(execution.deadline, ctx) : null],
   ["started", execution.started_at ? when(execution.started_at, ctx) : null],
   ["completed", execution.completed_at ? when(execution.completed_at, ctx) : null],
-  ["took", took(execution, ctx)],
+  [execution.status === "running" ? "running for" : "took", took(execution, ctx)],
   ["stands for", execution.coalesced ? `${formatPlural(execution.coalesced, "more fire")} missed before` : null],
   ["parameters", Object.keys(execution.job_params ?? {}).length ? h("pre", null, JSON.stringify(execution.job_params, null, 2)) : "none"],
 ]));
 
 function ended(execution) {
-  if (!isFinal(execution)) {
-    const said = execution.error && h("p", null, h("span", { class: "dim" }, "the last attempt: "), execution.error);
-    return frame({ title: "Outcome", name: "outcome" }, said || empty(execution.status === "running" ? "it runs" : "it waits"));
-  }
+  if (!isFinal(execution)) return underWay(execution);
   if (execution.status === "success") {
     return frame({ title: "Result", name: "outcome" }, execution.result == null ? empty("no result") : h("pre", null, JSON.stringify(execution.result, null, 2)));
   }
   return frame({ title: "Error", name: "error" },
     execution.reason && h("p", { class: "dim" }, REASONS[execution.reason] ?? execution.reason),
     execution.error && h("pre", null, execution.error));
+}
+
+function underWay(execution) {
+  const { status, attempt_number: attempt, max_attempts: most, instance, timeout, error } = execution;
+  return frame({ title: status === "running" ? "Running" : "Waiting", name: "outcome" }, facts([
+    ["attempt", attempt ? `${attempt} of ${most ?? "?"}` : `none yet, of ${most ?? "?"}`],
+    ["instance", status === "running" ? instance : null],
+    ["timeout", timeout && formatDuration(timeout * 1000)],
+    ["last error", error],
+  ]));
 }
 
 function attempts(ctx, execution) {
@@ -172,7 +179,7 @@ function log(ctx, execution) {
   const aside = execution.status === "running" && ctx.link.state === "live" ? state("live") : null;
   if (!lines.length && isFinal(execution)) return null;
   return frame({ title: "Log", name: "log", aside, note: lines.length ? formatPlural(lines.length, "line") : null },
-    lines.length ? h("div", { class: "lines", "data-stick": "bottom", tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" }, lines.map((line) => logLine(line, ctx)))
+    lines.length ? h("div", { class: "lines", "data-stick": execution.status === "running", tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" }, lines.map((line) => logLine(line, ctx)))
       : empty("nothing written yet"));
 }
 

@@ -52,20 +52,24 @@ const ctx = () => ({
 const always = {
   config: { url: "/api/config", every: 60_000 },
   health: { url: "/api/health", every: 5_000, refresh: 10_000, on: { health: (data, change) => ({ ...data, ...change }), clock: "reload" } },
-  handlers: { url: "/api/handlers", every: 2_000, on: { handler: upsertHandler } },
 };
+// The age of heartbeats is shown among the handlers only, and no event tells of them.
+const handlersSpec = () => ({ url: "/api/handlers", every: 2_000, refresh: route.view === "handlers" ? 2_000 : 30_000, on: { handler: upsertHandler } });
 
 function upsertHandler(data, handler) {
   const at = data.handlers.findIndex(({ id }) => id === handler.id);
   return at < 0 ? "reload" : { ...data, handlers: data.handlers.with(at, handler) };
 }
 
-const sync = (fresh) => resources.sync({ ...always, ...views[route.view].resources(ctx()) }, () => fresh);
+const sync = (fresh) => resources.sync({ ...always, handlers: handlersSpec(), ...views[route.view].resources(ctx()) }, () => fresh);
 
 function onAnswer(answer) {
   if (answer instanceof Error) return onLink("unreachable");
   offset = nextOffset(offset, answer, Date.now());
-  if (link.state === "disconnected") onLink("answered");
+  if (link.state === "disconnected") {
+    onLink("answered");
+    stream.retry();
+  }
 }
 
 // ---- Rendering ----------------------------------------------------------------------------------
@@ -81,11 +85,11 @@ function paint() {
   times = bestZone(times, settings.get("zone"), ctx().config?.timezone, browserZone, createTimes);
   if (!held) sync(false);
   const now = ctx();
-  const sticky = [...main.querySelectorAll("[data-stick]")].filter((node) => node.scrollHeight - node.scrollTop - node.clientHeight < 8);
+  const scrolledUp = new Set([...main.querySelectorAll("[data-stick]")].filter((node) => node.scrollHeight - node.scrollTop - node.clientHeight > 8));
   patch(top, ...renderTop(now));
   patch(main, ...views[route.view].render(now));
   patch(facts, ...renderFacts(now));
-  for (const node of sticky) node.scrollTop = node.scrollHeight;
+  for (const node of main.querySelectorAll("[data-stick]")) if (!scrolledUp.has(node)) node.scrollTop = node.scrollHeight;
   document.title = `${views[route.view].title(now)} · ${now.config?.instance_name ?? "ScheduleZero"}`;
 }
 
@@ -139,7 +143,7 @@ const stream = { retry: () => {} };
 function onLink(happened) {
   const before = link;
   link = nextLink(link, happened, Date.now() + offset);
-  if (link !== before && link.state === "live" && !held) resources.reload();
+  if (link !== before && link.state === "live") resources.expire();
   render();
 }
 

@@ -119,14 +119,14 @@ export function joinLog(snapshot, live) {
 
 // ---- Statistics ---------------------------------------------------------------------------------
 
-/** One bucket per minute, oldest first, gaps filled with zeros: {at, success, failed}. */
+/** One bucket per minute, oldest first, gaps filled with zeros: {at, success, failed, other}. */
 export function fillMinutes(buckets, now, minutes = 60) {
   const last = Math.floor(now / MINUTE);
   const known = new Map((buckets ?? []).map((bucket) => [Math.floor(Date.parse(bucket.minute) / MINUTE), bucket]));
   return Array.from({ length: minutes }, (_, i) => {
     const minute = last - minutes + 1 + i;
-    const { total = 0, success = 0, failed = total - success } = known.get(minute) ?? {};
-    return { at: minute * MINUTE, success, failed };
+    const { total = 0, success = 0, failed = 0 } = known.get(minute) ?? {};
+    return { at: minute * MINUTE, success, failed, other: total - success - failed };
   });
 }
 
@@ -142,25 +142,34 @@ export function intervalMs({ trigger_config: config }) {
   return Object.entries(UNITS_MS).reduce((sum, [unit, ms]) => sum + ms * (Number(config[unit]) || 0), 0);
 }
 
-/** Known fires per slot of the coming span: [{at, count, names}]. Of a schedule the next fire is known,
- *  and all further ones if it is an interval. */
-export function fillSlots(schedules, now, slots = 96, slotMs = 15 * MINUTE) {
+/** The known fires of a schedule from `first` to `end` in ms. Of intervals all are known, of what
+ *  `told` (a preview) tells those, else the next; null if they are too dense for slots of `slotMs`. */
+export function knownFires(schedule, told, first, end, slotMs) {
+  const next = Date.parse(schedule.next_fire_time);
+  const step = intervalMs(schedule);
+  if (step && step < slotMs) return null;
+  const fires = told?.map(({ at }) => Date.parse(at)) ?? [next];
+  for (let fire = next + step; step && fire < end; fire += step) fires.push(fire);
+  if (told?.length > 1 && fires.at(-1) < end && (fires.at(-1) - fires[0]) / (fires.length - 1) < slotMs) return null;
+  return fires.filter((fire) => fire >= first && fire < end);
+}
+
+/** Fires per slot of the coming span, and how many schedules fire too often to be shown there:
+ *  {slots: [{at, count, names}], dense}. `toldOf(schedule)` is its preview, if there is one. */
+export function fillSlots(schedules, toldOf, now, count = 96, slotMs = 15 * MINUTE) {
   const first = Math.floor(now / slotMs) * slotMs;
-  const end = first + slots * slotMs;
-  const strip = Array.from({ length: slots }, (_, i) => ({ at: first + i * slotMs, count: 0, names: new Set() }));
+  const slots = Array.from({ length: count }, (_, i) => ({ at: first + i * slotMs, count: 0, names: new Set() }));
+  let dense = 0;
   for (const schedule of schedules) {
-    const step = intervalMs(schedule);
-    let fire = Date.parse(schedule.next_fire_time);
-    while (fire >= first && fire < end) {
-      const slot = strip[Math.floor((fire - first) / slotMs)];
-      const fires = step ? Math.ceil((slot.at + slotMs - fire) / step) : 1;
-      slot.count += fires;
+    const fires = knownFires(schedule, toldOf(schedule), first, first + count * slotMs, slotMs);
+    if (!fires) dense += 1;
+    for (const fire of fires ?? []) {
+      const slot = slots[Math.floor((fire - first) / slotMs)];
+      slot.count += 1;
       slot.names.add(schedule.name ?? schedule.id);
-      if (!step) break;
-      fire += fires * step;
     }
   }
-  return strip;
+  return { slots, dense };
 }
 
 // ---- Parameters of methods ----------------------------------------------------------------------
@@ -215,8 +224,9 @@ export const backoff = (failures, chance) =>
 
 /** Server-sent events from `text`: the complete ones, and the rest to put before the next chunk. */
 export function parseEvents(text) {
-  const blocks = text.replace(/\r\n?/g, "\n").split("\n\n");
-  const rest = blocks.pop();
+  const end = text.endsWith("\r") ? text.length - 1 : text.length; // its \n may be in the next chunk
+  const blocks = text.slice(0, end).replace(/\r\n?/g, "\n").split("\n\n");
+  const rest = blocks.pop() + text.slice(end);
   return { events: blocks.map(parseEvent).filter(Boolean), rest };
 }
 

@@ -13,11 +13,18 @@ const FAILED_ROWS = 5;
 const ENDED = EXECUTION_STATUSES.slice(2).join(",");
 const NEXT_ROWS = 8;
 const DAY_ROWS = 200;
+const PREVIEWED = 12;
+const PREVIEWED_FIRES = 100; // a fire each quarter of an hour, for a day
+const PREVIEW_MS = 900_000;
 
 export const title = () => "Overview";
 
-export function resources() {
+export function resources({ get }) {
+  const previewed = (get("day")?.data?.schedules ?? []).filter(({ trigger_config: config }) => config.type === "cron").slice(0, PREVIEWED);
   return {
+    ...Object.fromEntries(previewed.map(({ id, trigger_config }) => [`fires of ${id}`, {
+      url: "/api/triggers/preview", body: { trigger_config, count: PREVIEWED_FIRES }, every: PREVIEW_MS, refresh: PREVIEW_MS,
+    }])),
     stats: { url: "/api/executions/stats", on: { execution: "reload" }, every: 3_000 },
     running: {
       url: `/api/executions?status=running,queued&limit=${RUNNING_ROWS}`, every: 2_000,
@@ -93,8 +100,13 @@ function durations(stats) {
 function strip({ now, times, get }) {
   const resource = get("day");
   const { schedules = [], total: all = 0 } = resource?.data ?? {};
-  return frame({ title: "Next 24 hours", name: "day", note: all > schedules.length ? `the ${formatCount(schedules.length)} soonest of ${formatCount(all)} schedules` : null },
-    missing(resource) ?? dayStrip(fillSlots(schedules, now), times));
+  const { slots, dense } = fillSlots(schedules, ({ id }) => get(`fires of ${id}`)?.data?.fire_times, now);
+  const notes = [
+    all > schedules.length && `the ${formatCount(schedules.length)} soonest of ${formatCount(all)} schedules`,
+    dense > 0 && `without ${formatCount(dense)} that ${dense === 1 ? "fires" : "fire"} every few minutes`,
+  ];
+  return frame({ title: "Next 24 hours", name: "day", note: notes.filter(Boolean).join("; ") || null },
+    missing(resource) ?? dayStrip(slots, times));
 }
 
 function running(ctx) {

@@ -73,7 +73,7 @@ export const cell = (kind, ...children) => h("td", { class: kind }, children);
 
 /** Pairs of name and value. */
 export const facts = (pairs) =>
-  h("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== "")
+  h("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== "" && value !== false)
     .map(([name, value]) => [h("dt", null, name), h("dd", null, value)]));
 
 export const select = (props, options, chosen) =>

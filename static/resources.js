@@ -82,6 +82,11 @@ export function createResources({ onChange, onAnswer }) {
       }
     },
 
+    /** Take everything for stale: loaded again as soon as each may be. */
+    expire() {
+      for (const entry of entries.values()) entry.stale = true;
+    },
+
     /** Load everything again, or only `names`. */
     reload(...names) {
       for (const [name, entry] of entries) if (!names.length || names.includes(name)) load(entry);

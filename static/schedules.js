@@ -180,4 +180,4 @@ function fires(ctx, schedule) {
 
 /** The fire times a preview tells, with what is special about them. */
 export const fireList = (told, ctx) => h("ol", { class: "fire-list" }, told.map((fire) => h("li", null,
-  h("span", null, fire.local), " ", when(fire.at, ctx, "rel"), fire.note && h("span", { class: "yellow note" }, fire.note))));
+  h("span", null, fire.local), " ", when(fire.at, ctx, "rel"), fire.note && h("span", { class: "yellow note" }, `↳ ${fire.note}`))));

@@ -17,9 +17,9 @@ export function renderTop(ctx) {
   ];
 }
 
-function health({ get }) {
+function health({ get, link: { state: name } }) {
   const answer = get("health")?.data;
-  if (!answer) return null;
+  if (!answer || name === "disconnected") return null;
   return h("a", { href: "#/overview", class: "plain" }, state(answer.status, stateOf(answer.status)[1]));
 }
 

@@ -19,6 +19,13 @@ import schedulezero
 
 WAIT_S = 15.0
 SLEEPER = ["sleep", "3600"]
+MINE = """
+from handler import Handler
+
+class Mine(Handler):
+    def work(self):
+        return 1
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -167,6 +174,26 @@ def test_run_says_what_runs_and_ends_by_ctrl_c(site: Site) -> None:
     assert "a RUNNING -> STOPPING" in (site.logs / "governor" / "governor.log").read_text()
 
 
+def test_in_the_foreground_what_handlers_write_is_shown(site: Site) -> None:
+    site.configure(handlers={"a": {"command": ["sh", "-c", "echo hello; exec sleep 3600"]}})
+    process = site.popen("run")
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert process.stdout.readline() == "a | hello\n"
+
+
+def test_a_reader_that_stops_reading_does_not_halt_it(site: Site) -> None:
+    script = "yes | head -c 6000000; exec sleep 3600"
+    site.configure(handlers={"a": {"command": ["sh", "-c", script]}})
+    process = site.popen("run")
+    log = site.logs / "handlers" / "a" / "handler.log.1"
+    wait_for(log.exists, "the log to be rotated, long after the pipe was full")
+    os.kill(site.glance()["a"]["pid"], signal.SIGKILL)
+    site.wait_state("a", "BACKOFF")
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: not is_alive(process.pid), "its end")
+
+
 def test_ctrl_c_reaches_only_the_governor(site: Site) -> None:
     script = "trap 'echo INT' INT; trap 'echo TERM; exit 0' TERM; while :; do sleep 0.1; done"
     site.configure(handlers={"a": {"command": ["sh", "-c", script]}})
@@ -248,9 +275,7 @@ def test_restart_gives_new_processes(site: Site) -> None:
 
 
 def test_a_killed_governor_leaves_no_child_and_no_lock(site: Site) -> None:
-    (site.directory / "mine.py").write_text(
-        "from handler import Handler\nclass Mine(Handler):\n  def work(self): return 1\n"
-    )
+    (site.directory / "mine.py").write_text(MINE)
     handlers = {"a": {"command": SLEEPER}, "mine": {"run": "mine.py:Mine"}}
     site.configure(handlers=handlers)
     site.start()
@@ -259,6 +284,42 @@ def test_a_killed_governor_leaves_no_child_and_no_lock(site: Site) -> None:
     wait_for(lambda: not any(is_alive(pid) for pid in pids.values()), "the end of the children")
     assert site.do("status")[0] == 3
     site.start()
+
+
+def test_what_a_command_started_ends_with_a_killed_governor(site: Site) -> None:
+    script = "sleep 3600 & echo $!; trap '' HUP TERM; wait"
+    site.configure(handlers={"a": {"command": ["sh", "-c", script]}})
+    site.start()
+    pids = site.wait_running("governor", "a")
+    grandchild = int((site.logs / "handlers" / "a" / "handler.log").read_text())
+    os.kill(pids["governor"], signal.SIGKILL)
+    wait_for(lambda: not is_alive(grandchild) and not is_alive(pids["a"]), "their end")
+
+
+def test_a_handler_that_hangs_ends_with_a_killed_governor(site: Site) -> None:
+    (site.directory / "mine.py").write_text(MINE)
+    site.configure(handlers={"mine": {"run": "mine.py:Mine"}})
+    site.start()
+    pids = site.wait_running("governor", "mine")
+    os.kill(pids["mine"], signal.SIGSTOP)
+    os.kill(pids["governor"], signal.SIGKILL)
+    wait_for(lambda: not is_alive(pids["mine"]), "its end")
+
+
+def test_a_killed_warden_is_replaced(site: Site) -> None:
+    site.configure(handlers={"a": {"command": SLEEPER}})
+    site.start()
+    pids = site.wait_running("governor", "server", "a")
+
+    def wardens() -> set[int]:
+        task = Path(f"/proc/{pids['governor']}/task/{pids['governor']}/children")
+        return {int(pid) for pid in task.read_text().split()} - set(pids.values())
+
+    (first,) = wardens()
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: wardens() - {first}, "another warden")
+    os.kill(pids["governor"], signal.SIGKILL)
+    wait_for(lambda: not is_alive(pids["a"]), "the end of the command")
 
 
 @pytest.mark.parametrize("name", ["server", "a"])

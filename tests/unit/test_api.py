@@ -442,6 +442,17 @@ def test_a_deleted_schedule_takes_its_queued_runs_along(world: World) -> None:
     assert world.ask("DELETE", "/api/schedules/hourly")[0] == 404
 
 
+def test_a_declared_schedule_can_be_paused_but_is_changed_in_its_file(world: World) -> None:
+    world.add()
+    world.store.by_id["hourly"] = replace(world.store.by_id["hourly"], origin="config")
+    status, answer = world.ask("PATCH", "/api/schedules/hourly", {"name": "new"})
+    assert (status, answer["code"]) == (409, "conflict")
+    assert "configuration file" in answer["error"]
+    assert world.ask("DELETE", "/api/schedules/hourly")[0] == 409
+    assert world.ask("PATCH", "/api/schedules/hourly", {"paused": True})[0] == 200
+    assert world.ask("POST", "/api/schedules/hourly/resume")[0] == 200
+
+
 @pytest.mark.parametrize("what", ["", "/pause", "/resume", "/run"])
 def test_an_unknown_schedule_is_404(world: World, what: str) -> None:
     method = "POST" if what else "GET"
@@ -832,7 +843,7 @@ JUNK = st.recursive(
 POSTS = [route for route in sz.ROUTES if route.body is not None]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_body_whatsoever_is_answered_with_a_fault(data: st.DataObject) -> None:
     world = World()

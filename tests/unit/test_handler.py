@@ -149,6 +149,7 @@ def test_a_body_that_is_not_one_object_is_a_protocol_error(body):
         {"id": 1, "method": "m", "params": {}},
         {"id": "", "method": "m", "params": {}},
         {"id": "x" * 121, "method": "m", "params": {}},
+        {"id": "é:1", "method": "m", "params": {}},
         {"id": "e:1", "method": None, "params": {}},
         {"id": "e:1", "method": ["m"], "params": {}},
         {"id": "e:1", "method": "m", "params": []},
@@ -232,8 +233,12 @@ def test_wrong_parameters_fail_the_attempt_before_the_call(params, sentence):
     method = methods_of(Backup())["nightly"]
     with pytest.raises(BadParameters, match=sentence):
         method.check(params)
-    result = json.loads(perform(Job(parse_call({"id": "e:1", "method": "nightly",
-                                                "params": params})), {"nightly": method}))
+    result = json.loads(
+        perform(
+            Job(parse_call({"id": "e:1", "method": "nightly", "params": params})),
+            {"nightly": method},
+        )
+    )
     assert not result["success"] and sentence in result["error"]
 
 
@@ -290,8 +295,9 @@ def test_an_exception_is_a_failure_with_type_and_the_jobs_traceback():
     assert "in fail" in result["traceback"] and "in perform" not in result["traceback"]
 
 
-@pytest.mark.parametrize(("method", "kind"), [("quits", "SystemExit"),
-                                              ("interrupted", "KeyboardInterrupt")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("quits", "SystemExit"), ("interrupted", "KeyboardInterrupt")]
+)
 def test_a_job_cannot_end_the_handler(method, kind):
     assert run(Backup(), method)["error_type"] == kind
 
@@ -429,7 +435,7 @@ def test_many_short_lines_stay_below_what_the_server_takes_in_one_message():
 def test_a_line_without_end_is_cut():
     outbox = Outbox()
     outbox.write("stdout", "x" * 1_000_000 + "\n")
-    (_, text), = lines(outbox.take(0, last=True))
+    ((_, text),) = lines(outbox.take(0, last=True))
     assert len(text) < 5_000 and text.endswith("[995904 more characters]")
 
 
@@ -473,8 +479,15 @@ def test_a_clock_strikes_the_hour_up_to_twelve_and_once_at_half_past():
 def test_a_ship_strikes_one_more_bell_every_half_hour_of_the_watch():
     halves = [(hour, minute) for hour in range(24) for minute in (0, 30)]
     bells = [handler.ship_bells(*at) for at in halves]
-    assert bells == [8, *range(1, 9), *range(1, 9), *range(1, 9),
-                     *range(1, 9), *range(1, 9), *range(1, 8)]
+    assert bells == [
+        8,
+        *range(1, 9),
+        *range(1, 9),
+        *range(1, 9),
+        *range(1, 9),
+        *range(1, 9),
+        *range(1, 8),
+    ]
     assert handler.ship_bells(12, 1) == 0
 
 

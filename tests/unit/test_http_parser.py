@@ -123,6 +123,8 @@ BAD = {
     "an escaped slash": (b"GET /a%2fb HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "an escaped backslash": (b"GET /..%5cb HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "an escape that is not UTF-8": (b"GET /%ff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a broken escape in the query": (b"GET /?a=%4 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
+    "a query that is not UTF-8": (b"GET /?a=%ff HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "a query field twice": (b"GET /?a=1&a=2 HTTP/1.1\r\n" + HOST + b"\r\n", 400),
     "too many query fields": (
         b"GET /?" + b"&".join(b"a%d=" % n for n in range(40)) + b" HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -191,13 +193,13 @@ def test_bytes_after_a_request_belong_to_the_next_one() -> None:
 
 def test_a_request_says_who_asked_and_what_for() -> None:
     request = one(
-        b"POST /api/schedules/caf%C3%A9?limit=5&q=a+b%26c&empty= HTTP/1.1\r\nHost: pi:8888\r\n"
+        b"POST /api/schedules/caf%C3%A9?limit=5&q=a+b%26c%3D&empty= HTTP/1.1\r\nHost: pi:8888\r\n"
         b"X-Two: a\r\nx-two: b\r\nCookie: a=1\r\nCookie: b=2\r\nContent-Length: 2\r\n\r\n{}"
     )
     assert request.method == "POST"
     assert request.path == "/api/schedules/café"
-    assert request.raw_path == "/api/schedules/caf%C3%A9?limit=5&q=a+b%26c&empty="
-    assert request.query == {"limit": "5", "q": "a b&c", "empty": ""}
+    assert request.raw_path == "/api/schedules/caf%C3%A9?limit=5&q=a+b%26c%3D&empty="
+    assert request.query == {"limit": "5", "q": "a b&c=", "empty": ""}
     assert request.headers["x-two"] == "a, b"
     assert request.headers["cookie"] == "a=1; b=2"
     assert request.body == b"{}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -335,6 +336,7 @@ class MockServer(ThreadingHTTPServer):
     def __init__(self, mock: Mock, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), partial(Handler, mock))
         self.mock = mock
+        self._open: set[socket.socket] = set()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -348,9 +350,21 @@ class MockServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
     def stop(self) -> None:
+        """Go away as a killed server does: nothing listens, every connection ends."""
         self.shutdown()
         self.server_close()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.mock.drop_streams()
 
 

@@ -1,0 +1,29 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { KEYS, actionFor } from "../../static/keys.js";
+import { createSettings } from "../../static/settings.js";
+
+test("no key means two things", () => {
+  const keys = KEYS.map(({ key }) => key);
+  assert.equal(new Set(keys).size, keys.length);
+});
+
+test("a key for rows does nothing outside them, nor on rows of another kind", () => {
+  assert.equal(actionFor("e", null), null);
+  assert.equal(actionFor("e", "execution"), null);
+  assert.equal(actionFor("e", "schedule").act, "edit-schedule");
+  assert.equal(actionFor("r", "method").act, "run-row");
+  assert.equal(actionFor("2", null).act, "go-schedules");
+  assert.equal(actionFor("F7", null), null);
+});
+
+test("settings fall back to their first choice and survive forbidden storage", () => {
+  const forbidden = { getItem() { throw new Error("denied"); }, setItem() { throw new Error("denied"); } };
+  const settings = createSettings(forbidden);
+  assert.equal(settings.get("theme"), "auto");
+  assert.equal(settings.next("theme"), "light");
+  assert.equal(settings.get("theme"), "light");
+  const odd = createSettings({ getItem: () => "purple", setItem() {} });
+  assert.equal(odd.get("theme"), "auto");
+});
