@@ -15,6 +15,9 @@ A handler is a process whose methods ScheduleZero calls. Ten lines make one:
     if __name__ == "__main__":
         Backup.main()                          # python backup.py --server tcp://10.0.0.2:4242
 
+The ready-made ones below run the same way: `python -m handler DingDong` (`python handler.py
+DingDong` does too, but compiles this file at every start, which costs 5 MB that stay).
+
 The id is the class name in kebab case (`backup`) unless `handler_id` or `--id` says otherwise.
 Functions work too: `handler = Handler("backup")`, `@handler.method` above each, `handler.main()`.
 Options of the constructor are the configuration: `--config '{"root": "/srv"}'` calls
@@ -461,7 +464,10 @@ class Job:
         self.outbox.progress(percent, None if message is None else str(message)[:MAX_LINE_CHARS])
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once, in another thread, when the job is told to stop."""
+        """Have `callback` called once, by the socket thread, when the job is told to stop.
+
+        It must not block: heartbeats wait for it.
+        """
         self._callbacks.append(callback)
         if self._stop.is_set():
             self._call_back()
@@ -487,8 +493,7 @@ class Job:
 def parse_call(message: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a call, each of the right type; ProtocolError names the one that is not."""
     call_id, params = message.get("id"), message.get("params", {})
-    is_id = type(call_id) is str and call_id.isascii() and 0 < len(call_id) <= MAX_ID_CHARS
-    if not is_id:
+    if type(call_id) is not str or not call_id.isascii() or not 0 < len(call_id) <= MAX_ID_CHARS:
         raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} ASCII characters")
     if type(message.get("method")) is not str or type(params) is not dict:
         raise ProtocolError("method is not a string or params not an object")
@@ -638,8 +643,9 @@ class Handler:
 
     def __init_subclass__(cls, **extras: Any) -> None:
         super().__init_subclass__(**extras)
-        for name in ("main", "job", "method"):
-            if name in vars(cls):
+        options = ("handler_id", "concurrency", "processes", "spool")
+        for name, value in vars(cls).items():
+            if name in ("main", "job", "method") or (name in options and callable(value)):
                 raise TypeError(f"{cls.__name__}.{name} hides Handler.{name}; choose another name")
 
     @property
@@ -790,7 +796,8 @@ class Shell(Handler):
     """Runs programs. Refuses every one until its configuration allows it.
 
     `allow` lists what may run: a program by the name or path calls give (with any arguments: list
-    only programs for which all are harmless), a whole argv as a list, or a whole command line.
+    only programs for which all are harmless), a whole argv as a list, or a whole command line:
+    `{"allow": ["backup.sh", ["rsync", "-a", "/home", "/mnt"], "sync && fstrim /"]}`.
     `allow_any` allows everything, and calls to set `cwd` and `env`.
     """
 
@@ -1103,7 +1110,10 @@ class CapturedStream:
         job = _CURRENT.get(None)
         if job is not None:
             job.outbox.write(self._name, text)
-        if self._original is not None and (job is None or job.outbox.may_echo(len(text))):
+            if self._original is not None and job.outbox.may_echo(len(text)):
+                with suppress(OSError, ValueError):  # nobody reads it, or it cannot be encoded
+                    self._original.write(text)
+        elif self._original is not None:
             self._original.write(text)
         return len(text)
 
@@ -1149,10 +1159,13 @@ class Capture:
 class Spool:
     """One file per unacknowledged result, so that it survives this process and a power cut."""
 
+    _STALE_S: Final = 3_600  # age of a half-written file nobody works on any more
+
     def __init__(self, directory: str) -> None:
         self._directory = directory
         try:
             os.makedirs(directory, exist_ok=True)
+            os.listdir(directory)
         except OSError as error:
             raise ConfigError(f"the spool directory cannot be used: {error}") from None
 
@@ -1179,29 +1192,30 @@ class Spool:
 
     def load(self) -> dict[str, bytes]:
         """The results an earlier process left, oldest first. A torn file is renamed `.bad`."""
+        with os.scandir(self._directory) as entries:
+            files = sorted((entry.stat().st_mtime, entry.path) for entry in entries)
         found = {}
-        for name in sorted(os.listdir(self._directory), key=self._modified):
-            path = os.path.join(self._directory, name)
-            if name.endswith(".tmp"):
+        for written_at, path in files:
+            if path.endswith(".tmp") and written_at < time.time() - self._STALE_S:
                 os.unlink(path)
-            elif name.endswith(".result"):
+            elif path.endswith(".result"):
                 try:
-                    call_id = bytes.fromhex(name.removesuffix(".result")).decode()
-                    with open(path, "rb") as file:
-                        body = file.read(MAX_MESSAGE_BYTES + 1)
-                    if decode(body).get("id") != call_id:
-                        raise ProtocolError("it is the result of another call")
-                    found[call_id] = body
-                except (OSError, ValueError, ProtocolError) as error:
+                    body = self._read(path)
+                    found[decode(body)["id"]] = body
+                except (OSError, KeyError, ProtocolError) as error:
                     log.error("%s is set aside: %s", path, error)
                     os.replace(path, path + ".bad")
         return found
 
+    def _read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            body = file.read(MAX_MESSAGE_BYTES + 1)
+        if path != self._path(str(decode(body).get("id"))):
+            raise ProtocolError("it is the result of another call")
+        return body
+
     def _path(self, call_id: str) -> str:
         return os.path.join(self._directory, call_id.encode().hex() + ".result")
-
-    def _modified(self, name: str) -> int:
-        return os.stat(os.path.join(self._directory, name)).st_mtime_ns
 
     def _sync_directory(self) -> None:
         descriptor = os.open(self._directory, os.O_RDONLY)
@@ -1573,11 +1587,13 @@ class Nursery:
         sys.stdout.flush()
         self._link, theirs = socket.socketpair()
         self._link.settimeout(5.0)
-        self.pid = os.fork()
-        if self.pid == 0:
+        self._pid = os.fork()
+        if self._pid == 0:
             self._link.close()
             try:
                 self._serve(theirs, work)
+            except Exception:
+                log.exception("the nursery failed")
             finally:
                 os._exit(EXIT_OK)
         theirs.close()
@@ -1600,7 +1616,7 @@ class Nursery:
     def close(self) -> None:
         """End every worker and the nursery."""
         self._link.close()
-        os.waitpid(self.pid, 0)
+        os.waitpid(self._pid, 0)
 
     def _ask(self, order: bytes, number: int, *descriptors: int) -> int:
         import socket
@@ -1648,8 +1664,10 @@ class Nursery:
             link.close()
             try:
                 WorkerProcess(socket.socket(fileno=descriptor), work).run()
+            except Exception:
+                log.exception("a worker process failed")
             finally:
-                os._exit(EXIT_OK)
+                os._exit(EXIT_ABANDONED)
         os.close(descriptor)
         with suppress(OSError):
             os.setpgid(pid, pid)  # here as well as in the child: whoever is first
@@ -1681,16 +1699,20 @@ class WorkerProcess:
 
     def run(self) -> None:
         os.setpgid(0, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         threading.Thread(target=self._listen, daemon=True).start()
         while True:
             job = self._calls.get()
             body = self._work(job)
+            with suppress(OSError):
+                sys.stdout.flush()
             self._report(job, time.monotonic(), last=True)
-            sys.stdout.flush()
-            self._send(b"R", body)
+            with self._sending:
+                self._job = None  # what its threads still say is for nobody
+                self._send(b"R", body)
 
     def _listen(self) -> None:
         poll = select.poll()
@@ -1724,13 +1746,13 @@ class WorkerProcess:
                 self._job.cancel(reason, time.monotonic())
 
     def _report(self, job: Job, now: float, *, last: bool = False) -> None:
-        batch = job.outbox.take(now, last=last)
-        if batch:
-            self._send(b"L", encode_lossy(batch._asdict()))
+        with self._sending:
+            batch = job.outbox.take(now, last=last) if job is self._job else None
+            if batch:
+                self._send(b"L", encode_lossy(batch._asdict()))
 
     def _send(self, kind: bytes, body: bytes) -> None:
-        with self._sending:
-            self._link.sendall(_FRAME.pack(kind, len(body)) + body)
+        self._link.sendall(_FRAME.pack(kind, len(body)) + body)
 
 
 class Frames:
@@ -1773,7 +1795,7 @@ class Worker:
         """Run a job to its result; None if the process died or did not stop in time."""
         try:
             self._send(b"C", encode(job.call))
-            job.on_cancel(lambda: self._send(b"X", encode_lossy({job.id: job.reason})))
+            job.on_cancel(lambda: self._pass_on(job))
             while time.monotonic() < job.cancelled_at + GRACE_S:
                 if self._poll.poll(500):
                     result = self._listen(job)
@@ -1787,6 +1809,10 @@ class Worker:
         """Kill the process and all it started; say how it ended."""
         self._link.close()
         return describe_exit(os.waitstatus_to_exitcode(self._nursery.kill(self._pid)))
+
+    def _pass_on(self, job: Job) -> None:
+        with suppress(OSError):  # a dead process has stopped already
+            self._send(b"X", encode_lossy({job.id: job.reason}))
 
     def _listen(self, job: Job) -> bytes | None:
         data = self._link.recv(1 << 18)
@@ -1890,7 +1916,6 @@ class Dealer:
         """Serve until drained; return the exit code. SIGTERM and SIGINT are ours meanwhile."""
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {each: signal.signal(each, self._on_signal) for each in signals}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # a governor may have blocked them
         signal.set_wakeup_fd(self._wakeup.write_fd, warn_on_full_buffer=False)
         try:
             self._serve()
@@ -2099,6 +2124,8 @@ def serve(
     For a freshly forked child: takes over signals and logging of the process.
     """
     options = (options or Options())._replace(handler_id=handler_id, server=server)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what jobs start is waited for
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # and must not inherit blocked signals
     try:
         return serve_handler(load_target(target, config_dir or os.getcwd()), options)
     except ConfigError as error:
@@ -2183,7 +2210,7 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise ConfigError(f"concurrency {concurrency} is not from 1 to {MAX_CONCURRENCY}")
     directory = options.spool or handler.spool
-    spool = Spool(directory) if directory else None
+    spool = Spool(os.path.join(directory, handler_id)) if directory else None
     profile = {
         "handler_id": handler_id,
         "methods": [method.describe() for method in methods.values()],

@@ -37,12 +37,6 @@ table of contents.
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":
-    # asyncio imports it if it can, and it costs 4 MB; no connection here is encrypted.
-    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
-
 import argparse
 import asyncio
 import calendar
@@ -70,6 +64,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -363,6 +358,7 @@ class Execution:
     deadline_us: int | None  # not to be started for the first time after
     started_us: int | None = None
     completed_us: int | None = None
+    duration_us: int | None = None  # of the last attempt, by the monotonic clock
     attempt: int = 0  # attempts begun
     retry: RetryPolicy = RetryPolicy()
     timeout: float = 3600.0
@@ -531,7 +527,11 @@ _JSON_DECODER: Final = json.JSONDecoder(
     parse_constant=_refuse_constant,
 )
 _JSON_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+    ensure_ascii=False,
+    allow_nan=False,
+    check_circular=False,
+    separators=(",", ":"),
+    default=dict,  # read-only mappings
 )
 
 
@@ -1393,7 +1393,7 @@ SAMPLE_S: Final = 3 * DAY_S  # no zone changes its offset twice within a week
 MAX_MEMBERS: Final = 16  # triggers within one `and` or `or`
 MAX_NESTING: Final = 3  # an `or` of `and`s of triggers
 MAX_EXPRESSION_CHARS: Final = 1_000  # of one cron field or expression
-OR_EXACT_COUNT: Final = 1_000  # up to here an `or` counts fire times that members share once
+OR_EXACT_COUNT: Final = 300  # up to here an `or` counts fire times that members share once
 ON_TIME_S: Final = 1.0  # a fire at most this late is on time
 
 MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -1800,7 +1800,7 @@ def _days_words(rule: DayRule) -> str:
 
 def _values_words(name: str, values: Sequence[int]) -> str:
     allowed = range(CRON_FIELDS[name].high + 1)
-    step = values[1] - values[0] if len(values) > 2 else 0
+    step = values[1] - values[0] if len(values) > 1 else 0
     if len(values) == len(allowed):
         return f"every {name}"
     if step and list(values) == list(allowed[::step]):
@@ -1963,16 +1963,16 @@ def read_trigger(config: Any, place: Place) -> Trigger:
             hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
             sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
             raise TriggerError(f"{place.path}.{key}", sentence)
-    shared = _read_keys(
-        config, {"timezone": lambda name, _: load_zone(name), "dst": read_dst}, place
+    common = _read_keys(
+        config, {"timezone": lambda zone, _: load_zone(zone), "dst": read_dst}, place
     )
-    zone, dst = shared.get("timezone", place.zone), shared.get("dst", place.dst)
+    zone, dst = common.get("timezone", place.zone), common.get("dst", place.dst)
     place = replace(place, zone=zone, dst=dst)
     given = _read_keys(config, readers, place)
-    shared = {"type": name, "timezone": zone.key, "dst": dst.value}
-    bounds = {"start_us": 0, "end_us": LAST_US, "cursor_us": place.now_us}
+    state: dict[str, Any] = {"type": name, "timezone": zone.key, "dst": dst.value}
+    state |= {"start_us": 0, "end_us": LAST_US, "cursor_us": place.now_us}
     try:
-        return make_trigger({**shared, **bounds, **kind.parse(given, place)})
+        return make_trigger(state | kind.parse(given, place))
     except ValueError as error:
         raise TriggerError(place.path, str(error)) from None
 
@@ -2024,7 +2024,7 @@ class Trigger(apscheduler.abc.Trigger):
         self.state = dict(state)
         self.zone, self.dst = load_zone(state["timezone"]), Dst(state["dst"])
         self.start_us, self.end_us = int(state["start_us"]), min(int(state["end_us"]), LAST_US)
-        self.cursor_us = int(state["cursor_us"])
+        self.cursor_us = min(int(state["cursor_us"]), LAST_US)
         if not 0 <= self.start_us <= self.end_us:
             raise ValueError("its end is before its start")
 
@@ -2063,8 +2063,12 @@ class Trigger(apscheduler.abc.Trigger):
             self.cursor_us = us_of(fire_at)
         return fire_at
 
-    def rebased(self, now: datetime) -> Trigger:
-        """The trigger to use when it turns out that it was made by a clock that ran ahead."""
+    def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
+        """The trigger to go on with after the clock went back to `now`.
+
+        `used_until` is its last fire. Times of the wall clock stay what they are: those that
+        were used already are not used again.
+        """
         return self
 
     def note(self, fire_at: datetime) -> str | None:
@@ -2191,12 +2195,14 @@ class IntervalTrigger(Trigger):
         shortest, longest = INTERVAL_GRACE_S
         return min(max(self.interval_us / SECOND_US, shortest), longest)
 
-    def rebased(self, now: datetime) -> Trigger:
-        """A grid that begins in the future only since the clock ran ahead begins again."""
-        ahead = (self.start_us - us_of(now) - 1) // self.interval_us
-        if self.is_start_given or ahead < 1:
+    def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
+        """A grid of nobody's choosing begins again, on other times than those used already."""
+        is_far_off = us_of(now) + self.interval_us < self.start_us
+        if self.is_start_given or not (is_far_off or (used_until and used_until > now)):
             return self
-        start_us = max(0, self.start_us - ahead * self.interval_us)
+        start_us = us_of(now) + self.interval_us
+        if (start_us - self.start_us) % self.interval_us == 0:
+            start_us += 1
         return load_trigger(self.__getstate__() | {"start_us": start_us})
 
     def _next(self, after_us: int) -> int | None:
@@ -2319,7 +2325,8 @@ class WallTrigger(Trigger):
             local = self._first_local(max(at + span.offset, self._floor(span)))
             if local is not None and local - span.offset < span.end:
                 return (local - span.offset) * SECOND_US
-            # The day before may be repeated, and the next match be in a gap of up to a day.
+            # Jump near the next match: an overlap may repeat up to a day before the span's end,
+            # and the instant of a local time is not known to better than a day and a gap.
             local = self._first_local(span.end + span.offset - DAY_S)
             if local is None:
                 return None
@@ -2580,8 +2587,8 @@ class OrTrigger(Trigger):
     def grace_s(self) -> float:
         return min(member.grace_s for member in self.triggers)
 
-    def rebased(self, now: datetime) -> Trigger:
-        members = [member.rebased(now) for member in self.triggers]
+    def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
+        members = [member.rebased(now, used_until) for member in self.triggers]
         start_us = min(member.start_us for member in members)
         changed = {"triggers": states_of(members), "start_us": start_us}
         return load_trigger(self.__getstate__() | changed)
@@ -2824,6 +2831,7 @@ def jitter_s(schedule_id: str, nominal_at: datetime, max_jitter: float) -> float
 # --- Clock guard ------------------------------------------------------------------------------
 
 STEP_US: Final = 1_000_000  # wall and monotonic clock apart by more within a turn: a step
+FROZEN_S: Final = 5.0  # looks are at most two seconds apart
 HOLD_S: Final = 120.0  # how long fires wait for a clock that is behind the database
 
 
@@ -2834,6 +2842,7 @@ class ClockReading:
     step_us: int  # how far the wall clock was set, or slept; 0 for none
     holding: str | None  # why fires must wait; None if they need not
     released: bool = False  # this look ended a hold without the clock having caught up
+    froze: bool = False  # long after the last look: the process was stopped or starved
 
 
 class ClockGuard:
@@ -2842,28 +2851,26 @@ class ClockGuard:
     def __init__(self, now_us: int, monotonic_s: float, seen_us: int) -> None:
         """`seen_us`: the latest wall time the database knows of; 0 if it is new."""
         self._seen_us = seen_us
-        self._started_s = monotonic_s
+        self._hold_until_s = monotonic_s + HOLD_S
+        self._looked_s = monotonic_s
         self._offset_us = now_us - round(monotonic_s * 1e6)
         self._holding = now_us < seen_us - STEP_US
 
     def observe(self, now_us: int, monotonic_s: float) -> ClockReading:
+        """Compare with the last look."""
         offset_us = now_us - round(monotonic_s * 1e6)
         step_us = offset_us - self._offset_us
-        self._offset_us = offset_us
         if abs(step_us) < STEP_US:
             step_us = 0
-        if not self._holding:
-            return ClockReading(step_us, None)
-        if now_us >= self._seen_us:
-            self._holding = False
-            return ClockReading(step_us, None)
-        if monotonic_s - self._started_s >= HOLD_S:
-            self._holding = False
-            return ClockReading(step_us, None, released=True)
-        behind_s = (self._seen_us - now_us) // 1_000_000
-        return ClockReading(
-            step_us, f"the clock is {behind_s} s behind the last time the database saw"
-        )
+        froze = monotonic_s - self._looked_s > FROZEN_S
+        self._offset_us, self._looked_s = offset_us, monotonic_s
+        if self._holding and now_us < self._seen_us and monotonic_s < self._hold_until_s:
+            behind_s = (self._seen_us - now_us) // 1_000_000
+            holding = f"the clock is {behind_s} s behind the last time the database saw"
+            return ClockReading(step_us, holding, froze=froze)
+        released = self._holding and now_us < self._seen_us
+        self._holding = False
+        return ClockReading(step_us, None, released, froze)
 
 
 # --- Store ------------------------------------------------------------------------------------
@@ -2882,9 +2889,11 @@ MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of th
 BUSY_MS: Final = 5_000
 TRIGGERS_CACHED: Final = 1_024
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
+SPREAD_AFTER_US: Final = 1_000_000
 NEXT_WAKE_S: Final = (0.001, 2.0)  # how soon and how late APScheduler looks again
 ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case
 ID_CHARS: Final = 12
+MAX_ID: Final = (1 << 5 * ID_CHARS) - 1
 
 SCHEMA: Final = (
     """
@@ -2928,6 +2937,7 @@ SCHEMA: Final = (
         deadline_us INTEGER,
         started_us INTEGER,
         completed_us INTEGER,
+        duration_us INTEGER,
         attempt INTEGER NOT NULL,
         retry TEXT NOT NULL,
         timeout REAL NOT NULL,
@@ -2974,6 +2984,11 @@ def encode_id(number: int) -> str:
     return "".join(ID_ALPHABET[number >> shift & 31] for shift in range(55, -1, -5))
 
 
+def first_id_of(us: int) -> int:
+    """The lowest row id of an execution made at a database time; none made later is lower."""
+    return min(max(us, 0) // 1000 << 16, MAX_ID)
+
+
 def decode_id(text: str) -> int | None:
     """The row id of an execution id, or None if it is none."""
     if len(text) != ID_CHARS:
@@ -3008,8 +3023,8 @@ SCHEDULE_COLUMNS: Final = (
 )
 EXECUTION_COLUMNS: Final = (
     "id, schedule_id, schedule_key, fire_us, handler_id, method_name, job_params, status, "
-    "created_us, due_us, deadline_us, started_us, completed_us, attempt, retry, timeout, overlap, "
-    "instance, result, error, reason, coalesced, coalesced_from_us"
+    "created_us, due_us, deadline_us, started_us, completed_us, duration_us, attempt, retry, "
+    "timeout, overlap, instance, result, error, reason, coalesced, coalesced_from_us"
 )
 
 
@@ -3048,8 +3063,8 @@ def execution_row(execution: Execution) -> tuple[Any, ...]:
     return (
         decode_id(e.execution_id), e.schedule_id, e.schedule_key, e.fire_us, e.handler_id,
         e.method_name, dump_json(e.job_params), e.status.value, e.created_us, e.due_us,
-        e.deadline_us, e.started_us, e.completed_us, e.attempt, dump_retry(e.retry), e.timeout,
-        e.overlap.value, e.instance, None if e.result is None else dump_json(e.result), e.error,
+        e.deadline_us, e.started_us, e.completed_us, e.duration_us, e.attempt,
+        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance, None if e.result is None else dump_json(e.result), e.error,
         e.reason, e.coalesced, e.coalesced_from_us,
     )  # fmt: skip
 
@@ -3060,10 +3075,10 @@ def execution_of(row: Sequence[Any]) -> Execution:
         execution_id=encode_id(row[0]), schedule_id=row[1], schedule_key=row[2], fire_us=row[3],
         handler_id=row[4], method_name=row[5], job_params=json.loads(row[6]),
         status=Status(row[7]), created_us=row[8], due_us=row[9], deadline_us=row[10],
-        started_us=row[11], completed_us=row[12], attempt=row[13],
-        retry=load_retry(row[14]) or RetryPolicy(), timeout=row[15], overlap=Overlap(row[16]),
-        instance=row[17], result=None if row[18] is None else json.loads(row[18]), error=row[19],
-        reason=row[20], coalesced=row[21], coalesced_from_us=row[22],
+        started_us=row[11], completed_us=row[12], duration_us=row[13], attempt=row[14],
+        retry=load_retry(row[15]) or RetryPolicy(), timeout=row[16], overlap=Overlap(row[17]),
+        instance=row[18], result=None if row[19] is None else json.loads(row[19]), error=row[20],
+        reason=row[21], coalesced=row[22], coalesced_from_us=row[23],
     )  # fmt: skip
 
 
@@ -3076,7 +3091,8 @@ CLAIM_EXECUTION: Final = (
     "WHERE id = ? AND status = 'queued'"
 )
 END_EXECUTION: Final = (
-    "UPDATE executions SET status = ?, completed_us = ?, result = ?, error = ?, reason = ? "
+    "UPDATE executions SET status = ?, completed_us = ?, duration_us = ?, result = ?, error = ?, "
+    "reason = ? "
     "WHERE id = ? AND attempt = ? AND completed_us IS NULL"
 )
 REQUEUE_EXECUTION: Final = (
@@ -3086,7 +3102,7 @@ REQUEUE_EXECUTION: Final = (
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
     "UPDATE schedules SET last_fire_us = ?, next_fire_us = ? "
-    "WHERE schedule_id = ? AND generation = ? AND next_fire_us = ?"
+    "WHERE key = ? AND generation = ? AND next_fire_us = ?"
 )
 
 
@@ -3100,25 +3116,35 @@ def open_writing(path: str) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
         )
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        migrate(db)
+        try:
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            version = schema_version(db)  # before anything is written
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            migrate(db, version)
+        except BaseException:
+            db.close()
+            raise
     except sqlite3.Error as error:
         raise StoreUnavailable(f"cannot open the database {path}: {error}") from error
     return db
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Bring the schema to SCHEMA_VERSION, each step in one transaction."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
+def schema_version(db: sqlite3.Connection) -> int:
+    """The schema version of a database. Raises StoreUnavailable for one of a newer program."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StoreUnavailable(
             f"the database has schema version {version}, this program knows up to "
             f"{SCHEMA_VERSION}: start the newer program"
         )
+    return version
+
+
+def migrate(db: sqlite3.Connection, version: int) -> None:
+    """Bring the schema to SCHEMA_VERSION, each step in one transaction."""
     for number, statements in enumerate(SCHEMA[version:], start=version + 1):
         db.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
 
@@ -3127,6 +3153,7 @@ def open_reading(path: str) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000)
     db.execute("PRAGMA query_only = 1")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    db.create_function("casefold", 1, str.casefold, deterministic=True)  # lower() knows ASCII only
     return db
 
 
@@ -3149,13 +3176,14 @@ class Writer:
     def submit(self, change: Change) -> asyncio.Future[Any]:
         """Queue a change. The future gives what it returned, after the commit.
 
-        Raises StoreUnavailable in the future if the change was not stored. Cancelling the future
-        does not take the change back.
+        Raises StoreUnavailable or Overloaded, always in the future, if the change was not stored.
+        Cancelling the future does not take the change back.
         """
         future = self._loop.create_future()
         if self._queue.qsize() >= MAX_WRITES_QUEUED:
-            raise Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk")
-        self._queue.put((change, future))
+            future.set_exception(Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk"))
+        else:
+            self._queue.put((change, future))
         return future
 
     def close(self) -> None:
@@ -3190,14 +3218,26 @@ class Writer:
     def _commit(
         self, group: list[tuple[Change, asyncio.Future[Any]]]
     ) -> list[tuple[asyncio.Future[Any], Any]]:
-        """Commit the group in one transaction, or, if a change fails, each in its own."""
+        """Commit the group in one transaction; a change that fails is left out of it alone."""
+        changes = [change for change, _ in group]
         try:
-            results = self._transact([change for change, _ in group])
-            return [(future, result) for (_, future), result in zip(group, results, strict=True)]
+            results = self._transact(changes)
         except Exception as error:
-            if len(group) == 1:
-                return [(group[0][1], self._failure(error))]
-        return [outcome for item in group for outcome in self._commit([item])]
+            results = self._commit_apart(changes) if len(group) > 1 else [error]
+        return [
+            (future, self._failure(result) if isinstance(result, Exception) else result)
+            for (_, future), result in zip(group, results, strict=True)
+        ]
+
+    def _commit_apart(self, changes: list[Change]) -> list[Any]:
+        """What each change gives or raises, each at a savepoint of its own.
+
+        Still one transaction: with one for each, a locked database would be waited for as often.
+        """
+        try:
+            return self._transact([partial(_at_savepoint, change) for change in changes])
+        except Exception as error:
+            return [error] * len(changes)
 
     def _transact(self, changes: list[Change]) -> list[Any]:
         db = self._db
@@ -3232,6 +3272,18 @@ class Writer:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+def _at_savepoint(change: Change, db: sqlite3.Connection) -> Any:
+    """What a change gives or raises; when it raises, nothing of it stays in the transaction."""
+    db.execute("SAVEPOINT apart")
+    try:
+        result = change(db)
+    except Exception as error:
+        db.execute("ROLLBACK TO apart")
+        result = error
+    db.execute("RELEASE apart")
+    return result
 
 
 class Intake(Protocol):
@@ -3290,7 +3342,9 @@ def execution_of_fire(
 ) -> Execution:
     """The execution that records a fire of a schedule, whether it is to run or was missed."""
     fire_us = us_of(fire.nominal_at)
-    delay_s = jitter_s(schedule.schedule_id, fire.nominal_at, schedule.max_jitter)
+    delay_us = round(jitter_s(schedule.schedule_id, fire.nominal_at, schedule.max_jitter) * 1e6)
+    # What is caught up after downtime is spread from now on, not all at once.
+    due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
     return Execution(
         execution_id=execution_id,
         schedule_id=schedule.schedule_id,
@@ -3301,8 +3355,8 @@ def execution_of_fire(
         status=Status.QUEUED if fire.run else Status.MISSED,
         created_us=now_us,
         fire_us=fire_us,
-        due_us=fire_us + round(delay_s * 1e6),
-        deadline_us=fire_us + round((grace_s + delay_s) * 1e6),
+        due_us=due_us,
+        deadline_us=max(fire_us + round(grace_s * 1e6), due_us) + delay_us,
         completed_us=None if fire.run else now_us,
         retry=schedule.retry or config.retry,
         timeout=schedule.timeout or config.timeout,
@@ -3336,15 +3390,21 @@ class Store(apscheduler.abc.DataStore):
         self.last_turn_s = clock.monotonic()  # when APScheduler last asked; the supervisor looks
         self.look: Callable[[], None] = lambda: None  # called each turn, to compare the clocks
         self._db = open_writing(path)
-        self._reader = open_reading(path)
+        try:
+            (last,) = self._db.execute("SELECT max(id) FROM executions").fetchone()
+            self._reader = open_reading(path)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StoreUnavailable(f"cannot read the database {path}: {error}") from error
+        self._last_id: int = last or 0
+        self._unreadable: str | None = None  # why the last look for due schedules failed
+        self._stuck = False  # whether something was due and nothing could be acquired
         self._writer: Writer | None = None
         self.changed: Callable[[str], None] = lambda schedule_id: None  # called after the commit
         self._backlog = False  # whether more was due than one turn takes
         self._claims: dict[str, Claimed] = {}
         self._jobs: dict[str, list[apscheduler.Job]] = {}
         self._trigger = lru_cache(maxsize=TRIGGERS_CACHED)(_load_trigger)
-        (last,) = self._reader.execute("SELECT max(id) FROM executions").fetchone()
-        self._last_id: int = last or 0
         self._event_broker: apscheduler.abc.EventBroker | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -3353,14 +3413,16 @@ class Store(apscheduler.abc.DataStore):
 
     def close(self) -> None:
         """Commit what is queued and close both connections."""
+        self._reader.close()  # first: the last one to close checkpoints
         if self._writer is not None:
             self._writer.close()
-        self._reader.close()
+        else:
+            self._db.close()
 
     @property
     def state(self) -> str:
         """`ok`, or a sentence that says what is wrong with the database."""
-        return (self._writer and self._writer.trouble) or "ok"
+        return (self._writer and self._writer.trouble) or self._unreadable or "ok"
 
     def write(self, change: Change) -> asyncio.Future[Any]:
         assert self._writer is not None, "the store is not open"
@@ -3368,7 +3430,7 @@ class Store(apscheduler.abc.DataStore):
 
     def new_id(self) -> str:
         """A new execution id: ordered by time, and growing even when the clock goes back."""
-        self._last_id = max(self._last_id + 1, self.clock.now_us() // 1000 << 16)
+        self._last_id = max(self._last_id + 1, first_id_of(self.clock.now_us()))
         return encode_id(self._last_id)
 
     # Schedules
@@ -3397,9 +3459,9 @@ class Store(apscheduler.abc.DataStore):
             ("paused = ?", None if paused is None else int(paused)),
             ("origin = ?", origin),
             (
-                "instr(lower(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id || ' ' "
-                "|| method_name), ?)",
-                search.lower() if search else None,
+                "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
+                "|| ' ' || method_name), ?)",
+                search.casefold() if search else None,
             ),
         )
         order = SCHEDULE_ORDERS[sort]
@@ -3515,7 +3577,8 @@ class Store(apscheduler.abc.DataStore):
         e = execution
         number = decode_id(e.execution_id)
         result = None if e.result is None else dump_json(e.result)
-        values = (e.status, e.completed_us, result, e.error, e.reason, number, e.attempt)
+        ended = (e.status, e.completed_us, e.duration_us, result, e.error, e.reason)
+        values = (*ended, number, e.attempt)
 
         def change(db: sqlite3.Connection) -> bool:
             if not db.execute(END_EXECUTION, values).rowcount:
@@ -3541,12 +3604,14 @@ class Store(apscheduler.abc.DataStore):
 
         return self.write(change)
 
-    def record_late(self, execution_id: str, attempt: int, ended_us: int) -> asyncio.Future[bool]:
-        """Mark an ended attempt whose result came after it had been given up."""
-        values = (ended_us, decode_id(execution_id), attempt)
+    def record_late(
+        self, execution_id: str, attempt: int, instance: str, ended_us: int
+    ) -> asyncio.Future[bool]:
+        """Mark an ended attempt of an instance whose result came after it had been given up."""
+        values = (ended_us, decode_id(execution_id), attempt, instance)
         sql = (
-            "UPDATE attempts SET outcome = 'late', ended_us = ? "
-            "WHERE id = ? AND attempt = ? AND outcome IN ('lost', 'timeout', 'cancelled')"
+            "UPDATE attempts SET outcome = 'late', ended_us = ? WHERE id = ? AND attempt = ? "
+            "AND instance = ? AND outcome IN ('lost', 'timeout', 'cancelled')"
         )
         return self.write(lambda db: db.execute(sql, values).rowcount == 1)
 
@@ -3567,10 +3632,10 @@ class Store(apscheduler.abc.DataStore):
     ) -> list[Execution]:
         """The newest matching executions, newest first; `before`: older than this id."""
         where, values = _conditions(
-            ("id < ?", decode_id(before) if before else None),
+            ("id < ?", decode_id(before) or 0 if before else None),
             ("handler_id = ?", handler_id),
             ("schedule_id = ?", schedule_id),
-            ("id >= ?", None if since_us is None else max(since_us, 0) // 1000 << 16),
+            ("id >= ?", None if since_us is None else first_id_of(since_us)),
             ("created_us >= ?", since_us),
             ("status IN (SELECT value FROM json_each(?))", dump_json(status) if status else None),
         )
@@ -3613,17 +3678,17 @@ class Store(apscheduler.abc.DataStore):
         rows = self._reader.execute(
             "SELECT handler_id, status, count(*), max(completed_us) FROM executions "
             "WHERE id >= ? AND created_us >= ? GROUP BY handler_id, status",
-            (max(since_us, 0) // 1000 << 16, since_us),
+            (first_id_of(since_us), since_us),
         ).fetchall()
         durations = self._reader.execute(
-            "SELECT handler_id, (completed_us - started_us) / 1000 FROM executions "
+            "SELECT handler_id, duration_us / 1000 FROM executions "
             "WHERE id >= ? AND created_us >= ? AND status = 'success' ORDER BY 2",
-            (max(since_us, 0) // 1000 << 16, since_us),
+            (first_id_of(since_us), since_us),
         ).fetchall()
         minutes = self._reader.execute(
             "SELECT completed_us / 60000000, count(*), sum(status = 'success') FROM executions "
             "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
-            (max(since_us, 0) // 1000 << 16, self.clock.now_us() - 3600 * 1_000_000),
+            (first_id_of(since_us), self.clock.now_us() - 3600 * 1_000_000),
         ).fetchall()
         return {
             **_tally([row[1:3] for row in rows], [ms for _, ms in durations]),
@@ -3705,13 +3770,14 @@ class Store(apscheduler.abc.DataStore):
     def _replan_some(self, now_us: int, first: int, db: sqlite3.Connection) -> int:
         moved = 0
         rows = db.execute(
-            "SELECT schedule_id, trigger_state, next_fire_us FROM schedules WHERE key >= ? AND "
-            "key < ? AND next_fire_us > ? AND quarantined IS NULL",
+            "SELECT schedule_id, trigger_state, next_fire_us, last_fire_us FROM schedules "
+            "WHERE key >= ? AND key < ? AND next_fire_us > ? AND quarantined IS NULL",
             (first, first + PRUNE_ROWS, now_us),
         ).fetchall()
-        for schedule_id, state, planned_us in rows:
+        for schedule_id, state, planned_us, last_us in rows:
             with suppress(TriggerError):
-                trigger = _load_trigger(state).rebased(at_of(now_us))
+                used_until = None if last_us is None else at_of(last_us)
+                trigger = _load_trigger(state).rebased(at_of(now_us), used_until)
                 earlier_us = next_us(trigger, now_us)
                 if earlier_us is not None and earlier_us < planned_us:
                     moved += db.execute(
@@ -3767,11 +3833,13 @@ class Store(apscheduler.abc.DataStore):
 
     async def get_schedules(self, ids: set[str] | None = None) -> list[apscheduler.Schedule]:
         found = self.schedules()[0] if ids is None else map(self.schedule, ids)
-        return [
-            self._as_apscheduler(schedule, self._trigger(dump_json(schedule.trigger_state)))
-            for schedule in found
-            if schedule is not None and schedule.quarantined is None
-        ]
+        readable = []
+        for schedule in found:
+            if schedule is not None:
+                with suppress(TriggerError):
+                    trigger = self._trigger(dump_json(schedule.trigger_state))
+                    readable.append(self._as_apscheduler(schedule, trigger))
+        return readable
 
     async def add_schedule(
         self, schedule: apscheduler.Schedule, conflict_policy: apscheduler.ConflictPolicy
@@ -3790,13 +3858,12 @@ class Store(apscheduler.abc.DataStore):
             if conflict_policy is apscheduler.ConflictPolicy.replace and known is not None:
                 await self.replace_schedule(replace(record, key=known.key), known.generation)
 
-    async def remove_schedules(self, ids: Iterable[str]) -> None:
+    async def remove_schedules(self, ids: Iterable[str], *, finished: bool = False) -> None:
         for schedule_id in ids:
-            record = self.schedule(schedule_id)
-            if record is not None and await self.delete_schedule(schedule_id):
+            if await self.delete_schedule(schedule_id):
                 await self._publish(
                     apscheduler.ScheduleRemoved(
-                        schedule_id=schedule_id, task_id=TASK_ID, finished=False
+                        schedule_id=schedule_id, task_id=TASK_ID, finished=finished
                     )
                 )
 
@@ -3809,11 +3876,11 @@ class Store(apscheduler.abc.DataStore):
         if self.holding is not None:
             return []
         now_us = self.clock.now_us()
-        rows = self._reader.execute(
+        rows = self._rows(
             f"SELECT {SCHEDULE_COLUMNS} FROM schedules WHERE paused = 0 AND quarantined IS NULL "
             "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
             (now_us, limit + len(self._claims)),
-        ).fetchall()
+        )
         acquired: list[apscheduler.Schedule] = []
         for row in rows:
             claim = self._claims.get(row[0])
@@ -3826,7 +3893,20 @@ class Store(apscheduler.abc.DataStore):
             if len(acquired) == limit:
                 break
         self._backlog = len(acquired) == limit
+        self._stuck = bool(rows) and not acquired
         return acquired
+
+    def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """What APScheduler's loop reads; nothing while the database cannot be read."""
+        try:
+            rows = self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            if self._unreadable is None:
+                log_store.error("the database cannot be read", exc_info=error)
+            self._unreadable = f"the database cannot be read: {error}"
+            return []
+        self._unreadable = None
+        return rows
 
     async def _claim(
         self, schedule: Schedule, scheduler_id: str, now_us: int, until_us: int
@@ -3879,14 +3959,24 @@ class Store(apscheduler.abc.DataStore):
             self.reason = Reason.TOO_LATE
         if not fired:
             return
+        stored = self.write(partial(_commit_fires, fired))
+        stored.add_done_callback(partial(self._settle, fired))  # the loop may be cancelled in await
         try:
-            stored = await self.write(partial(_commit_fires, fired))
+            await asyncio.shield(stored)
         except ScheduleZeroError as error:
             log_store.error("%d fires wait: %s", len(fired), error)
-            stored = [[False] * len(executions) for _, _, executions in fired]
             await asyncio.sleep(NEXT_WAKE_S[1])  # the disk is in trouble: no spinning
+
+    def _settle(
+        self,
+        fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]],
+        stored: asyncio.Future[list[list[bool]]],
+    ) -> None:
+        """The commit of fires has ended: end their claims, let the intake go on with the rows."""
         assert self.intake is not None
-        for (claim, _, executions), kept in zip(fired, stored, strict=True):
+        failed = stored.exception() is not None
+        for place, (claim, _, executions) in enumerate(fired):
+            kept = [False] * len(executions) if failed else stored.result()[place]
             self._claims.pop(claim.schedule.schedule_id, None)
             self._jobs.pop(claim.schedule.schedule_id, None)
             self.changed(claim.schedule.schedule_id)
@@ -3916,12 +4006,14 @@ class Store(apscheduler.abc.DataStore):
         APScheduler computes a wait from the wall clock and sleeps on the monotonic one; looking
         again every two seconds heals clock steps and its lost wake-ups alike.
         """
-        (next_fire_us,) = self._reader.execute(
-            "SELECT min(next_fire_us) FROM schedules "
-            "WHERE paused = 0 AND quarantined IS NULL AND next_fire_us IS NOT NULL"
-        ).fetchone()
         now_us = self.clock.now_us()
         soonest_us, latest_us = (now_us + round(s * 1e6) for s in NEXT_WAKE_S)
+        rows = self._rows(
+            "SELECT min(next_fire_us) FROM schedules "
+            "WHERE paused = 0 AND quarantined IS NULL AND next_fire_us > ?",
+            (now_us if self._stuck else -1,),
+        )
+        next_fire_us = rows[0][0] if rows else None
         if next_fire_us is None or self.holding is not None:
             return at_of(latest_us)
         return at_of(min(max(next_fire_us, soonest_us), latest_us))
@@ -3980,7 +4072,7 @@ class Store(apscheduler.abc.DataStore):
             "AND NOT EXISTS (SELECT 1 FROM executions WHERE completed_us IS NULL "
             "AND executions.schedule_id = schedules.schedule_id)"
         ).fetchall()
-        await self.remove_schedules(schedule_id for (schedule_id,) in finished)
+        await self.remove_schedules([row[0] for row in finished], finished=True)
 
     def _as_apscheduler(
         self, schedule: Schedule, trigger: apscheduler.abc.Trigger
@@ -4087,6 +4179,16 @@ def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
     return where, tuple(value for _, value in given)
 
 
+def join_logs(earlier: str, later: str) -> str:
+    """The logs of two attempts in MAX_LOG_BYTES: whole lines of the head and of the tail."""
+    both = (earlier + later).encode()
+    if len(both) <= MAX_LOG_BYTES:
+        return earlier + later
+    head = both[: MAX_LOG_BYTES // 2].rpartition(b"\n")
+    tail = both[-MAX_LOG_BYTES // 2 :].partition(b"\n")
+    return f"{head[0].decode()}\n… lines left out …\n{tail[2].decode()}"
+
+
 def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
     return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
 
@@ -4099,8 +4201,9 @@ def _insert_details(
         values = (number, a.attempt, a.instance, a.started_us, a.ended_us, a.outcome, a.error)
         db.execute(INSERT_ATTEMPT, (*values, a.traceback))
     if log:
-        sql = "INSERT INTO logs VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET log = log || ?2"
-        db.execute(sql, (number, log))
+        row = db.execute("SELECT log FROM logs WHERE id = ?", (number,)).fetchone()
+        whole = join_logs(row[0], log) if row else log
+        db.execute("INSERT OR REPLACE INTO logs VALUES (?, ?)", (number, whole))
 
 
 def _commit_fires(
@@ -4115,7 +4218,7 @@ def _commit_fires(
         values = (
             us_of(result.last_fire_time),
             next_fire_us,
-            schedule.schedule_id,
+            schedule.key,
             schedule.generation,
             schedule.next_fire_us,
         )
@@ -4150,6 +4253,9 @@ MAX_CONCURRENCY: Final = 1_000  # calls at a time in one instance
 MAX_METHODS: Final = 256  # of one handler
 MAX_LISTED: Final = 5_000  # running or finished calls in one registration
 MAX_LOG_LINES: Final = 1_000  # in one message
+TCP_ADDRESS: Final = re.compile(
+    r"tcp://(?:[A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})"
+)
 
 
 class WireError(ScheduleZeroError):
@@ -4203,9 +4309,12 @@ def parse_registration(params: Mapping[str, Any]) -> Registration:
     handler_id = _field_text(params, "handler_id")
     if not is_identifier(handler_id):
         raise WireError(f"'handler_id' may hold {IDENTIFIER_RULE}")
+    instance = address if address is not None else _field_text(params, "instance")
+    if address is None and not is_identifier(instance):  # never that of a plain handler
+        raise WireError(f"'instance' may hold {IDENTIFIER_RULE}")
     return Registration(
         handler_id=handler_id,
-        instance=address if address is not None else _field_text(params, "instance"),
+        instance=instance,
         address=address,
         methods=tuple(_parse_method(item) for item in _field_list(params, "methods", MAX_METHODS)),
         concurrency=1 if address is not None else _concurrency(params.get("concurrency", 1)),
@@ -4218,11 +4327,8 @@ def parse_registration(params: Mapping[str, Any]) -> Registration:
 
 def is_tcp_address(address: Any) -> bool:
     """Whether the server can call back there: tcp only, a host and a port, no wildcard."""
-    if not isinstance(address, str) or not address.startswith("tcp://") or len(address) > 300:
-        return False
-    host, colon, port = address[6:].rpartition(":")
-    port_is_number = port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536
-    return bool(colon and host and port_is_number and host != "*" and ";" not in host)
+    found = TCP_ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    return found is not None and 0 < int(found[1]) < 65536
 
 
 def _field_text(params: Mapping[str, Any], key: str) -> str:
@@ -4283,6 +4389,8 @@ HIGH_WATER: Final = 1_000  # messages queued for one peer; a peer that reads no 
 HANDSHAKE_MS: Final = 5_000
 SWEEP_S: Final = 0.5
 GONE_SHOWN_S: Final = 60.0  # how long a gone instance stays in the list of its handler
+PLAIN_SOUGHT_S: Final = 86_400.0  # a plain one registers but once: it is looked for this long
+RECONNECT_S: Final = 0.1  # between two connections to a plain handler
 MAX_INSTANCES: Final = 1_000
 MAX_HANDLERS: Final = 1_000
 NO_WAIT: Final = int(zmq.NOBLOCK)
@@ -4321,7 +4429,9 @@ class Instance:
 
     @property
     def free(self) -> int:
-        return self.registration.concurrency - len(self.calls) if self.is_callable else 0
+        if not self.is_callable or (isinstance(self.route, PlainLink) and not self.route.is_idle):
+            return 0
+        return self.registration.concurrency - len(self.calls)
 
     def info(self) -> InstanceInfo:
         lost = self.gone or self.unreachable
@@ -4353,6 +4463,7 @@ class Registry:
             raise WireError(f"{MAX_HANDLERS} handler ids are known already")
         if earlier is not None:
             self.remove(earlier)
+            earlier.gone = True  # a call being recorded for it must not go its way any more
         instance = Instance(said, route, now_us, now_s, now_us)
         if earlier is not None:
             instance.calls = earlier.calls
@@ -4368,8 +4479,8 @@ class Registry:
         self.instances.pop(instance.key, None)
         with suppress(KeyError, ValueError):
             self._by_handler[instance.handler_id].remove(instance)
-        if isinstance(instance.route, bytes):
-            self._by_route.pop(instance.route, None)
+        if isinstance(instance.route, bytes) and self._by_route.get(instance.route) is instance:
+            del self._by_route[instance.route]
 
     def on_route(self, route: bytes) -> Instance | None:
         """The instance that registered from this connection."""
@@ -4398,7 +4509,9 @@ class Registry:
         removed = [
             instance
             for instance in self.instances.values()
-            if instance.gone and now_s - instance.heard_s >= GONE_SHOWN_S
+            if instance.gone
+            and now_s - instance.heard_s
+            >= (PLAIN_SOUGHT_S if instance.registration.address else GONE_SHOWN_S)
         ]
         for instance in removed:
             self.remove(instance)
@@ -4451,37 +4564,56 @@ class PlainLink:
         self.asked: str | None = None  # "ping" or the id of the call that is under way
         self.asked_s = 0.0
         self.instance: Instance | None = None  # whom the link serves
+        self.is_connected = False
         self._gateway = gateway
         self._address = address
+        self._reopening: asyncio.TimerHandle | None = None
         self._open()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_connected and self.asked is None
 
     def _open(self) -> None:
         gateway = self._gateway
+        self._reopening = None
         self._socket = gateway.context.socket(zmq.DEALER)
         for option, value in SOCKET_OPTIONS:
             self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue while it is not connected
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(LINK_EVENTS)
         self._socket.connect(self._address)
         gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
         gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
 
     def close(self) -> None:
-        self._gateway.loop.remove_reader(self._socket.fileno())
-        self._gateway.loop.remove_reader(self._monitor.fileno())
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
+        self.is_connected = False
+        if self._reopening is not None:
+            self._reopening.cancel()
+        if not self._socket.closed:
+            self._gateway.loop.remove_reader(self._socket.fileno())
+            self._gateway.loop.remove_reader(self._monitor.fileno())
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close(0)
 
     def reset(self) -> None:
-        """Drop the connection and what was asked on it, and connect anew."""
+        """Drop the connection and what was asked on it, and connect anew a little later."""
         self.close()
         self.asked = None
-        self._open()
+        self._reopening = self._gateway.loop.call_later(RECONNECT_S, self._reopen)
+
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except zmq.ZMQError as error:  # no descriptors left
+            log_gateway.error("cannot connect to %s: %s", self._address, error)
+            self._reopening = self._gateway.loop.call_later(HEARTBEAT_S, self._reopen)
 
     def ask(self, what: str, message: Mapping[str, Any]) -> bool:
         """Send a request if none is under way and the handler is connected."""
-        if self.asked is not None:
+        if not self.is_idle:
             return False
         try:
             self._socket.send_multipart([b"", encode_json(message)], zmq.NOBLOCK)
@@ -4492,13 +4624,14 @@ class PlainLink:
         return True
 
     def _on_readable(self) -> None:
-        while not self._socket.closed:
+        for _ in range(READ_BATCH):
             try:
                 frames = self._socket.recv_multipart(NO_WAIT)
             except zmq.ZMQError:
                 return
             asked, self.asked = self.asked, None
             self._gateway.on_plain_reply(self, asked, frames)
+        self._gateway.loop.call_soon(self._on_readable)
 
     def _on_event(self) -> None:
         while not self._monitor.closed:
@@ -4506,8 +4639,16 @@ class PlainLink:
                 frames = self._monitor.recv_multipart(NO_WAIT)
             except zmq.ZMQError:
                 return
-            if parse_monitor_message(frames)["event"] == zmq.EVENT_DISCONNECTED:
+            if parse_monitor_message(frames)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.is_connected = True
+                self._gateway.on_plain_connect(self)
+            elif self.is_connected:
+                self._on_readable()  # what it said before the end counts
+                self.is_connected = False
                 self._gateway.on_plain_disconnect(self)
+
+
+LINK_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
 SOCKET_OPTIONS: Final = (
@@ -4541,9 +4682,6 @@ class Gateway:
         self._flushing = False
         self._outbox: list[tuple[bytes, Mapping[str, Any], str | None]] = []
         self._acks: dict[bytes, list[str]] = {}
-        for handler_id, address, methods, seen_us in store.known_handlers():
-            infos = tuple(_parse_method(item) for item in json.loads(methods))
-            self.registry.known[handler_id] = (address, infos, seen_us)
         self.context = zmq.Context()
         self._router = self.context.socket(zmq.ROUTER)
         for option, value in SOCKET_OPTIONS:
@@ -4560,7 +4698,25 @@ class Gateway:
             ) from None
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         loop.add_reader(self._router.fileno(), self._on_readable)
+        for handler_id, address, methods, seen_us in store.known_handlers():
+            infos = tuple(_parse_method(item) for item in json.loads(methods))
+            if is_tcp_address(address):
+                self._seek(handler_id, address, infos, seen_us)
+            self.registry.known[handler_id] = (address, infos, seen_us)
+        self._swept_s = clock.monotonic()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def _seek(
+        self, handler_id: str, address: str, methods: tuple[MethodInfo, ...], seen_us: int
+    ) -> None:
+        """Look for a plain handler of an earlier server: it does not know that it should register.
+
+        It is connected as soon as it answers a ping.
+        """
+        said = Registration(handler_id, address, address, methods, 1, (), (), None, None)
+        with suppress(WireError):
+            instance, _ = self._link(said, None)
+            instance.unreachable, instance.heard_us = True, seen_us
 
     def close(self) -> None:
         self._sweeper.cancel()
@@ -4631,7 +4787,10 @@ class Gateway:
                 frames = self._router.recv_multipart(NO_WAIT)
             except zmq.ZMQError:
                 return
-            self._on_message(frames[0], frames[1:])
+            try:
+                self._on_message(frames[0], frames[1:])
+            except Exception as error:  # go on: for those behind it there is no second edge
+                self._complain("it could not be handled", error)
         self._read_soon()
 
     def _read_soon(self) -> None:
@@ -4675,7 +4834,7 @@ class Gateway:
             send(b"", SEND_MORE)
             send(body, NO_WAIT)
         except zmq.ZMQError as error:
-            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
+            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN, zmq.ENOTSOCK):
                 raise
             return False
         return True
@@ -4704,13 +4863,15 @@ class Gateway:
         if reply is not None:
             self._post(route, reply)
 
-    def _complain(self, sentence: str) -> None:
+    def _complain(self, sentence: str, error: Exception | None = None) -> None:
         """Count a malformed message, and log one now and then."""
         self.malformed += 1
         now_s = self.clock.monotonic()
         if now_s - self._complained_s >= COMPLAINT_S:
             self._complained_s = now_s
-            log_gateway.warning("message refused (%d so far): %s", self.malformed, sentence)
+            log_gateway.warning(
+                "message refused (%d so far): %s", self.malformed, sentence, exc_info=error
+            )
 
     def _on_request(self, route: bytes, message: Mapping[str, Any]) -> dict[str, Any] | None:
         """Answer a request of a handler; None for those that have no reply."""
@@ -4721,6 +4882,8 @@ class Gateway:
         if not isinstance(params, dict):
             raise WireError("'params' is an object")
         instance = self.registry.on_route(route)
+        if instance is not None and instance.gone:
+            instance = None  # it has to register again, for what it ran was given up
         if instance is not None:
             self._heard(instance)
         try:
@@ -4736,6 +4899,8 @@ class Gateway:
         if instance.gone or instance.unreachable:
             instance.gone = instance.unreachable = False
             self._changed(instance.handler_id)
+            assert self.caller is not None
+            self.loop.call_soon(self.caller.on_ready, instance.handler_id)
 
     def _on_ping(self, _route: bytes, _from: Instance | None, _params: Any) -> dict[str, Any]:
         return {"server_time": self.clock.now_us() / 1e6}
@@ -4744,8 +4909,11 @@ class Gateway:
         self, route: bytes, _from: Instance | None, params: Mapping[str, Any]
     ) -> dict[str, Any]:
         said = parse_registration(params)
-        moved = self.registry.on_route(route) is None
+        before = self.registry.on_route(route)
         instance, again = self._enter(said, route)
+        moved = before is None or before.key != instance.key
+        if before is not None and moved:
+            self._leave(before)
         assert self.caller is not None
         forget = [] if said.address else self.caller.on_reconciled(instance, said, moved)
         self._changed(said.handler_id)
@@ -4764,21 +4932,34 @@ class Gateway:
         """Enter a registration, opening or keeping the link of a plain handler."""
         now_s, now_us = self.clock.monotonic(), self.clock.now_us()
         known = self.registry.known.get(said.handler_id)
-        earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
         if said.address is None:
             entered = self.registry.register(said, route, now_s, now_us)
         else:
-            link = earlier.route if earlier else None
-            if not isinstance(link, PlainLink):
-                link = PlainLink(self, said.address)
-            try:
-                entered = self.registry.register(said, link, now_s, now_us)
-            except WireError:
-                link.close()
-                raise
-            link.instance = entered[0]
+            earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
+            entered = self._link(said, earlier)
+            for other in self._plain_instances(said.handler_id):
+                if other.gone or other.unreachable:
+                    self._leave(other)  # started again elsewhere
         if known is None or known[:2] != (said.address or "dial-in", said.methods):
             self._save(said, now_us)
+        return entered
+
+    def _link(self, said: Registration, earlier: Instance | None) -> tuple[Instance, bool]:
+        """Enter a plain handler with a link to its address, the one there is or a new one."""
+        assert said.address is not None
+        try:
+            link = earlier.route if earlier else PlainLink(self, said.address)
+        except zmq.ZMQError as error:
+            raise WireError(f"cannot connect to '{said.address}': {error}") from None
+        assert isinstance(link, PlainLink)
+        try:
+            entered = self.registry.register(
+                said, link, self.clock.monotonic(), self.clock.now_us()
+            )
+        except WireError:
+            link.close()
+            raise
+        link.instance = entered[0]
         return entered
 
     def _save(self, said: Registration, now_us: int) -> None:
@@ -4831,7 +5012,7 @@ class Gateway:
         self.registry.remove(instance)
 
     def _on_log(self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]) -> None:
-        call_id = params.get("id")
+        call_id = str(params.get("id"))
         if instance is None or call_id not in instance.calls:
             return  # a log that came after the end, or from somebody else
         dropped = params.get("dropped", 0)
@@ -4841,12 +5022,12 @@ class Gateway:
             if isinstance(line, list) and len(line) == 3 and isinstance(line[0], int | float)
         ]
         assert self.caller is not None
-        self.caller.on_log(call_id, lines, dropped if isinstance(dropped, int) else 0)
+        self.caller.on_log(call_id, lines, max(0, dropped) if isinstance(dropped, int) else 0)
 
     def _on_progress(
         self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
     ) -> None:
-        call_id, percent = params.get("id"), params.get("percent")
+        call_id, percent = str(params.get("id")), params.get("percent")
         if instance is None or call_id not in instance.calls:
             return
         if not isinstance(percent, int | float) or not 0 <= percent <= 100:
@@ -4863,7 +5044,8 @@ class Gateway:
         if instance is None:
             self._post(route, {"method": "hello", "params": {}})
             return
-        self._heard(instance)
+        if not instance.gone:
+            self._heard(instance)
         self._settle(instance, str(call_id), message)
 
     def _settle(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
@@ -4893,12 +5075,20 @@ class Gateway:
             assert self.caller is not None
             self.caller.on_ready(instance.handler_id)
 
+    def on_plain_connect(self, link: PlainLink) -> None:
+        instance = link.instance
+        assert instance is not None and self.caller is not None
+        if instance.is_callable:
+            self.caller.on_ready(instance.handler_id)
+        else:
+            link.ask("ping", PING)
+
     def on_plain_disconnect(self, link: PlainLink) -> None:
         """The handler's process died or the network broke: what it ran can never be answered."""
         instance = link.instance
-        if instance is None:
-            return
-        link.reset()
+        assert instance is not None
+        if link.asked is not None:  # its answer must not be taken for that of a later request
+            link.reset()
         if not instance.unreachable:
             instance.unreachable = True
             assert self.caller is not None
@@ -4912,7 +5102,11 @@ class Gateway:
         """Notice the silent, ping the idle."""
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
         now_s = self.clock.monotonic()
+        stood_still_s = now_s - self._swept_s - SWEEP_S
+        self._swept_s = now_s
         for instance in list(self.registry.instances.values()):
+            if stood_still_s > HEARTBEAT_S:  # stopped or paused ourselves: nobody could be heard
+                instance.heard_s = min(now_s, instance.heard_s + stood_still_s)
             link = instance.route
             quiet_s = now_s - instance.heard_s
             if isinstance(link, bytes):
@@ -4920,8 +5114,8 @@ class Gateway:
                     params = {"server_time": self.clock.now_us() / 1e6}
                     self._post(link, {"method": "heartbeat", "params": params})
             elif link.asked is None:
-                if quiet_s >= HEARTBEAT_S:
-                    link.ask("ping", {"method": "ping", "params": {}})
+                if quiet_s >= HEARTBEAT_S and not instance.calls:
+                    link.ask("ping", PING)
             elif link.asked == "ping" and now_s - link.asked_s >= HEARTBEAT_S * LIVENESS:
                 link.reset()
             elif link.asked != "ping" and not instance.unreachable:
@@ -4948,6 +5142,7 @@ class Gateway:
 
 
 PLAIN_CALL_KEYS: Final = ("method", "params", "execution_id", "attempt")
+PING: Final[Mapping[str, Any]] = {"method": "ping", "params": {}}
 Reply = Callable[[Gateway, bytes, Instance | None, Mapping[str, Any]], dict[str, Any] | None]
 REQUESTS: Final[Mapping[str, Reply]] = {
     "ping": Gateway._on_ping,
@@ -4996,6 +5191,7 @@ class Live:
     stage: Stage
     instance: Instance | None = None
     limit_s: float = 0.0  # monotonic: end of the attempt's time, of adoption or of a cancel's grace
+    began_s: float | None = None  # monotonic: when the attempt was sent; None: by another server
     cancelling: str | None = None  # why it is being cancelled
     waiters: list[asyncio.Future[Execution]] = field(default_factory=list)
     log: LogBuffer | None = None
@@ -5010,15 +5206,15 @@ class LogBuffer:
     """The log of one execution: its head and its tail, MAX_LOG_BYTES in all."""
 
     def __init__(self) -> None:
-        self._head: list[str] = []
-        self._tail: deque[str] = deque()
+        self._head: list[bytes] = []
+        self._tail: deque[bytes] = deque()
         self._head_bytes = self._tail_bytes = self._dropped = 0
 
     def add(self, lines: list[list[Any]], dropped: int) -> None:
         self._dropped += dropped
         for at_s, level, text in lines:
             stamp = iso_of(round(max(0.0, min(at_s, 4e9)) * 1e6))
-            line = f"{stamp} {level} {text[:MAX_ERROR_CHARS]}\n"
+            line = f"{stamp} {level} {text[:MAX_ERROR_CHARS]}\n".encode()
             size = len(line)
             if not self._tail and self._head_bytes + size <= MAX_LOG_BYTES // 2:
                 self._head.append(line)
@@ -5032,7 +5228,7 @@ class LogBuffer:
 
     def text(self) -> str:
         gap = f"… {self._dropped} lines left out …\n" if self._dropped else ""
-        return "".join(self._head) + gap + "".join(self._tail)
+        return b"".join((*self._head, gap.encode(), *self._tail)).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -5045,8 +5241,12 @@ class Outcome:
     traceback: str | None = None
 
 
-def outcome_of(message: Mapping[str, Any], cancelling: str | None) -> Outcome:
-    """What a handler's result says. A job that ended well although told to stop has succeeded."""
+def outcome_of(message: Mapping[str, Any], cancelling: str | None, is_overdue: bool) -> Outcome:
+    """What a handler's result says. A job that ended well although told to stop has succeeded.
+
+    A job that was told to stop, but not by this server, was told by an earlier one, or stopped
+    by itself because its time was over and no server was there to say so.
+    """
     if message.get("success") is True:
         return Outcome(Status.SUCCESS, message.get("result"))
     error = message.get("error")
@@ -5054,6 +5254,9 @@ def outcome_of(message: Mapping[str, Any], cancelling: str | None) -> Outcome:
     traceback = message.get("traceback")
     if cancelling is not None:
         return Outcome(Status.CANCELLED, error=f"cancelled: {cancelling}")
+    if message.get("cancelled") is True:
+        status = Status.TIMEOUT if is_overdue else Status.CANCELLED
+        return Outcome(status, error=sentence[:MAX_ERROR_CHARS])
     return Outcome(
         Status.ERROR,
         error=sentence[:MAX_ERROR_CHARS],
@@ -5206,12 +5409,13 @@ class Dispatcher:
         if live.stage in (Stage.CLAIMING, Stage.ENDING):
             live.cancelling = reason  # looked at when the commit under way is done
             return None
-        return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {reason}"))
+        live.cancelling = reason
+        return self._end_cancelled(live)
 
     def cancel_queued(self, schedule_id: str, reason: str) -> None:
         """Cancel what a schedule has queued; what runs goes on."""
         for live in list(self._of_schedule.get(schedule_id, {}).values()):
-            if live.stage in WAITING:
+            if live.execution.status is Status.QUEUED:
                 self._cancel(live, reason)
 
     # Intake: before and after the commit of a new execution
@@ -5252,8 +5456,7 @@ class Dispatcher:
         if live.instance is not None:
             self._send(live)
         else:
-            self._publish("execution", execution)
-            self._enqueue(live)
+            self._again(live)
         self._tick_soon()
 
     def withdraw(self, execution: Execution) -> None:
@@ -5297,12 +5500,15 @@ class Dispatcher:
         execution = live.execution
         delay_s = (execution.due_us - self._clock.now_us()) / 1e6
         if delay_s > 0:
-            live.stage = Stage.DELAYED
-            due_s = self._clock.monotonic() + delay_s
-            heapq.heappush(self._delayed, (due_s, execution.execution_id))
-            self._set_alarm()
+            self._delay(live, delay_s)
         else:
             self._line_up(live)
+
+    def _delay(self, live: Live, delay_s: float) -> None:
+        live.stage = Stage.DELAYED
+        due_s = self._clock.monotonic() + delay_s
+        heapq.heappush(self._delayed, (due_s, live.execution.execution_id))
+        self._set_alarm()
 
     def _line_up(self, live: Live) -> None:
         """Let an execution that is due wait for its turn."""
@@ -5340,7 +5546,11 @@ class Dispatcher:
             instance = self._gateway.pick(handler_id)
             if instance is None or self._closed:
                 return
-            self._claim(ready.popleft(), instance)
+            live, now_us = ready.popleft(), self._clock.now_us()
+            if self._is_missed(live.execution, now_us):
+                self._miss(live, now_us)
+            else:
+                self._claim(live, instance)
         self._ready.pop(handler_id, None)
 
     def _claim(self, live: Live, instance: Instance) -> None:
@@ -5353,16 +5563,19 @@ class Dispatcher:
         if claimed.exception() is not None:
             self._free(live)
             self._unbegin(live)
-            live.stage = Stage.DELAYED
-            due_s = self._clock.monotonic() + STORE_RETRY_S
-            heapq.heappush(self._delayed, (due_s, live.execution.execution_id))
-            self._set_alarm()
+            if live.cancelling is not None:
+                self._end_cancelled(live)
+            else:
+                self._delay(live, STORE_RETRY_S)
         elif claimed.result():
             self._send(live)
         else:
-            log_dispatcher.error("execution %s was not queued", live.execution.execution_id)
+            execution_id = live.execution.execution_id
+            log_dispatcher.error("execution %s was not queued", execution_id)
             self._free(live)
-            self._forget(live)
+            live.execution = self._store.execution(execution_id) or live.execution
+            self._done(live)
+            self.on_ready(live.execution.handler_id)
 
     def _unbegin(self, live: Live) -> None:
         """Take back an attempt that no handler has seen."""
@@ -5375,7 +5588,11 @@ class Dispatcher:
         assert instance is not None
         if live.cancelling is not None:
             self._free(live)
-            self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
+            self._end_cancelled(live)
+            self.on_ready(execution.handler_id)
+            return
+        if not instance.is_callable:  # it went while the attempt was being recorded
+            self._give_back(live, 0.0)
             return
         call = {
             "method": execution.method_name,
@@ -5385,7 +5602,8 @@ class Dispatcher:
             "timeout": execution.timeout,
         }
         live.stage = Stage.RUNNING
-        live.limit_s = self._clock.monotonic() + execution.timeout
+        live.began_s = self._clock.monotonic()
+        live.limit_s = live.began_s + execution.timeout
         self._gateway.call(instance, live.call_id, call)
         self._publish("execution", execution)
         self._tick_soon()
@@ -5406,7 +5624,7 @@ class Dispatcher:
         live.stage = Stage.ENDING
         self._store_until_done(
             lambda: self._store.requeue_execution(live.execution, None, begun),
-            lambda _: self._enqueue(live),
+            lambda _: self._again(live),
         )
 
     # From a handler to the record
@@ -5420,28 +5638,37 @@ class Dispatcher:
             or live.execution.attempt != attempt
             or live.execution.instance != instance.key
         ):
-            self._on_late(instance, call_id)
+            self._on_late(instance, call_id, message)
             return
         if message.get("refused") is True:
             self._give_back(live, REFUSED_DELAY_S)
             self._gateway.acknowledge(instance, call_id)
             return
-        ended = self._end(live, outcome_of(message, live.cancelling))
+        e = live.execution
+        overdue_us = self._clock.now_us() - (e.started_us or 0) - round(e.timeout * 1e6)
+        ended = self._end(live, outcome_of(message, live.cancelling, overdue_us >= 0))
         ended.add_done_callback(lambda _: self._gateway.acknowledge(instance, call_id))
 
-    def _on_late(self, instance: Instance, call_id: str) -> None:
+    def _on_late(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
         """A result nobody waits for: kept on its attempt as late, never changing the state."""
         execution_id, attempt = parse_call_id(call_id)
         live = self._live.get(execution_id)
         if live is not None and live.stage is Stage.ENDING and live.execution.attempt == attempt:
             return  # a repeated result; acknowledged when the first one is stored
-        kept = self._store.record_late(execution_id, attempt, self._clock.now_us())
+        if message.get("cancelled") is True:  # the attempt ended as is recorded: it obeyed
+            self._gateway.acknowledge(instance, call_id)
+            return
+        now_us = self._clock.now_us()
+        kept = self._store.record_late(execution_id, attempt, instance.key, now_us)
 
         def acknowledge(kept: asyncio.Future[bool]) -> None:
             if kept.exception() is None:
                 self._gateway.acknowledge(instance, call_id)
 
         kept.add_done_callback(acknowledge)
+
+    def _end_cancelled(self, live: Live) -> asyncio.Future[bool]:
+        return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
 
     def _end(self, live: Live, outcome: Outcome) -> asyncio.Future[bool]:
         """Record how an attempt ended and go on from there; the future ends after the commit."""
@@ -5460,6 +5687,8 @@ class Dispatcher:
             )
         log = live.log.text() if live.log else None
         after = after_attempt(before, outcome, now_us, self._chance())
+        if began and after.is_final:
+            after = replace(after, duration_us=self._duration_us(live, now_us))
         live.execution, live.stage, live.instance, live.log = after, Stage.ENDING, None, None
         if after.is_final:
             return self._store_until_done(
@@ -5469,6 +5698,12 @@ class Dispatcher:
             lambda: self._store.requeue_execution(after, attempt, before.attempt, log),
             lambda _: self._again(live),
         )
+
+    def _duration_us(self, live: Live, now_us: int) -> int:
+        """How long the attempt took: by the monotonic clock, unless an earlier server began it."""
+        if live.began_s is not None:
+            return round((self._clock.monotonic() - live.began_s) * 1e6)
+        return max(0, now_us - (live.execution.started_us or now_us))
 
     def _store_until_done(
         self, write: Callable[[], asyncio.Future[bool]], then: Callable[[bool], None]
@@ -5481,10 +5716,7 @@ class Dispatcher:
         settled: asyncio.Future[bool] = loop.create_future()
 
         def attempt() -> None:
-            try:
-                write().add_done_callback(on_done)
-            except Overloaded:
-                loop.call_later(STORE_RETRY_S, attempt)
+            write().add_done_callback(on_done)
 
         def on_done(done: asyncio.Future[bool]) -> None:
             if done.exception() is not None:
@@ -5508,11 +5740,10 @@ class Dispatcher:
         self._publish("execution", execution)
 
     def _again(self, live: Live) -> None:
-        """Another attempt is stored: wait for its time, unless it was cancelled meanwhile."""
+        """A queued execution is stored: let it wait, unless it was cancelled meanwhile."""
         self._publish("execution", live.execution)
         if live.cancelling is not None:
-            live.stage = Stage.DELAYED
-            self._cancel(live, live.cancelling)
+            self._end_cancelled(live)
         else:
             self._enqueue(live)
 
@@ -5539,12 +5770,14 @@ class Dispatcher:
 
     def on_reconciled(self, instance: Instance, said: Registration, moved: bool) -> list[str]:
         forget = []
+        if moved:
+            instance.calls.clear()
         for call_id in said.running:
             live = self._claimed_by(instance, call_id)
-            instance.calls.add(call_id)  # busy with it in any case
-            if live is None:
+            if live is None:  # it holds no slot: of a forgotten call no result has to come
                 forget.append(call_id)
                 continue
+            instance.calls.add(call_id)
             if live.stage is Stage.ADOPTING:
                 live.limit_s = self._clock.monotonic() + live.execution.timeout
             live.stage, live.instance = Stage.RUNNING, instance
@@ -5588,7 +5821,7 @@ class Dispatcher:
 
     def _end_lost(self, live: Live) -> None:
         if live.cancelling is not None:
-            self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
+            self._end_cancelled(live)
             return
         handler_id = live.execution.handler_id
         sentence = f"handler '{handler_id}' was lost while it ran this"
@@ -6872,7 +7105,7 @@ class Fields:
         }  # fmt: skip
 
 
-def wrong(path: str, allowed: str, value: Any) -> InvalidField:
+def wrong_value(path: str, allowed: str, value: Any) -> InvalidField:
     shown = encode_json(value).decode()
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return InvalidField(path, f"{path} must be {allowed}, not {shown}")
@@ -6884,7 +7117,7 @@ def matching(pattern: str, most: int, allowed: str) -> Kind:
 
     def check(path: str, value: Any) -> str:
         if not isinstance(value, str) or len(value) > most or not fits(value):
-            raise wrong(path, allowed, value)
+            raise wrong_value(path, allowed, value)
         return value
 
     schema = {"type": "string", "minLength": 1, "maxLength": most, "pattern": f"^{pattern}$"}
@@ -6895,7 +7128,7 @@ def printable(most: int) -> Kind:
     def check(path: str, value: Any) -> str:
         is_text = isinstance(value, str) and 0 < len(value) <= most
         if not is_text or not value.isprintable() or value.isspace():
-            raise wrong(path, f"a printable text of 1 to {most} characters", value)
+            raise wrong_value(path, f"a printable text of 1 to {most} characters", value)
         return str(value)
 
     return Kind(check, {"type": "string", "minLength": 1, "maxLength": most})
@@ -6905,17 +7138,17 @@ def numeric(low: float, high: float) -> Kind:
     def check(path: str, value: Any) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:
-            raise wrong(path, f"a number from {low} to {high}", value)
+            raise wrong_value(path, f"a number from {low} to {high}", value)
         return float(value)
 
     return Kind(check, {"type": "number", "minimum": low, "maximum": high})
 
 
-def whole(low: int, high: int) -> Kind:
+def whole_number(low: int, high: int) -> Kind:
     def check(path: str, value: Any) -> int:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or value % 1 or not low <= value <= high:
-            raise wrong(path, f"a whole number from {low} to {high}", value)
+            raise wrong_value(path, f"a whole number from {low} to {high}", value)
         return int(value)
 
     return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
@@ -6926,7 +7159,7 @@ def one_of(choices: type[enum.StrEnum]) -> Kind:
 
     def check(path: str, value: Any) -> enum.StrEnum:
         if not isinstance(value, str) or value not in members:
-            raise wrong(path, f"one of {', '.join(members)}", value)
+            raise wrong_value(path, f"one of {', '.join(members)}", value)
         return members[value]
 
     return Kind(check, {"type": "string", "enum": list(members)})
@@ -6944,7 +7177,7 @@ def members_of(fields: Fields) -> Kind:
 
     def check(path: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise wrong(path, "an object", value)
+            raise wrong_value(path, "an object", value)
         return fields.read(value, path + ".")
 
     return Kind(check, fields.schema)
@@ -6952,13 +7185,13 @@ def members_of(fields: Fields) -> Kind:
 
 def _check_flag(path: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise wrong(path, "true or false", value)
+        raise wrong_value(path, "true or false", value)
     return value
 
 
 def _check_object(path: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise wrong(path, "an object", value)
+        raise wrong_value(path, "an object", value)
     return value
 
 
@@ -6972,10 +7205,10 @@ def _check_params(path: str, value: Any) -> Mapping[str, Any]:
 # In a query everything is text.
 
 
-def whole_text(low: int, high: int) -> Kind:
+def whole_number_text(low: int, high: int) -> Kind:
     def check(path: str, value: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise wrong(path, f"a whole number from {low} to {high}", value)
+            raise wrong_value(path, f"a whole number from {low} to {high}", value)
         return int(value)
 
     return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
@@ -6983,7 +7216,7 @@ def whole_text(low: int, high: int) -> Kind:
 
 def _check_flag_text(path: str, value: str) -> bool:
     if value not in ("true", "false"):
-        raise wrong(path, "true or false", value)
+        raise wrong_value(path, "true or false", value)
     return value == "true"
 
 
@@ -6992,7 +7225,7 @@ def _check_statuses(path: str, value: str) -> tuple[str, ...]:
     parts = value.split(",")
     for part in parts:
         if part not in frozenset(Status):
-            raise wrong(path, f"one or more of {', '.join(Status)}", value)
+            raise wrong_value(path, f"one or more of {', '.join(Status)}", value)
     return tuple(parts)
 
 
@@ -7003,13 +7236,13 @@ def _check_time_text(path: str, value: str) -> int:
             return round(float(value) * 1e6)
         at = datetime.fromisoformat(value)
     except ValueError:
-        raise wrong(path, "a time as 2027-03-28T02:30:00Z or Unix seconds", value) from None
+        raise wrong_value(path, "a time as 2027-03-28T02:30:00Z or Unix seconds", value) from None
     return us_of(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 def _check_execution_id(path: str, value: str) -> str:
     if decode_id(value) is None:
-        raise wrong(path, "the next_cursor of an earlier answer", value)
+        raise wrong_value(path, "the next_cursor of an earlier answer", value)
     return value
 
 
@@ -7039,9 +7272,9 @@ NAME: Final = matching(
     MAX_NAME_CHARS,
     f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
 )
-ANY_TEXT: Final = matching(r"[^\0]+", MAX_TITLE_CHARS, "a text without NUL")
+ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
-    Field("max_attempts", whole(1, 1_000), "1: never repeated"),
+    Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
     Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
     Field("factor", numeric(1, 100), "by which the delay grows"),
     Field("max_delay", numeric(0, MAX_RUN_S), "seconds"),
@@ -7072,7 +7305,7 @@ CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
 DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
-    Field("count", whole(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
+    Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
 )
 
 
@@ -7091,20 +7324,20 @@ SCHEDULES_QUERY: Final = Fields(
     Field("paused", FLAG_TEXT),
     Field("search", ANY_TEXT, "part of id, name, handler or method"),
     Field("sort", one_of(SortBy)),
-    Field("limit", whole_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
-    Field("offset", whole_text(0, 999_999_999)),
+    Field("limit", whole_number_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
+    Field("offset", whole_number_text(0, 999_999_999)),
 )
 EXECUTIONS_QUERY: Final = Fields(
     Field("handler_id", NAME),
     Field("schedule_id", NAME),
     Field("status", STATUSES, "one status, or several with commas between them"),
     Field("since", TIME_TEXT, "ISO 8601 or Unix seconds"),
-    Field("limit", whole_text(1, MAX_PAGE), "50 if not given"),
+    Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"),
     Field("cursor", CURSOR, "next_cursor of the answer before"),
 )
 NO_FIELDS: Final = Fields()
 STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
-ERRORS_QUERY: Final = Fields(Field("limit", whole_text(1, MAX_PAGE), "50 if not given"))
+ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"))
 
 
 # How things are shown
@@ -7148,9 +7381,6 @@ def render_schedule(schedule: Schedule) -> dict[str, Any]:
 
 def render_execution(execution: Execution) -> dict[str, Any]:
     e = execution
-    duration_ms = None
-    if e.started_us is not None and e.completed_us is not None:
-        duration_ms = (e.completed_us - e.started_us) / 1_000
     return {
         "execution_id": e.execution_id,
         "job_id": e.execution_id,
@@ -7165,7 +7395,7 @@ def render_execution(execution: Execution) -> dict[str, Any]:
         "deadline": iso_of(e.deadline_us),
         "started_at": iso_of(e.started_us),
         "completed_at": iso_of(e.completed_us),
-        "duration_ms": duration_ms,
+        "duration_ms": None if e.duration_us is None else e.duration_us / 1_000,
         "attempt_number": e.attempt,
         "max_attempts": e.retry.max_attempts,
         "timeout": e.timeout,
@@ -7587,14 +7817,14 @@ def show_description(app: App, call: Call) -> Response:
 
 # What clients can expect to be shown, for the description
 
-TEXT: Final[Schema] = {"type": "string"}
-COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
-NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
-TIME: Final[Schema] = {"type": "string", "format": "date-time"}
-TIME_OR_NULL: Final[Schema] = {"type": ["string", "null"], "format": "date-time"}
-ANYTHING: Final[Schema] = {}
-ANY_OBJECT: Final[Schema] = {"type": "object"}
+TEXT: Final[Schema] = MappingProxyType({"type": "string"})
+COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
+TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
+NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
+TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
+TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
+ANYTHING: Final[Schema] = MappingProxyType({})
+ANY_OBJECT: Final[Schema] = MappingProxyType({"type": "object"})
 
 
 def shape(**members: Schema) -> Schema:
@@ -7610,42 +7840,44 @@ def component(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-COMPONENTS: Final[Mapping[str, Schema]] = {
-    "Error": shape(status={"const": "error"}, error=TEXT, code=TEXT),
-    "Handler": shape(
-        id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
-    ),
-    "Schedule": shape(
-        id=TEXT,
-        name=TEXT_OR_NULL,
-        trigger=TEXT,
-        description=TEXT,
-        next_fire_time=TIME_OR_NULL,
-        last_fire_time=TIME_OR_NULL,
-        args={"type": "array", "minItems": 3, "maxItems": 3},
-        handler_id=TEXT,
-        method_name=TEXT,
-        job_params=ANY_OBJECT,
-        trigger_config=ANY_OBJECT,
-        paused={"type": "boolean"},
-        quarantined=TEXT_OR_NULL,
-    ),
-    "Execution": shape(
-        execution_id=TEXT,
-        job_id=TEXT,
-        schedule_id=TEXT_OR_NULL,
-        handler_id=TEXT,
-        method_name=TEXT,
-        status={"type": "string", "enum": [str(status) for status in Status]},
-        scheduled_at=TIME,
-        started_at=TIME_OR_NULL,
-        completed_at=TIME_OR_NULL,
-        duration_ms=NUMBER_OR_NULL,
-        attempt_number=COUNT,
-        result=ANYTHING,
-        error=TEXT_OR_NULL,
-    ),
-}
+COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
+    {
+        "Error": shape(status={"const": "error"}, error=TEXT, code=TEXT),
+        "Handler": shape(
+            id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
+        ),
+        "Schedule": shape(
+            id=TEXT,
+            name=TEXT_OR_NULL,
+            trigger=TEXT,
+            description=TEXT,
+            next_fire_time=TIME_OR_NULL,
+            last_fire_time=TIME_OR_NULL,
+            args={"type": "array", "minItems": 3, "maxItems": 3},
+            handler_id=TEXT,
+            method_name=TEXT,
+            job_params=ANY_OBJECT,
+            trigger_config=ANY_OBJECT,
+            paused={"type": "boolean"},
+            quarantined=TEXT_OR_NULL,
+        ),
+        "Execution": shape(
+            execution_id=TEXT,
+            job_id=TEXT,
+            schedule_id=TEXT_OR_NULL,
+            handler_id=TEXT,
+            method_name=TEXT,
+            status={"type": "string", "enum": [str(status) for status in Status]},
+            scheduled_at=TIME,
+            started_at=TIME_OR_NULL,
+            completed_at=TIME_OR_NULL,
+            duration_ms=NUMBER_OR_NULL,
+            attempt_number=COUNT,
+            result=ANYTHING,
+            error=TEXT_OR_NULL,
+        ),
+    }
+)
 SCHEDULE_CHANGED: Final = shape(
     status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
 )
@@ -8103,6 +8335,8 @@ class Server:
             self.events.publish("clock", {"step_s": reading.step_us / 1e6})
         if reading.step_us > 0:
             self.store.reason = Reason.CLOCK_STEP
+        elif reading.froze:
+            self.store.reason = Reason.DOWN
         if reading.step_us < 0 or reading.released:
             task = asyncio.get_running_loop().create_task(self._replan(now_us))
             self._tasks.append(task)
@@ -8457,8 +8691,6 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
     if found is None or library_file is None:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
-    if sys.modules.get("ssl", sys) is None:
-        del sys.modules["ssl"]  # a job may need what the server does without
     library = load_module(library_file[0], "handler")
     options = library.Options(
         concurrency=spec.concurrency,

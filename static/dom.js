@@ -37,10 +37,9 @@ function reconcile(old, next) {
     if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
   reconcileChildren(old, [...next.childNodes]);
-  if (old.matches("input,select,textarea") && old !== document.activeElement) {
-    if (old.value !== next.value) old.value = next.value;
-    if (next.type === "checkbox") old.checked = next.checked;
-  }
+  if (next.type === "checkbox" || next.type === "radio") old.checked = next.checked;
+  // What is being typed belongs to the user.
+  else if (old.matches("input,select,textarea") && old !== document.activeElement && old.value !== next.value) old.value = next.value;
 }
 
 function reconcileChildren(parent, wanted) {

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural } from "./format.js";
 import { PAGE_ROWS, SPANS, executionsUrl, isFinal, isShown, joinLog, readLog, stateOfExecution, upsertExecution } from "./model.js";
-import { button, call, cell, empty, facts, frame, link, missing, row, select, state, table, when } from "./pieces.js";
+import { button, call, cell, empty, facts, frame, heading, link, missing, row, select, state, table, unseenHeading, when } from "./pieces.js";
 
 export const title = ({ route }) => (route.id == null ? "Executions" : `Execution ${route.id}`);
 
@@ -40,7 +40,7 @@ function renderList(ctx) {
   const records = resource?.data?.records ?? [];
   const more = records.length >= PAGE_ROWS * ctx.pages;
   return [
-    h("h1", { class: "unseen", tabindex: "-1" }, "Executions"),
+    unseenHeading("Executions"),
     toolbar(ctx),
     frame({ title: "Executions", name: "list", note: resource?.data && `${formatCount(records.length)}${more ? "+" : ""}` },
       missing(resource) ?? (records.length ? history(ctx, records, { busy: resource.loading }) : empty("no execution matches")),
@@ -109,12 +109,11 @@ function renderOne(ctx) {
   const head = h("p", { class: "trail" }, h("a", { href: ctx.listHash("executions"), "data-back": true }, "‹ Executions"));
   const resource = ctx.get("execution");
   const waiting = missing(resource);
-  if (waiting) return [head, frame({ title: `Execution ${ctx.route.id}`, name: "one" }, waiting)];
+  if (waiting) return [head, heading(`Execution ${ctx.route.id}`), waiting];
   const execution = resource.data;
   return [
     head,
-    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, `${execution.handler_id}.${execution.method_name}`),
-      state(stateOfExecution(execution)), progress(execution, ctx), tools(execution)),
+    heading(`${execution.handler_id}.${execution.method_name}`, state(stateOfExecution(execution)), progress(execution, ctx), tools(execution)),
     h("div", { class: "pair", "data-key": "pair" }, about(ctx, execution), ended(execution)),
     attempts(ctx, execution),
     log(ctx, execution),

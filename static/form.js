@@ -182,7 +182,7 @@ const KINDS = {
   interval: (form) => [
     numbers(form, ["weeks", "days", "hours", "minutes", "seconds"]),
     moment(form, "start_time", "from"), moment(form, "end_time", "until")],
-  expression: (form) => part(form, "expression", "minute  hour  day  month  weekday", { class: "big", placeholder: "*/5 9-17 * * mon-fri", hint: "as in crontab(5), or @hourly, @daily, @weekly …" }),
+  expression: (form) => part(form, "expression", "minute hour day month weekday", { class: "big", placeholder: "*/5 9-17 * * mon-fri", hint: "as in crontab(5), or @hourly, @daily, @weekly …" }),
   cron: (form) => [
     CRON_FIELDS.map((name) => part(form, name, name === "day_of_week" ? "weekday" : name, { placeholder: "*" })),
     moment(form, "start_time", "from"), moment(form, "end_time", "until")],

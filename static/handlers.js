@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { formatCount, formatDuration, formatPercent } from "./format.js";
 import { isFailed, methodsOf, renderRoute, signature, upsertExecution } from "./model.js";
-import { button, cell, empty, facts, frame, link, missing, row, state, table, when } from "./pieces.js";
+import { button, cell, empty, facts, frame, heading, link, missing, row, state, table, unseenHeading, when } from "./pieces.js";
 import { history } from "./executions.js";
 
 const FAILED_ROWS = 10;
@@ -37,7 +37,7 @@ function renderList(ctx, handlers) {
   const heads = [["state-of", "status"], ["name", "handler"], ["address", "address"], ["num", "instances"], ["num", "running"], ["num", "queued"],
     ["num", "runs"], ["num", "success"], ["heard", "heard"], ["skew", "clock"]];
   return [
-    h("h1", { class: "unseen", tabindex: "-1" }, "Handlers"),
+    unseenHeading("Handlers"),
     frame({ title: "Handlers", name: "list", note: formatCount(handlers.length) }, handlers.length
       ? table({ caption: "Handlers", name: "handlers", wide: true, heads }, handlers.map((handler) => listRow(ctx, handler)))
       : empty("no handler has registered yet. A handler is a small program that offers methods: see handler.py.")),
@@ -67,11 +67,11 @@ function skew(instances) {
 
 function renderOne(ctx, handler) {
   const head = h("p", { class: "trail" }, h("a", { href: ctx.listHash("handlers"), "data-back": true }, "‹ Handlers"));
-  if (!handler) return [head, frame({ title: ctx.route.id, name: "one" }, empty(`There is no handler ${ctx.route.id}.`))];
+  if (!handler) return [head, heading(ctx.route.id), empty(`There is no handler ${ctx.route.id}.`)];
   const tally = ctx.get("stats")?.data?.by_handler?.[handler.id];
   return [
     head,
-    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, handler.id), state(handler.status),
+    heading(handler.id, state(handler.status),
       h("span", { class: "tools" }, h("a", { href: renderRoute({ view: "schedules", query: { handler: handler.id } }) }, "schedules"),
         h("a", { href: renderRoute({ view: "executions", query: { handler: handler.id } }) }, "executions"))),
     h("div", { class: "pair", "data-key": "pair" }, frame({ title: "Load", name: "about" }, facts([

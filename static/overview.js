@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { formatCount, formatDuration, formatPercent, formatPlural, firstLine, EXECUTION_STATUSES } from "./format.js";
 import { fillMinutes, fillSlots, isFailed, isFinal, stateOfExecution, upsertExecution } from "./model.js";
 import { outcome, progress } from "./executions.js";
-import { button, call, cell, empty, frame, link, missing, row, shape, state, table, when } from "./pieces.js";
+import { button, call, cell, empty, frame, link, missing, row, shape, state, table, unseenHeading, when } from "./pieces.js";
 
 const RUNNING_ROWS = 20;
 const LATELY_ROWS = 14;
@@ -51,7 +51,7 @@ export function resources({ get }) {
 export function render(ctx) {
   const stats = ctx.get("stats");
   return [
-    h("h1", { class: "unseen", tabindex: "-1" }, "Overview"),
+    unseenHeading("Overview"),
     troubles(ctx),
     h("div", { class: "figures", "data-key": "figures" }, rate(ctx, stats), outcomes(stats), durations(stats)),
     strip(ctx),

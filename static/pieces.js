@@ -71,6 +71,13 @@ export const row = (kind, id, ...cells) =>
 
 export const cell = (kind, ...children) => h("td", { class: kind }, children);
 
+/** The heading of a page about one thing. It takes the focus when the page opens, so it is there at once. */
+export const heading = (text, ...beside) =>
+  h("div", { class: "heading", "data-key": "heading" }, h("h1", { tabindex: "-1", id: "title" }, text), beside);
+
+/** The heading of a list; its frame has the visible title. */
+export const unseenHeading = (text) => h("h1", { class: "unseen", tabindex: "-1" }, text);
+
 /** Pairs of name and value. */
 export const facts = (pairs) =>
   h("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== "" && value !== false)

@@ -77,7 +77,7 @@ export function createResources({ onChange, onAnswer }) {
       const now = performance.now();
       for (const entry of entries.values()) {
         const age = now - entry.loadedAt;
-        const due = age >= (polling ? Math.max(POLL_MS, entry.spec.every) : entry.spec.refresh ?? REFRESH_MS);
+        const due = age >= (polling ? POLL_MS : entry.spec.refresh ?? REFRESH_MS);
         if (!entry.loading && (due || (entry.stale && age >= entry.spec.every))) load(entry);
       }
     },

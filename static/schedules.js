@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { formatCount, formatDuration, formatJson, formatParams, formatPlural } from "./format.js";
 import { PAGE_ROWS, methodsOf, renderRoute, schedulesUrl, signature, stateOfSchedule, upsertExecution } from "./model.js";
-import { button, call, cell, empty, facts, frame, link, missing, row, select, state, table, when } from "./pieces.js";
+import { button, call, cell, empty, facts, frame, heading, link, missing, row, select, state, table, unseenHeading, when } from "./pieces.js";
 import { history } from "./executions.js";
 
 const RECENT_ROWS = 20;
@@ -54,7 +54,7 @@ function renderList(ctx) {
   const schedules = resource?.data?.schedules ?? [];
   const filtered = ctx.route.query.search || ctx.route.query.handler || ctx.route.query.state;
   return [
-    h("h1", { class: "unseen", tabindex: "-1" }, "Schedules"),
+    unseenHeading("Schedules"),
     toolbar(ctx),
     frame({ title: "Schedules", name: "list", note: resource?.data && formatCount(resource.data.total) },
       missing(resource) ?? (schedules.length
@@ -130,11 +130,11 @@ function renderOne(ctx) {
   const resource = ctx.get("schedule");
   const head = h("p", { class: "trail" }, h("a", { href: ctx.listHash("schedules"), "data-back": true }, "‹ Schedules"));
   const waiting = missing(resource);
-  if (waiting) return [head, frame({ title: ctx.route.id, name: "one" }, waiting)];
+  if (waiting) return [head, heading(ctx.route.id), waiting];
   const schedule = resource.data;
   return [
     head,
-    h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, schedule.name ?? schedule.id), state(stateOfSchedule(schedule)), tools(schedule)),
+    heading(schedule.name ?? schedule.id, state(stateOfSchedule(schedule)), tools(schedule)),
     schedule.quarantined && frame({ title: "This schedule cannot fire", name: "troubles" }, h("p", null, schedule.quarantined)),
     h("div", { class: "pair", "data-key": "pair" }, about(ctx, schedule), fires(ctx, schedule)),
     frame({ title: "Recent executions", name: "recent", aside: h("a", { href: renderRoute({ view: "executions", query: { schedule: schedule.id } }) }, "all") },

@@ -471,6 +471,16 @@ def test_a_taken_port_is_one_line_that_names_the_key(site: Site, command: str, k
     assert err == f"schedulezero: {kind}_port {port} on 127.0.0.1: Address already in use\n"
 
 
+def test_a_start_that_fails_says_why_and_leaves_nothing_running(site: Site) -> None:
+    site.data.mkdir(parents=True)
+    (site.data / "schedulezero.db").write_bytes(b"no database" * 1_000)
+    code, out, err = site.do("start")
+    assert (code, out) == (1, "")
+    assert err.startswith("schedulezero: not started: the server ended with exit code 1: ")
+    assert "database" in err
+    assert site.do("status")[0] == 3
+
+
 @pytest.mark.parametrize("key", ["data_dir", "log_dir"])
 def test_a_directory_that_cannot_be_made_is_one_line(site: Site, key: str) -> None:
     (site.directory / "file").touch()

@@ -564,9 +564,9 @@ def test_a_spooled_result_survives_kill_9(server, start, tmp_path, mode):
     server.result("e1:1", ack=False)
     handler.kill()
     handler.wait()
-    (spool / "torn.tmp").write_text("half")
+    spool = spool / "jobs"
     (spool / f"{b'e7:1'.hex()}.result").write_text('{"id":"e7:1","succ')
-    start("--spool", str(spool), *mode, register=False)
+    start("--spool", str(spool.parent), *mode, register=False)
     assert [m["id"] for m in server.registration()["finished"]] == ["e1:1"]
     server.control("ack", id="e1:1")
     wait_until(lambda: [p.suffix for p in spool.iterdir()] == [".bad"])
@@ -576,9 +576,9 @@ def test_an_acknowledged_result_leaves_the_spool(server, start, tmp_path):
     start("--spool", str(tmp_path / "spool"))
     server.call("e1:1", "greet")
     server.result("e1:1", ack=False)
-    assert len(list((tmp_path / "spool").iterdir())) == 1
+    assert len(list((tmp_path / "spool" / "jobs").iterdir())) == 1
     server.control("ack", id="e1:1")
-    wait_until(lambda: not list((tmp_path / "spool").iterdir()))
+    wait_until(lambda: not list((tmp_path / "spool" / "jobs").iterdir()))
 
 
 # --- Stopping ---------------------------------------------------------------------------------

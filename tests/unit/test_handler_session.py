@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 
@@ -341,11 +343,13 @@ def test_torn_and_foreign_files_are_set_aside(tmp_path):
     (tmp_path / "6465.result").write_bytes(b'{"id":"other"}')
     (tmp_path / "zz.result").write_bytes(b"{}")
     (tmp_path / "6466.result").write_bytes(b"")
-    (tmp_path / "x.tmp").write_bytes(b"half")
+    for name, age_s in (("old.tmp", 4_000), ("young.tmp", 0)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
     (tmp_path / "notes.txt").write_bytes(b"mine")
     assert list(spool.load()) == ["e1:1"]
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [
-        ".bad", ".bad", ".bad", ".result", ".txt",
+        ".bad", ".bad", ".bad", ".result", ".tmp", ".txt",
     ]  # fmt: skip
 
 

@@ -71,7 +71,7 @@ BAD = {
     "a negative length": (HEAD + b"Content-Length: -1\r\n\r\n", 400),
     "a length with underscore": (HEAD + b"Content-Length: 1_0\r\n\r\nhellohello", 400),
     "a length in Arabic digits": (
-        HEAD + "Content-Length: ١٠\r\n\r\nhellohello".encode(),
+        HEAD + "Content-Length: \u0661\u0660\r\n\r\nhellohello".encode(),
         400,
     ),
     "a length in hex": (HEAD + b"Content-Length: 0xa\r\n\r\nhellohello", 400),

@@ -120,6 +120,19 @@ def test_a_cron_trigger_keeps_within_its_bounds() -> None:
     assert trigger.latest_until(NOW) is None
 
 
+def test_rare_fires_next_to_the_end_of_a_year_are_found_from_both_sides() -> None:
+    for zone in ("UTC", BERLIN, "America/Los_Angeles", "Pacific/Kiritimati"):
+        for expression in ("0 12 31 12 *", "30 0 1 1 *", "59 23 31 12 *", "0 0 2 1 *"):
+            trigger = parse({"type": "cron", "expression": expression}, zone)
+            fires = [trigger.next_after(datetime(year, 6, 1, tzinfo=UTC)) for year in range(2027, 2032)]
+            for first, second in zip(fires, fires[1:], strict=False):
+                assert first is not None and second is not None
+                assert timedelta(days=364) < second - first < timedelta(days=367)
+                for near in (timedelta(minutes=1), timedelta(hours=20), timedelta(days=3)):
+                    assert trigger.latest_until(first + near) == first
+                    assert trigger.next_after(second - near) == second
+
+
 # Dates, intervals, calendar intervals, and, or
 
 
@@ -173,7 +186,8 @@ def test_an_interval_made_while_the_clock_ran_ahead_is_rebased_onto_the_right_ti
     assert (ahead - fire_at) % timedelta(hours=1) == timedelta(0)
     given = parse({"type": "interval", "hours": 1, "start_time": "2028-01-01"}, now=ahead)
     assert given.rebased(NOW) == given
-    either = parse({"type": "or", "triggers": [{"type": "interval", "hours": 1}]}, now=ahead)
+    members = [{"type": "cron", "year": 2030}, {"type": "interval", "hours": 1}]
+    either = parse({"type": "or", "triggers": [*members, INTERVAL | {"days": 1}]}, now=ahead)
     assert either.rebased(NOW).next_after(NOW) == fire_at
 
 
@@ -193,6 +207,12 @@ def test_an_interval_made_while_the_clock_ran_ahead_is_rebased_onto_the_right_ti
         ({"days": 1, "hour": 12}, ["2027-03-04 12:00"]),
         ({"days": 1, "hour": 12, "start_date": "2027-03-08", "end_date": "2027-03-09"},
          ["2027-03-08 12:00", "2027-03-09 12:00"]),
+        ({"days": 2, "start_date": "2027-03-08", "end_date": "2027-03-10"},
+         ["2027-03-08 00:00", "2027-03-10 00:00"]),
+        ({"days": 1, "start_date": "2027-03-08", "end_date": "2027-03-09"},
+         ["2027-03-08 00:00", "2027-03-09 00:00"]),
+        ({"days": 1, "start_date": "2027-03-30"}, ["2027-03-30 00:00", "2027-03-31 00:00",
+                                                   "2027-04-01 00:00"]),
         ({"days": 1, "hour": 2, "minute": 30, "start_date": "2027-03-27"},
          ["2027-03-27 02:30", "2027-03-28 03:00", "2027-03-29 02:30"]),
     ],
@@ -221,7 +241,14 @@ def test_an_or_fires_once_where_its_triggers_meet() -> None:
     trigger = parse({"type": "or", "triggers": triggers})
     hours = [fire[15:17] for fire in next_fires(trigger, 9)]
     assert hours == ["16", "18", "20", "00", "04", "06", "08", "12", "16"]
-    assert trigger.count_between(NOW, NOW + timedelta(days=100)) == 800
+    assert trigger.count_between(NOW, NOW + timedelta(days=30)) == 240
+
+
+def test_an_or_begins_with_a_date_that_is_past_but_within_its_grace() -> None:
+    triggers = [{"type": "date", "run_date": "2027-03-03T09:00"}, {"type": "cron", "hour": 13}]
+    trigger = parse({"type": "or", "triggers": triggers})
+    fires = [trigger.next(), trigger.next()]
+    assert [fire and fire.hour for fire in fires] == [9, 13]
 
 
 def test_an_or_ends_with_the_last_of_its_triggers() -> None:
@@ -269,6 +296,7 @@ BAD = [
     ({**CRON, "minute": "*-5"}, "minute", "cannot begin a range"),
     ({**CRON, "minute": "x" * 2000}, "minute", "1 to 1000 characters"),
     ({**CRON, "month": "janu"}, "month", "did you mean 'jan'"),
+    ({**CRON, "month": "*/13"}, "month", "between 1 and 12"),
     ({**CRON, "day_of_week": 7}, "day_of_week", "0 is Monday"),
     ({**CRON, "day": "1st day"}, "day", "'1st mon'"),
     ({**CRON, "day": "6th mon"}, "day", "'1st mon'"),
@@ -557,6 +585,7 @@ def test_an_impossible_expression_is_refused_at_once() -> None:
          "cron[expression='*/5 9-17 * * mon-fri']"),
         ({"type": "cron", "expression": "@hourly"}, "every hour Europe/Berlin", "cron[expression='@hourly']"),
         ({"type": "cron", "minute": 15}, "minute 15 of every hour Europe/Berlin", "cron[minute='15']"),
+        ({"type": "cron", "minute": "*/30"}, "every 30 minutes Europe/Berlin", "cron[minute='*/30']"),
         ({"type": "cron", "minute": "*"}, "every minute Europe/Berlin", "cron[minute='*']"),
         ({"type": "cron", "second": "*"}, "every second Europe/Berlin", "cron[second='*']"),
         ({"type": "cron", "second": "*/10"}, "every 10 seconds Europe/Berlin", "cron[second='*/10']"),
