@@ -47,6 +47,7 @@ The wire format is that of schedulezero.py, repeated here on purpose: this file 
 
 from __future__ import annotations
 
+import binascii
 import contextvars
 import errno
 import json
@@ -126,6 +127,17 @@ class Options(NamedTuple):
     drain_s: float = DRAIN_S
     log_level: str = "INFO"
     config: Mapping[str, Any] = {}
+    join: Join | None = None  # with it the link is encrypted
+    secret: str | None = None  # the server's handler_secret, where it demands one
+
+
+class Join(NamedTuple):
+    """What a join string says: who the handler is, where the server is and how it is recognised."""
+
+    handler_id: str
+    server: str
+    server_key: str
+    secret_key: str
 
 
 # --- Errors -----------------------------------------------------------------------------------
@@ -731,7 +743,7 @@ class DingDong(Handler):
         """Say the time and strike it. Styles: plain, cuckoo, westminster, ship."""
         if style not in self._STYLES:
             raise ValueError(f"style {style!r} is none of {', '.join(self._STYLES)}")
-        now = time.localtime()
+        now = time.localtime(time.time())
         said = f"{self._STYLES[style]}, it is {now.tm_hour:02}:{now.tm_min:02}"
         count = (ship_bells if style == "ship" else strokes)(now.tm_hour, now.tm_min)
         print(said)
@@ -739,7 +751,7 @@ class DingDong(Handler):
 
     def announce(self, message: str) -> dict[str, Any]:
         """Say the time in words, then `message`."""
-        now = time.localtime()
+        now = time.localtime(time.time())
         said = f"It is {time_in_words(now.tm_hour, now.tm_min)}. {message}"
         print(said)
         return {"said": said}
@@ -1864,6 +1876,13 @@ class ProcessWork:
 # --- Dealer: the socket thread ----------------------------------------------------------------
 
 
+HANDSHAKE_FAILED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
 def open_lifeline() -> int | None:
     """The read end of the governor's pipe, hidden from the programs that jobs start."""
     try:
@@ -1879,6 +1898,9 @@ class Dealer:
 
     def __init__(self, options: Options, session: Session, workers: int, work: Work) -> None:
         self._server = options.server
+        self._join = options.join
+        self._monitor: Any = None
+        self._failure = ""
         self._drain_s = options.drain_s
         self._session = session
         self._wakeup = Wakeup()
@@ -2001,6 +2023,13 @@ class Dealer:
         }
         for option, value in options.items():
             dealer.setsockopt(option, value)
+        if self._join:
+            secret = self._join.secret_key.encode()
+            dealer.curve_serverkey = self._join.server_key.encode()
+            dealer.curve_secretkey, dealer.curve_publickey = secret, zmq.curve_public(secret)
+        if self._join or self._backoff_s > BACKOFF_S[0]:  # else it is just not there yet
+            self._monitor = dealer.get_monitor_socket(HANDSHAKE_FAILED)
+            self._poll.register(self._monitor.getsockopt(zmq.FD), select.POLLIN)
         dealer.connect(self._server)
         self._socket = dealer
         self._poll.register(self._socket.getsockopt(zmq.FD), select.POLLIN)
@@ -2012,6 +2041,11 @@ class Dealer:
             log.warning("nothing heard from %s for %g s", self._server, LIVENESS_S)
             self._backoff_s = BACKOFF_S[0]
         self._poll.unregister(self._socket.getsockopt(zmq.FD))
+        if self._monitor is not None:
+            self._poll.unregister(self._monitor.getsockopt(zmq.FD))
+            self._socket.disable_monitor()
+            self._monitor.close()
+            self._monitor = None
         self._socket.close()
         self._socket = None
         self._session.closed()
@@ -2098,7 +2132,24 @@ class Dealer:
                 self._wakeup.clear()
             elif fd == self._lifeline:
                 self._governor_died(fd)
+            elif self._monitor is not None:
+                self._explain()
         self._wakeup.parked = False
+
+    def _explain(self) -> None:
+        """Log, once, why the server ends our connections before a word was said."""
+        with suppress(zmq.Again):
+            while True:
+                event, *_ = struct.unpack("=hi", self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    failure = "it does not know this handler's key, or has revoked it"
+                elif self._join:
+                    failure = "it is not the server that the join string is for"
+                else:
+                    failure = "it wants an encrypted link: use --join"
+                if failure != self._failure:
+                    self._failure = failure
+                    log.error("%s refuses the connection: %s", self._server, failure)
 
     def _governor_died(self, fd: int) -> None:
         if os.read(fd, 1) == b"":
@@ -2212,6 +2263,7 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
     directory = options.spool or handler.spool
     spool = Spool(os.path.join(directory, handler_id)) if directory else None
     profile = {
+        **({"secret": options.secret} if options.secret else {}),
         "handler_id": handler_id,
         "methods": [method.describe() for method in methods.values()],
         "instance": os.urandom(8).hex(),
@@ -2268,8 +2320,14 @@ def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
         parser.add_argument("target", metavar="CLASS", help=f"{names}, or path/to/file.py:Class")
     parser.add_argument(
         "--server",
-        default=environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER),
-        help="tcp://host:port of the server (default: %(default)s)",
+        help=f"tcp://host:port of the server (default: the join string's, else {DEFAULT_SERVER})",
+    )
+    parser.add_argument(
+        "--join",
+        default=environ.pop("SCHEDULEZERO_JOIN", ""),  # what jobs start must not inherit it
+        metavar="STRING",
+        help="what `schedulezero.py handler-key create` printed, or @FILE that holds it "
+        "(also $SCHEDULEZERO_JOIN)",
     )
     parser.add_argument("--id", help="the handler's id (default: the class name in kebab case)")
     parser.add_argument("--concurrency", type=int, metavar="N", help="jobs at the same time")
@@ -2294,17 +2352,46 @@ def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
         help="arguments of the class's constructor",
     )
     given = parser.parse_args(argv)
+    join = read_join(given.join) if given.join else None
+    server = join.server if join else environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER)
     options = Options(
-        given.server,
-        given.id,
+        given.server or server,
+        given.id or (join.handler_id if join else None),
         given.concurrency,
         given.processes,
         given.spool,
         given.drain,
         given.log_level,
         parse_config(given.config),
+        join,
+        environ.pop("SCHEDULEZERO_HANDLER_SECRET", None),
     )
     return getattr(given, "target", ""), options
+
+
+def read_join(text: str) -> Join:
+    """What a join string says; `@path` names a file, which nobody else may read, that holds it."""
+    if text.startswith("@"):
+        text = read_private(text[1:])
+    body = text.strip().removeprefix("sz1.")
+    try:
+        standard = body.replace("-", "+").replace("_", "/") + "=" * (-len(body) % 4)
+        parts = json.loads(binascii.a2b_base64(standard))
+        if body != text.strip() and [type(part) for part in parts] == [str] * len(Join._fields):
+            return Join(*parts)
+    except (ValueError, TypeError):
+        pass
+    raise ConfigError("--join is not a join string, or cut off")
+
+
+def read_private(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise ConfigError(f"others may read {path}: chmod 600 it")
+            return file.read(MAX_ERROR_CHARS)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 def parse_config(text: str) -> dict[str, Any]:

@@ -39,6 +39,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import binascii
 import calendar
 import contextlib
 import difflib
@@ -46,10 +48,14 @@ import enum
 import errno
 import fcntl
 import gc
+import getpass
 import hashlib
 import heapq
+import hmac
 import http
+import importlib.metadata
 import importlib.util
+import ipaddress
 import json
 import logging
 import logging.handlers
@@ -58,15 +64,20 @@ import os
 import queue
 import random
 import re
+import secrets
 import select
+import shutil
 import signal
 import socket
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
+import typing
+import urllib.parse
 import zlib
 import zoneinfo
 from abc import abstractmethod
@@ -74,12 +85,13 @@ from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TextIO
+from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -88,7 +100,11 @@ import apscheduler.abc
 import tzlocal
 import yaml
 import zmq
+import zmq.utils.z85
 from zmq.utils.monitor import parse_monitor_message
+
+if typing.TYPE_CHECKING:
+    import ssl
 
 # --- Constants --------------------------------------------------------------------------------
 
@@ -101,6 +117,7 @@ EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
 EXIT_ALREADY_RUNNING: Final = 75  # EX_TEMPFAIL in sysexits.h
 EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is never restarted
+EXIT_RENEW: Final = 79  # beyond those of sysexits.h; a child asks to be started anew at once
 
 MAX_NAME_CHARS: Final = 128  # ids of schedules, handlers and methods
 IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
@@ -209,8 +226,7 @@ def iso_of(us: int | None) -> str | None:
     """ISO 8601 in UTC with `Z`, as every time in the API is written."""
     if us is None:
         return None
-    at = at_of(us)
-    return at.strftime("%Y-%m-%dT%H:%M:%S") + (f".{at.microsecond:06d}Z" if at.microsecond else "Z")
+    return at_of(us).isoformat()[:-6] + "Z"
 
 
 class Status(enum.StrEnum):
@@ -285,6 +301,7 @@ class HandlerSpec:
     concurrency: int | None = None  # these three for `run`: jobs at a time, each in a process,
     processes: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)  # arguments of the constructor
+    autostart: bool = True  # False: something else runs it, as a systemd unit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,13 +318,31 @@ class Config:
     http_port: int = 8888
     zmq_host: str = "127.0.0.1"
     zmq_port: int = 4242
+    zmq_security: str = "auto"  # auto: curve unless zmq_host is loopback; curve; null
+    handler_secret: str = field(default="", repr=False)  # what `register` must carry, if set
+    callback_networks: tuple[str, ...] = ()  # where plain handlers may be called; (): see README
+    credentials_dir: str | None = None  # systemd's, for secrets
+    auth: str = "auto"  # or "required": see requires_login
+    allow_insecure: bool = False  # serve other machines without TLS
+    allowed_hosts: tuple[str, ...] = ()  # further names this server is called by, lower-case
+    cors_origins: tuple[str, ...] = ()  # sites whose pages may use the API
+    tls_cert: str | None = None  # PEM files
+    tls_key: str | None = None
     data_dir: str = "data/default"  # of this deployment alone
     log_dir: str = "logs/default"  # of this deployment alone
     log_level: str = "INFO"
+    log_format: str = "text"  # or "json"
+    log_to: str = "file"  # or "stdout"
+    log_max_mb: int = 100  # of all logs together
+    memory_limit: int | None = None  # MB of the server, above which it starts anew
     timeout: float = 3600.0
     retry: RetryPolicy = RetryPolicy()
     max_executions: int = 10_000
     max_age_days: float = 30.0
+    max_size_mb: int = 1_024  # of the history; older executions go when it takes more
+    keep_per_schedule: int = 10  # the newest executions of each schedule stay in any case
+    backup_every_hours: float = 24.0  # 0: never
+    backup_keep: int = 3
     handlers: tuple[HandlerSpec, ...] = ()
     schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     path: str | None = None  # the file it came from, None for the defaults
@@ -418,6 +453,34 @@ class InstanceInfo:
     clock_skew_s: float | None = None
     pid: int | None = None
     hostname: str | None = None
+
+
+class Role(enum.StrEnum):
+    """Who may call a route; each includes those before it."""
+
+    ANYONE = "anyone"  # without logging in
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+    def includes(self, role: Role) -> bool:
+        return ROLE_RANKS[self] >= ROLE_RANKS[role]
+
+
+ROLE_RANKS: Final = MappingProxyType({role: rank for rank, role in enumerate(Role)})
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who asked for what, when and from where."""
+
+    at_us: int
+    actor: str  # the name of a token, "loopback" without login, "" for nobody
+    address: str  # of the client
+    action: str  # the operation, as the description of the API names it
+    target: str  # what it was asked of: the path
+    status: int | None = None  # of an answer that refuses; None: accepted
+    number: int = 0  # given by the store; grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,12 +603,14 @@ _JSON_ENCODER: Final = json.JSONEncoder(
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_TEXT_CHARS: Final = 1_024
 MAX_TIMEOUT_S: Final = 366 * 86_400
+MAX_LISTED: Final = 100  # hosts or origins
 MASK: Final = "***"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
 _SECRET_OPTION: Final = re.compile(r"(-[\w-]*(?:secret|token|passw|credential|key)[\w-]*)(=?)(.*)")
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?")
 _RESERVED_IDS: Final = frozenset({"governor", "server"})  # names of `logs` and `status`
 
 KeyPath = tuple[str, ...]
@@ -628,10 +693,54 @@ def _host(value: Any) -> str:
     return value
 
 
+def _host_names(value: Any) -> tuple[str, ...]:
+    """Names for the Host header, without ports."""
+    rule = "a list of host names such as sz.example.org, without scheme and port"
+    if not isinstance(value, list) or len(value) > MAX_LISTED:
+        raise ValueError(rule)
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", name):
+            raise ValueError(rule)
+    return tuple(name.lower().rstrip(".") for name in value)
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    """Origins exactly as browsers send them: no path, no default port, no wildcard."""
+    rule = "a list of origins such as https://tools.example.org, exact and without a path"
+    if not isinstance(value, list) or len(value) > MAX_LISTED:
+        raise ValueError(rule)
+    for origin in value:
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            raise ValueError(rule)
+    return tuple(value)
+
+
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS:
         raise ValueError(f"a name of 1 to {MAX_NAME_CHARS} characters")
     return value
+
+
+def _handler_secret(value: Any) -> str:
+    """Long enough that guessing it over the socket is hopeless."""
+    if not isinstance(value, str) or not 16 <= len(value) <= 256 or not value.isprintable():
+        raise ValueError("a text of 16 to 256 printable characters")
+    return value
+
+
+def _security(value: Any) -> str:
+    """YAML reads the word null as nothing; here it is ZeroMQ's name for no security."""
+    return str(_one_of("auto", "curve", "null")("null" if value is None else value))
+
+
+def _networks(value: Any) -> tuple[str, ...]:
+    rule = 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]'
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(rule)
+    try:
+        return tuple(str(ipaddress.ip_network(item)) for item in value)
+    except ValueError:
+        raise ValueError(rule) from None
 
 
 def _flag(value: Any) -> bool:
@@ -733,7 +842,18 @@ _RETRY: Final[Mapping[str, Check]] = MappingProxyType(
     }
 )
 _HISTORY: Final[Mapping[str, Check]] = MappingProxyType(
-    {"max_executions": _whole(1, 100_000_000), "max_age_days": _number(0.01, 36_600)}
+    {
+        "max_executions": _whole(1, 100_000_000),
+        "max_age_days": _number(0.01, 36_600),
+        "max_size_mb": _whole(1, 1_000_000),
+        "keep_per_schedule": _whole(0, 10_000),
+    }
+)
+_BACKUP: Final[Mapping[str, Check]] = MappingProxyType(
+    {"every_hours": _number(0, 366 * 24), "keep": _whole(1, 1_000)}
+)
+_TABLES: Final[Mapping[str, Mapping[str, Check]]] = MappingProxyType(
+    {"retry": _RETRY, "history": _HISTORY, "backup": _BACKUP}
 )
 _SCALARS: Final[Mapping[str, Check]] = MappingProxyType(
     {
@@ -746,9 +866,22 @@ _SCALARS: Final[Mapping[str, Check]] = MappingProxyType(
         "http_port": _whole(1, 65_535),
         "zmq_host": _host,
         "zmq_port": _whole(1, 65_535),
+        "zmq_security": _security,
+        "handler_secret": _handler_secret,
+        "callback_networks": _networks,
+        "auth": _one_of("auto", "required"),
+        "allow_insecure": _flag,
+        "allowed_hosts": _host_names,
+        "cors_origins": _origins,
+        "tls_cert": _filled_text,
+        "tls_key": _filled_text,
         "data_dir": _filled_text,
         "log_dir": _filled_text,
         "log_level": _log_level,
+        "log_format": _one_of("text", "json"),
+        "log_to": _one_of("file", "stdout"),
+        "log_max_mb": _whole(1, 1_000_000),
+        "memory_limit": _whole(16, 1_000_000),
         "timeout": _number(0.001, MAX_TIMEOUT_S),
     }
 )
@@ -761,6 +894,7 @@ _HANDLER: Final[Mapping[str, Check]] = MappingProxyType(
         "concurrency": _whole(1, 1_000),
         "processes": _flag,
         "config": _mapping,
+        "autostart": _flag,
     }
 )
 _ONLY_WITH_RUN: Final = ("concurrency", "processes", "config")  # a command has its own options
@@ -780,7 +914,7 @@ _SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
         "paused": _flag,
     }
 )
-_SECTIONS: Final = ("retry", "history", "handlers", "schedules")
+_SECTIONS: Final = (*_TABLES, "handlers", "schedules")
 
 # What a deployment is before the file is read. The clock announces the time by the DingDong
 # handler, each hour and, so that something is to be seen at once, each minute.
@@ -838,7 +972,8 @@ def parse_config(
     for part in (built_in, layer, entries.get(name, {}), _parse_environment(environ)):
         _merge(merged, part)
     merged.setdefault("timezone", local_timezone)
-    return _build_config(merged, name, path, directory, source)
+    credentials_dir = environ.get("CREDENTIALS_DIRECTORY") or None  # set by systemd
+    return _build_config(merged, name, path, directory, source, credentials_dir)
 
 
 def _parse_layer(mapping: Any, at: KeyPath, source: ConfigSource) -> dict[str, Any]:
@@ -848,9 +983,8 @@ def _parse_layer(mapping: Any, at: KeyPath, source: ConfigSource) -> dict[str, A
         where = (*at, key)
         if key in _SCALARS:
             settings[key] = _apply(_SCALARS[key], value, where, source)
-        elif key in ("retry", "history"):
-            table = _RETRY if key == "retry" else _HISTORY
-            settings[key] = _parse_table(value, where, source, table)
+        elif key in _TABLES:
+            settings[key] = _parse_table(value, where, source, _TABLES[key])
         elif key == "handlers":
             settings[key] = _parse_each(value, where, source, _parse_handler)
         elif key == "schedules":
@@ -974,7 +1108,7 @@ def _choose_deployment(
 def _variables() -> dict[str, KeyPath]:
     """The environment variables that set a key, and which."""
     keys: list[KeyPath] = [(key,) for key in _SCALARS]
-    keys += [("retry", key) for key in _RETRY] + [("history", key) for key in _HISTORY]
+    keys += [(name, key) for name, table in _TABLES.items() for key in table]
     return {"SCHEDULEZERO_" + "_".join(key).upper(): key for key in keys}
 
 
@@ -1004,9 +1138,16 @@ def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> Non
             raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
 
 
+_NUMBERS: Final = frozenset({"http_port", "zmq_port", "timeout", "log_max_mb", "memory_limit"})
+
+
 def _read_scalar(key: KeyPath, text: str) -> Any:
-    """A number where the key takes one and the text is one; else the text, for its check."""
-    is_text = len(key) == 1 and key[0] not in ("http_port", "zmq_port", "timeout")
+    """A number, flag or list where the key takes one and the text is one; else the text."""
+    if key[0] in ("allowed_hosts", "cors_origins", "callback_networks"):
+        return [part.strip() for part in text.split(",")]
+    if key[0] == "allow_insecure":
+        return {"true": True, "false": False}.get(text, text)
+    is_text = len(key) == 1 and key[0] not in _NUMBERS
     if not is_text and re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
     if not is_text and re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,18}", text):
@@ -1026,6 +1167,7 @@ def _build_config(
     path: str | None,
     directory: str,
     source: ConfigSource,
+    credentials_dir: str | None,
 ) -> Config:
     def place(*parts: str) -> str:
         return os.path.normpath(os.path.join(directory, *parts))
@@ -1033,6 +1175,7 @@ def _build_config(
     plain = {key: value for key, value in settings.items() if key not in _SECTIONS}
     plain["data_dir"] = place(plain.get("data_dir", "data"), deployment)
     plain["log_dir"] = place(plain.get("log_dir", "logs"), deployment)
+    plain |= {key: place(plain[key]) for key in ("tls_cert", "tls_key") if key in plain}
     specs = [spec for spec in settings.get("handlers", {}).values() if spec]
     handlers = [replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs]
     schedules = {key: entry for key, entry in settings.get("schedules", {}).items() if entry}
@@ -1044,8 +1187,10 @@ def _build_config(
         path=path,
         directory=directory,
         lines=source.lines,
+        credentials_dir=credentials_dir,
         **plain,
         **settings.get("history", {}),
+        **{f"backup_{key}": value for key, value in settings.get("backup", {}).items()},
     )
     if config.http_port == config.zmq_port:
         raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
@@ -1076,17 +1221,22 @@ def mask_config(config: Config) -> dict[str, Any]:
             **({"concurrency": spec.concurrency} if spec.concurrency else {}),
             **({"processes": True} if spec.processes else {}),
             **({"config": dict(spec.config)} if spec.config else {}),
+            **({} if spec.autostart else {"autostart": False}),
         }
         for spec in config.handlers
     }
     shown["history"] = {key: shown.pop(key) for key in _HISTORY}
+    shown["backup"] = {key: shown.pop(f"backup_{key}") for key in _BACKUP}
     masked: dict[str, Any] = _mask(shown)
     return masked
 
 
 def _mask(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: MASK if _SECRET.search(k) else _mask(item) for k, item in value.items()}
+        return {
+            key: MASK if _SECRET.search(key) and item is not None else _mask(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_mask(item) for item in value]
     return _URL_PASSWORD.sub(rf"\1{MASK}@", value) if isinstance(value, str) else value
@@ -1218,8 +1368,8 @@ def load_local_timezone() -> str:
 
 # --- Logging ----------------------------------------------------------------------------------
 
-LOG_FILE_BYTES: Final = 5 << 20
-LOG_BACKUPS: Final = 3  # so one log holds at most 20 MiB
+LOG_FILE_BYTES: Final = 5 << 20  # at most, before it is rotated
+LOG_BACKUPS: Final = 3
 TAIL_BYTES: Final = 256 << 10  # read from the end of a log, and at once while following it
 
 # C0 controls (with CR, LF and ESC), DEL, C1, and the separators that many viewers break lines at.
@@ -1231,15 +1381,24 @@ def escape_controls(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def render_log_time(created_s: float) -> str:
+    whole, ms = divmod(int(created_s * 1_000), 1_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{ms:03}Z"
+
+
 class LogFormatter(logging.Formatter):
-    """One line per record, `time level file:line:function message`; tracebacks are indented."""
+    """One line per record, `time level file:line:function message`; tracebacks are indented.
+
+    What is about an execution has its id in brackets before the message.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        whole, ms = divmod(int(record.created * 1_000), 1_000)
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+        at = render_log_time(record.created)
         place = f"{record.filename}:{record.lineno}:{record.funcName}"
+        execution_id = getattr(record, "execution_id", None)
+        context = f"[{execution_id}] " if execution_id else ""
         message = escape_controls(record.getMessage())
-        lines = [f"{at}.{ms:03}Z {record.levelname} {place} {message}"]
+        lines = [f"{at} {record.levelname} {place} {context}{message}"]
         if record.exc_info:
             lines += self._indented(self.formatException(record.exc_info))
         if record.stack_info:
@@ -1250,12 +1409,62 @@ class LogFormatter(logging.Formatter):
         return ["    " + escape_controls(line) for line in text.split("\n")]
 
 
+class JsonLogFormatter(logging.Formatter):
+    """One JSON object per record and line; `execution_id` and `handler_id` where it has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = {
+            "time": render_log_time(record.created),
+            "level": record.levelname,
+            "file": record.filename,
+            "line": record.lineno,
+            "function": record.funcName,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("execution_id", "handler_id"):
+            if value := getattr(record, name, None):
+                shown[name] = value
+        if record.exc_info:
+            shown["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            shown["stack"] = record.stack_info
+        return json.dumps(shown, default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class LogStyle:
+    """What the lines of a log look like, and where they go."""
+
+    is_json: bool = False
+    is_stdout: bool = False  # for journald and Docker: nothing goes to files
+    file_bytes: int | None = None  # of one file before it is rotated; None: LOG_FILE_BYTES
+
+    def formatter(self) -> logging.Formatter:
+        return JsonLogFormatter() if self.is_json else LogFormatter()
+
+
+def log_file_bytes(max_mb: int, logs: int) -> int:
+    """How large a file of one of so many logs may get, that all of them together stay bounded."""
+    return min(LOG_FILE_BYTES, (max_mb << 20) // (logs * (LOG_BACKUPS + 1)))
+
+
+def log_style(config: Config) -> LogStyle:
+    """The style that the configuration asks for."""
+    logs = 2 + 2 * len(config.handlers)  # governor, server, and two for each handler
+    return LogStyle(
+        config.log_format == "json",
+        config.log_to == "stdout",
+        log_file_bytes(config.log_max_mb, logs),
+    )
+
+
 class LogFile(logging.handlers.RotatingFileHandler):
     """A log file of bounded size. With `is_stderr` it stays what the process's stderr writes to."""
 
-    def __init__(self, path: str, *, is_stderr: bool) -> None:
+    def __init__(self, path: str, max_bytes: int, *, is_stderr: bool) -> None:
         self._is_stderr = is_stderr
-        super().__init__(path, maxBytes=LOG_FILE_BYTES, backupCount=LOG_BACKUPS, encoding="utf-8")
+        super().__init__(path, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
         self._redirect()
 
     def doRollover(self) -> None:
@@ -1284,24 +1493,58 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
-def configure_logging(directory: str, name: str, level: str, *, is_foreground: bool) -> None:
+def configure_logging(
+    directory: str, name: str, level: str, *, is_foreground: bool, style: LogStyle | None = None
+) -> None:
     """Send this process's log to `directory`/`name`.log, which is made; replaces what was set.
 
-    In the foreground every line goes to stderr too; otherwise stdout and stderr go to the file.
-    Raises OSError.
+    In the foreground every line goes to stderr too, or with `log_to: stdout` only there;
+    otherwise stdout and stderr go to the file. Raises OSError.
     """
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, f"{name}.log")
-    handlers: list[logging.Handler] = [LogFile(path, is_stderr=not is_foreground)]
+    style = style or LogStyle()
+    handlers: list[logging.Handler] = []
+    if not (is_foreground and style.is_stdout):
+        os.makedirs(directory, exist_ok=True)
+        path = os.path.join(directory, f"{name}.log")
+        max_bytes = style.file_bytes or LOG_FILE_BYTES
+        handlers.append(LogFile(path, max_bytes, is_stderr=not is_foreground))
     if is_foreground:
-        handlers.append(ConsoleHandler(sys.stderr))
+        handlers.append(ConsoleHandler(sys.stdout if style.is_stdout else sys.stderr))
     for handler in handlers:
-        handler.setFormatter(LogFormatter())
-    logging.basicConfig(level=level, handlers=handlers, force=True)
+        handler.setFormatter(style.formatter())
+    logging.basicConfig(handlers=handlers, force=True)
     logging.raiseExceptions = False  # a full disk must not print a traceback for each line
+    set_log_level(level)
+
+
+def log_to_stderr(config: Config) -> None:
+    """Send this process's log to stderr alone; replaces what was set."""
+    logging.basicConfig(level=config.log_level, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(log_style(config).formatter())
+
+
+def set_log_level(level: str) -> None:
+    """Change what is logged from now on."""
+    logging.getLogger().setLevel(level)
     # These two tell of each fire and each poll; what they say that matters comes back as errors.
     for library in ("apscheduler", "asyncio"):
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def surplus_logs(
+    files: Iterable[tuple[str, int, float]], most_bytes: int, kept: Iterable[str]
+) -> list[str]:
+    """Which log files to delete, oldest first, that the rest takes no more than `most_bytes`.
+
+    `files`: path, size and time of last change. Those in `kept` are being written to.
+    """
+    listed = sorted(files, key=lambda file: file[2])
+    excess, names, surplus = sum(file[1] for file in listed) - most_bytes, set(kept), []
+    for path, size, _ in listed:
+        if excess > 0 and path not in names:
+            surplus.append(path)
+            excess -= size
+    return surplus
 
 
 def split_log(data: bytes) -> list[str]:
@@ -2880,14 +3123,25 @@ class ClockGuard:
 # read-only one. A change is a function of the writing connection; the writer collects what is
 # queued and commits it in one transaction, so that 32 clients share one flush.
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
 PAGE_BYTES: Final = 1024  # halves what a small commit writes, against SQLite's 4096
 CHECKPOINT_PAGES: Final = 4000
 CACHE_KIB: Final = 1024  # per connection
 MAX_WRITES_QUEUED: Final = 20_000
+AUDIT_KEPT: Final = 10_000  # entries of what was accepted; a later one takes the oldest's slot
+REFUSALS_KEPT: Final = 2_000  # these have slots of their own: strangers must not wash out the rest
+MAX_NOTES: Final = 2_000  # audit entries that wait for a commit
+NOTE_S: Final = 1.0  # how long they wait before there is one for them alone
 MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of them waits
 BUSY_MS: Final = 5_000
+READ_BUSY_MS: Final = 250  # reads wait on the event loop
+BALLAST_BYTES: Final = 2 << 20
+RECHECK_S: Final = 2.0  # for the look at a database after an error of the disk
+HUNG_S: Final = 15.0  # a commit that takes longer: the disk does not answer
+CLOSE_WRITER_S: Final = 10.0
 TRIGGERS_CACHED: Final = 1_024
+MAX_PRUNED: Final = 10_000  # looked for at once
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
 SPREAD_AFTER_US: Final = 1_000_000
 NEXT_WAKE_S: Final = (0.001, 2.0)  # how soon and how late APScheduler looks again
@@ -2973,6 +3227,18 @@ SCHEMA: Final = (
     CREATE TABLE tasks (task_id TEXT PRIMARY KEY, definition TEXT NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE audit (
+        slot INTEGER PRIMARY KEY,
+        number INTEGER NOT NULL,
+        at_us INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        address TEXT NOT NULL,
+        action TEXT NOT NULL,
+        target TEXT NOT NULL,
+        status INTEGER
+    ) STRICT;
+    """,
 )
 """The statements that lead from each schema version to the next; the length is the version."""
 
@@ -3045,7 +3311,18 @@ def schedule_row(schedule: Schedule) -> tuple[Any, ...]:
 
 
 def schedule_of(row: Sequence[Any]) -> Schedule:
-    """The value of a row of SCHEDULE_COLUMNS."""
+    """The value of a row of SCHEDULE_COLUMNS; of a damaged one what is left, quarantined."""
+    try:
+        return _schedule_of(row)
+    except (ValueError, TypeError) as error:
+        return Schedule(
+            str(row[0]), str(row[2]), str(row[3]), {}, {}, {}, origin=str(row[14]),
+            next_fire_us=row[17], generation=row[19], key=row[21],
+            quarantined=f"its row in the database is damaged: {error}",
+        )  # fmt: skip
+
+
+def _schedule_of(row: Sequence[Any]) -> Schedule:
     return Schedule(
         schedule_id=row[0], name=row[1], handler_id=row[2], method_name=row[3],
         job_params=json.loads(row[4]), trigger_config=json.loads(row[5]),
@@ -3064,13 +3341,25 @@ def execution_row(execution: Execution) -> tuple[Any, ...]:
         decode_id(e.execution_id), e.schedule_id, e.schedule_key, e.fire_us, e.handler_id,
         e.method_name, dump_json(e.job_params), e.status.value, e.created_us, e.due_us,
         e.deadline_us, e.started_us, e.completed_us, e.duration_us, e.attempt,
-        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance, None if e.result is None else dump_json(e.result), e.error,
-        e.reason, e.coalesced, e.coalesced_from_us,
+        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance,
+        None if e.result is None else dump_json(e.result), e.error, e.reason, e.coalesced,
+        e.coalesced_from_us,
     )  # fmt: skip
 
 
 def execution_of(row: Sequence[Any]) -> Execution:
-    """The value of a row of EXECUTION_COLUMNS."""
+    """The value of a row of EXECUTION_COLUMNS; of a damaged one what is left, as lost."""
+    try:
+        return _execution_of(row)
+    except (ValueError, TypeError) as error:
+        return Execution(
+            encode_id(row[0]), row[1], str(row[4]), str(row[5]), {}, Status.LOST, row[8], row[9],
+            None, completed_us=row[12] or row[8],
+            error=f"its row in the database is damaged: {error}",
+        )  # fmt: skip
+
+
+def _execution_of(row: Sequence[Any]) -> Execution:
     return Execution(
         execution_id=encode_id(row[0]), schedule_id=row[1], schedule_key=row[2], fire_us=row[3],
         handler_id=row[4], method_name=row[5], job_params=json.loads(row[6]),
@@ -3099,6 +3388,8 @@ REQUEUE_EXECUTION: Final = (
     "UPDATE executions SET status = 'queued', due_us = ?, error = ?, attempt = ?, instance = NULL "
     "WHERE id = ? AND attempt = ? AND status = 'running'"
 )
+INSERT_AUDIT: Final = "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+REFUSE_AUDIT: Final = "UPDATE audit SET status = ? WHERE slot = ? AND number = ?"
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
     "UPDATE schedules SET last_fire_us = ?, next_fire_us = ? "
@@ -3106,11 +3397,104 @@ ADVANCE_SCHEDULE: Final = (
 )
 
 
-def open_writing(path: str) -> sqlite3.Connection:
-    """Open or create the database for the writer thread.
+class DiskFull(StoreUnavailable):
+    """There is no room for the change; what runs can still end. Passes when there is room."""
 
-    Raises StoreUnavailable with a sentence when it cannot be opened, is damaged, or was written
-    by a newer version; the file is left as it was.
+    code = "disk_full"
+
+
+class DatabaseDamaged(StoreUnavailable):
+    """The file is not what was written to it. A new start looks at it and rebuilds it."""
+
+    code = "database_damaged"
+
+
+class DatabaseRefused(StoreUnavailable):
+    """The file is sound but not for this program: of another one, or of a newer version."""
+
+    code = "database_refused"
+
+
+FAULTS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        sqlite3.SQLITE_BUSY: "another program has locked the database",
+        sqlite3.SQLITE_LOCKED: "another program has locked the database",
+        sqlite3.SQLITE_PROTOCOL: "another program has locked the database",
+        sqlite3.SQLITE_FULL: "the disk is full",
+        sqlite3.SQLITE_IOERR: "the disk reports an error",
+        sqlite3.SQLITE_READONLY: "the database cannot be written to",
+        sqlite3.SQLITE_PERM: "the database cannot be written to",
+        sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+        sqlite3.SQLITE_CORRUPT: "the database is damaged",
+        sqlite3.SQLITE_NOTADB: "the database is damaged",
+        sqlite3.SQLITE_NOMEM: "there is no memory for the database",
+        sqlite3.SQLITE_INTERRUPT: "the database was interrupted",
+    }
+)
+"""SQLite's primary result codes that no change is to blame for (sqlite.org/rescode.html)."""
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def fault_code(error: BaseException) -> int | None:
+    """Which of FAULTS an exception of sqlite3 tells of, None if the change is to blame."""
+    if isinstance(error, MemoryError):
+        return sqlite3.SQLITE_NOMEM
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says which call it was
+    return code if code in FAULTS else None
+
+
+def describe_fault(error: BaseException, path: str) -> StoreUnavailable:
+    """The failure of disk or database that an exception tells of, in a sentence."""
+    code = fault_code(error)
+    sentence, about = FAULTS.get(code or 0, "the database did not take the change"), str(error)
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        # SQLite does not say why; another write beside it may meet the same cause.
+        cause = find_cause(path)
+        if cause in NO_ROOM:
+            code = sqlite3.SQLITE_FULL
+        elif cause == errno.EROFS:
+            return StoreUnavailable("the file system of the database is read-only")
+        elif cause is not None:
+            about = os.strerror(cause)
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFull("the disk is full: changes are refused until there is room")
+    kind = DatabaseDamaged if code in DAMAGED else StoreUnavailable
+    return kind(f"{sentence}: {about}")
+
+
+def find_cause(path: str) -> int | None:
+    """The errno of writing a new file beside another one, None if that can be done."""
+    beside = path + ".probe"
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(fd, bytes(PAGE_BYTES))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            os.unlink(beside)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def room_bytes(path: str) -> int:
+    """What can be written beside a file; without limit where the system does not tell."""
+    try:
+        about = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return sys.maxsize
+    return about.f_bavail * about.f_frsize
+
+
+def open_writing(path: str) -> sqlite3.Connection:
+    """Open or create the database for the writer thread, its schema brought up to date.
+
+    Raises DatabaseRefused, the file left as it was; StoreUnavailable with a sentence when it
+    cannot be opened, DiskFull when that is why.
     """
     try:
         db = sqlite3.connect(
@@ -3128,77 +3512,230 @@ def open_writing(path: str) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"cannot open the database {path}: {error}") from error
+        raise describe_fault(error, path) from error
     return db
 
 
 def schema_version(db: sqlite3.Connection) -> int:
-    """The schema version of a database. Raises StoreUnavailable for one of a newer program."""
+    """The schema version of a database, 0 of one without tables. Raises DatabaseRefused."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise DatabaseRefused("the file is a database of another program")
     if version > SCHEMA_VERSION:
-        raise StoreUnavailable(
+        raise DatabaseRefused(
             f"the database has schema version {version}, this program knows up to "
             f"{SCHEMA_VERSION}: start the newer program"
         )
-    return version
+    return version if tables else 0
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:
     """Bring the schema to SCHEMA_VERSION, each step in one transaction."""
     for number, statements in enumerate(SCHEMA[version:], start=version + 1):
-        db.executescript(f"BEGIN; {statements}; PRAGMA user_version = {number}; COMMIT;")
+        db.executescript(
+            f"BEGIN; {statements}; PRAGMA application_id = {APPLICATION_ID}; "
+            f"PRAGMA user_version = {number}; COMMIT;"
+        )
 
 
 def open_reading(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000)
-    db.execute("PRAGMA query_only = 1")
+    """Open an existing database to read from it in any one thread. Raises sqlite3.Error.
+
+    Such a connection never checkpoints, not even as the last one to close.
+    """
+    db = sqlite3.connect(
+        f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None,
+        check_same_thread=False, timeout=READ_BUSY_MS / 1000,
+    )  # fmt: skip
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    db.create_function("casefold", 1, str.casefold, deterministic=True)  # lower() knows ASCII only
     return db
 
 
+def find_damage(db: sqlite3.Connection, limit_s: float, pragma: str = "quick_check") -> str | None:
+    """What the pages of a database suffer from, None if nothing.
+
+    `quick_check` reads every page, `integrity_check` also compares indexes with tables. Raises
+    TimeoutError when that takes longer than `limit_s`, sqlite3.Error.
+    """
+    timer = threading.Timer(limit_s, db.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        (found,) = db.execute(f"PRAGMA {pragma}(1)").fetchone()
+    except sqlite3.Error as error:
+        if fault_code(error) == sqlite3.SQLITE_INTERRUPT:
+            raise TimeoutError from None
+        if fault_code(error) in DAMAGED:
+            return str(error)
+        raise
+    finally:
+        timer.cancel()
+    return None if found == "ok" else " ".join(found.split())
+
+
+class Trouble:
+    """What is wrong with one thing now. Logged when it begins or changes and when it has passed."""
+
+    def __init__(self, passed: str) -> None:
+        """`passed`: what the log says when it is over."""
+        self.sentence: str | None = None
+        self._passed = passed
+
+    def begin(self, sentence: str, error: BaseException | None = None) -> None:
+        if sentence != self.sentence:
+            log_store.error("%s", sentence, exc_info=error)
+        self.sentence = sentence
+
+    def end(self) -> None:
+        if self.sentence is not None:
+            log_store.warning("%s", self._passed)
+        self.sentence = None
+
+
+def ballast_path(path: str) -> str:
+    return os.path.join(os.path.dirname(path), "ballast")
+
+
+class Ballast:
+    """Room kept on the disk, given up when there is no other, so that what runs can end."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def make(self) -> bool:
+        """Take the room, where there is as much again; False where there is not."""
+        if os.path.exists(self._path):
+            return True
+        if room_bytes(self._path) < 2 * BALLAST_BYTES:
+            return False
+        try:
+            self._allocate()
+        except OSError as error:
+            return error.errno not in NO_ROOM  # there are file systems that keep no room
+        return True
+
+    def _allocate(self) -> None:
+        """Raises OSError, and then leaves nothing."""
+        temporary = self._path + ".new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, BALLAST_BYTES)
+            else:
+                os.write(fd, bytes(BALLAST_BYTES))
+            os.rename(temporary, self._path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+
+    def release(self) -> bool:
+        """Give the room up; whether there was any."""
+        try:
+            os.unlink(self._path)
+        except OSError:
+            return False
+        return True
+
+
 Change = Callable[[sqlite3.Connection], Any]
+Note = tuple[str, tuple[Any, ...]]  # a statement and its values
+
+
+class Pending(NamedTuple):
+    """A change that waits for the writer. An essential one is made although the disk is full."""
+
+    change: Change
+    future: asyncio.Future[Any]
+    essential: bool
 
 
 class Writer:
-    """The thread that writes. Changes queued while a commit is under way share the next one."""
+    """The thread that writes. Changes queued while a commit is under way share the next one.
 
-    def __init__(self, db: sqlite3.Connection, loop: asyncio.AbstractEventLoop) -> None:
+    When the disk is full the ballast is given up for the essential changes: the ends of what runs
+    and deletions. Everything else is refused until there is room for the ballast again.
+
+    After any other fault but a lock the connection is opened anew and checked: what a failed
+    fsync has left in the kernel's cache and in SQLite's is not to be trusted.
+    """
+
+    def __init__(
+        self, path: str, db: sqlite3.Connection, loop: asyncio.AbstractEventLoop, clock: Clock
+    ) -> None:
         self.commits = 0
-        self.trouble: str | None = None  # why the last commit failed; None after one succeeded
-        self._db = db
+        self.is_full = False
+        self.notes: deque[Note] = deque()  # go into the next commit, and cause none
+        self.lost: str | None = None  # why only a new start can help
+        self.took: Callable[[float], None] = lambda seconds: (
+            None
+        )  # told of each commit, by the thread
+        self.busy_since_s: float | None = None  # monotonic: when the commit under way was begun
+        self._path = path
+        self._files = self._file_numbers()
+        self._trouble = Trouble("the database takes changes again")
+        self._ballast = Ballast(ballast_path(path))
+        self._db: sqlite3.Connection | None = db
         self._loop = loop
-        self._queue: queue.SimpleQueue[tuple[Change, asyncio.Future[Any]] | None]
-        self._queue = queue.SimpleQueue()
+        self._clock = clock
+        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        if not self._ballast.make():
+            self.is_full = True
+            self._trouble.begin("the disk is almost full: changes are refused until there is room")
         self._thread.start()
 
-    def submit(self, change: Change) -> asyncio.Future[Any]:
+    @property
+    def trouble(self) -> str | None:
+        """Why changes are not taken now; None if they are."""
+        if not self._thread.is_alive():
+            return "the thread that writes has ended"
+        return self.lost or self._trouble.sentence
+
+    @property
+    def is_displaced(self) -> bool:
+        """Whether the files that are open no longer have their names."""
+        return self._file_numbers() != self._files
+
+    def _file_numbers(self) -> list[tuple[int, int] | None]:
+        return [file_number(self._path + suffix) for suffix in ("", "-wal")]
+
+    def submit(self, change: Change, *, essential: bool = False) -> asyncio.Future[Any]:
         """Queue a change. The future gives what it returned, after the commit.
 
-        Raises StoreUnavailable or Overloaded, always in the future, if the change was not stored.
-        Cancelling the future does not take the change back.
+        Raises StoreUnavailable or Overloaded, always in the future, if the change was not stored;
+        after an error of the disk itself it may have been. Cancelling the future does not take
+        the change back.
         """
         future = self._loop.create_future()
         if self._queue.qsize() >= MAX_WRITES_QUEUED:
             future.set_exception(Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk"))
+        elif self.is_full and not essential:
+            future.set_exception(DiskFull(self.trouble or FAULTS[sqlite3.SQLITE_FULL]))
         else:
-            self._queue.put((change, future))
+            self._queue.put(Pending(change, future, essential))
         return future
 
     def close(self) -> None:
         """Commit what is queued, end the thread and close the connection."""
         self._queue.put(None)
-        self._thread.join()
-        self._db.close()
+        self._thread.join(CLOSE_WRITER_S)  # a disk that hangs must not hold up the end
+        if self._db is not None and not self._thread.is_alive():
+            self._db.close()
 
     def _run(self) -> None:
         while group := self._take():
+            self.busy_since_s = began_s = self._clock.monotonic()
             outcomes = self._commit(group)
+            self.busy_since_s = None
+            self.took(self._clock.monotonic() - began_s)
             with suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, outcomes)
 
-    def _take(self) -> list[tuple[Change, asyncio.Future[Any]]]:
+    def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
         first = self._queue.get()
         if first is None:
@@ -3215,53 +3752,100 @@ class Writer:
             group.append(item)
         return group
 
-    def _commit(
-        self, group: list[tuple[Change, asyncio.Future[Any]]]
-    ) -> list[tuple[asyncio.Future[Any], Any]]:
-        """Commit the group in one transaction; a change that fails is left out of it alone."""
-        changes = [change for change, _ in group]
-        try:
-            results = self._transact(changes)
-        except Exception as error:
-            results = self._commit_apart(changes) if len(group) > 1 else [error]
-        return [
-            (future, self._failure(result) if isinstance(result, Exception) else result)
-            for (_, future), result in zip(group, results, strict=True)
-        ]
+    def _commit(self, group: list[Pending]) -> list[tuple[asyncio.Future[Any], Any]]:
+        """Commit the group in one transaction; a change that fails is left out of it alone.
 
-    def _commit_apart(self, changes: list[Change]) -> list[Any]:
-        """What each change gives or raises, each at a savepoint of its own.
-
-        Still one transaction: with one for each, a locked database would be waited for as often.
+        If disk or database fail nothing of it is stored, but for what is essential when the
+        ballast makes room for that.
         """
         try:
-            return self._transact([partial(_at_savepoint, change) for change in changes])
+            results = self._transact([pending.change for pending in group])
         except Exception as error:
-            return [error] * len(changes)
+            fault = self._suffer(error)
+            refused = [(pending.future, fault) for pending in group if not pending.essential]
+            essential = [pending for pending in group if pending.essential]
+            if essential and isinstance(fault, DiskFull) and self._ballast.release():
+                return refused + self._commit(essential)
+            return [(pending.future, fault) for pending in group]
+        self._succeed()
+        return [(p.future, result) for p, result in zip(group, results, strict=True)]
 
     def _transact(self, changes: list[Change]) -> list[Any]:
-        db = self._db
+        """What each change gives or raises. Raises, with nothing stored, what is no change's."""
+        try:
+            return self._in_transaction(changes)
+        except Exception as error:
+            if fault_code(error) is not None or isinstance(error, StoreUnavailable):
+                raise
+            if len(changes) == 1:
+                return [error]
+        return self._in_transaction([partial(_at_savepoint, change) for change in changes])
+
+    def _in_transaction(self, changes: list[Change]) -> list[Any]:
+        db = self._connection()
         db.execute("BEGIN IMMEDIATE")
         try:
             results = [change(db) for change in changes]
+            noted = 0 if self.is_full else len(self.notes)
+            for place in range(noted):  # the loop may append meanwhile
+                db.execute(*self.notes[place])
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        self.commits += 1
-        self.trouble = None
+        for _ in range(noted):
+            self.notes.popleft()
         return results
 
-    def _failure(self, error: Exception) -> Exception:
-        """What the caller of a failed change sees; the store's own troubles also mark health."""
-        if isinstance(error, ScheduleZeroError):
-            return error
-        sentence = f"the database did not take the change: {error}"
-        if self.trouble is None:
-            log_store.error("%s", sentence, exc_info=error)
-        self.trouble = sentence
-        return StoreUnavailable(sentence)
+    def _suffer(self, error: Exception) -> StoreUnavailable:
+        """Note a fault; what the changes that met it raise."""
+        fault = error if isinstance(error, StoreUnavailable) else describe_fault(error, self._path)
+        code = fault_code(error)
+        self._trouble.begin(str(fault), error)
+        if isinstance(fault, DatabaseDamaged):
+            self.lost = str(fault)
+        if isinstance(fault, DiskFull):
+            self.is_full = True
+        elif code in LOCKED and self._db is not None:
+            # Who comes next need not wait as long to hear the same.
+            self._db.execute(f"PRAGMA busy_timeout = {READ_BUSY_MS}")
+        elif self._db is not None:
+            with suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+        return fault
+
+    def _succeed(self) -> None:
+        self.commits += 1
+        if self.is_full and not self._ballast.make():
+            return  # there was only the room of the ballast
+        self.is_full = False
+        if self._trouble.sentence is not None and self._db is not None:
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        self._trouble.end()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self.lost:
+            raise StoreUnavailable(self.lost)
+        if self._db is None:
+            self._db = self._reopen()
+        return self._db
+
+    def _reopen(self) -> sqlite3.Connection:
+        """The database opened anew; if that shows it in doubt, this server is lost."""
+        if self.is_displaced:
+            raise StoreUnavailable("the database file is gone")
+        db = open_writing(self._path)
+        try:
+            with suppress(TimeoutError):
+                self.lost = find_damage(db, RECHECK_S)
+            # Rewrites and syncs whatever is not yet in the main file.
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     @staticmethod
     def _deliver(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
@@ -3280,10 +3864,187 @@ def _at_savepoint(change: Change, db: sqlite3.Connection) -> Any:
     try:
         result = change(db)
     except Exception as error:
+        if fault_code(error) is not None:
+            raise
         db.execute("ROLLBACK TO apart")
         result = error
     db.execute("RELEASE apart")
     return result
+
+
+def file_number(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None if it is not there."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
+
+
+class StoreReader:
+    """The connection that the event loop reads with. Each read is one snapshot, and short."""
+
+    def __init__(self, path: str) -> None:
+        """Raises StoreUnavailable."""
+        self.lost: str | None = None  # why only a new start can help
+        self._path = path
+        self._trouble = Trouble("the database can be read again")
+        try:
+            self._db = open_reading(path)
+        except sqlite3.Error as error:
+            raise describe_fault(error, path) from error
+        # lower() knows ASCII only.
+        self._db.create_function("casefold", 1, str.casefold, deterministic=True)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last read failed; None if it did not."""
+        return self._trouble.sentence
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows. Raises StoreUnavailable."""
+        try:
+            rows = self._fetch(sql, values)
+        except sqlite3.Error as error:
+            fault = describe_fault(error, self._path)
+            self._trouble.begin(f"the database cannot be read: {fault}", error)
+            if isinstance(fault, DatabaseDamaged):
+                self.lost = str(fault)
+            raise fault from error
+        if self._trouble.sentence is not None:
+            self._trouble.end()
+        return rows
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """The first row, None if there is none. Raises StoreUnavailable."""
+        rows = self.all(sql, values)
+        return rows[0] if rows else None
+
+    def _fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if fault_code(error) is not None:
+                raise
+        # A text that is not UTF-8: the page it stands on was damaged within the row.
+        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        try:
+            return self._db.execute(sql, values).fetchall()
+        finally:
+            self._db.text_factory = str
+
+    def copy_into(self, target: str) -> None:
+        """Write all that is visible to a new file. Raises StoreUnavailable."""
+        try:
+            self._db.execute("VACUUM INTO ?", (target,))
+        except sqlite3.Error as error:
+            raise describe_fault(error, target) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many executions there are, up to the row id that was counted last."""
+
+    rows: int
+    last_id: int
+
+
+SURPLUS: Final = """
+    SELECT id FROM executions AS old
+    WHERE completed_us IS NOT NULL AND id < :first_id AND completed_us < :oldest_us
+        AND NOT (
+            fire_us IS NOT NULL
+            AND EXISTS (SELECT 1 FROM schedules WHERE schedules.key = old.schedule_key)
+            AND :keep > (
+                SELECT count(*) FROM (
+                    SELECT 1 FROM executions AS new
+                    WHERE new.schedule_id = old.schedule_id AND new.fire_us > old.fire_us
+                    LIMIT :keep
+                )
+            )
+        )
+    ORDER BY id LIMIT :limit
+"""
+"""The oldest final executions but for the newest of each schedule there is."""
+
+
+def find_surplus(
+    path: str, config: Config, now_us: int, known: Count
+) -> tuple[Count, list[tuple[int]]]:
+    """The row ids of executions to delete, at most MAX_PRUNED, and the count brought up to date.
+
+    Raises StoreUnavailable.
+    """
+    try:
+        with closing(open_reading(path)) as db:
+            # Counting all of a million rows each time would read the whole file.
+            added, last_id = db.execute(
+                "SELECT count(*), max(id) FROM executions WHERE id > ?", (known.last_id,)
+            ).fetchone()
+            count = Count(known.rows + added, last_id or known.last_id)
+            surplus = count.rows - min(config.max_executions, _rows_that_fit(db, config, count))
+            oldest_us = now_us - round(config.max_age_days * 86_400e6)
+            found = _select_surplus(db, config, first_id_of(oldest_us), oldest_us, MAX_PRUNED)
+            if len(found) < surplus:
+                found = _select_surplus(db, config, MAX_ID, MAX_ID, min(surplus, MAX_PRUNED))
+    except sqlite3.Error as error:
+        raise describe_fault(error, path) from error
+    return count, found
+
+
+def _rows_that_fit(db: sqlite3.Connection, config: Config, count: Count) -> int:
+    """How many executions of the size of those there are the configured size holds."""
+    pages, free, page_bytes = (
+        db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    share = (config.max_size_mb << 20) / max(1, (pages - free) * page_bytes)
+    return count.rows if share >= 1 else int(count.rows * share)
+
+
+def _select_surplus(
+    db: sqlite3.Connection, config: Config, first_id: int, oldest_us: int, limit: int
+) -> list[tuple[int]]:
+    values = {
+        "first_id": first_id,
+        "oldest_us": oldest_us,
+        "keep": config.keep_per_schedule,
+        "limit": limit,
+    }
+    return db.execute(SURPLUS, values).fetchall()
+
+
+Returned = TypeVar("Returned")
+
+
+async def run_apart(function: Callable[[], Returned]) -> Returned:
+    """What a slow function returns or raises, run in a thread that no exit waits for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Returned] = loop.create_future()
+
+    def settle(result: Any, failure: Exception | None) -> None:
+        if future.done():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(result)
+
+    def work() -> None:
+        result: Any = None
+        failure: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:  # raised where it is awaited
+            failure = error
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="apart", daemon=True).start()
+    return await future
 
 
 class Intake(Protocol):
@@ -3334,6 +4095,7 @@ class Claimed:
     schedule: Schedule
     scheduler_id: str
     until_us: int
+    grace_s: float
     fires: Mapping[datetime, Fire]
 
 
@@ -3379,8 +4141,11 @@ class Store(apscheduler.abc.DataStore):
     outlives its server would only delay the next one.
     """
 
-    def __init__(self, path: str, config: Config, clock: Clock) -> None:
-        """Open the database. Raises StoreUnavailable as open_writing does."""
+    def __init__(self, path: str, config: Config, clock: Clock, last_id: int = 0) -> None:
+        """Open the database. Raises StoreUnavailable as open_writing does.
+
+        `last_id`: a row id that may have been used before, so that all new ones are higher.
+        """
         self.path = path
         self.config = config
         self.clock = clock
@@ -3391,16 +4156,19 @@ class Store(apscheduler.abc.DataStore):
         self.look: Callable[[], None] = lambda: None  # called each turn, to compare the clocks
         self._db = open_writing(path)
         try:
-            (last,) = self._db.execute("SELECT max(id) FROM executions").fetchone()
-            self._reader = open_reading(path)
-        except sqlite3.Error as error:
+            self._reader = StoreReader(path)
+            (last,) = self._reader.one("SELECT max(id) FROM executions")
+            self._load_audit()
+        except BaseException:
             self._db.close()
-            raise StoreUnavailable(f"cannot read the database {path}: {error}") from error
-        self._last_id: int = last or 0
-        self._unreadable: str | None = None  # why the last look for due schedules failed
+            raise
+        self.last_id: int = max(last or 0, last_id)
+        self._note_timer: asyncio.TimerHandle | None = None
         self._stuck = False  # whether something was due and nothing could be acquired
         self._writer: Writer | None = None
+        self._count = Count(0, 0)
         self.changed: Callable[[str], None] = lambda schedule_id: None  # called after the commit
+        self.took: Callable[[float], None] = lambda seconds: None  # told how long each commit took
         self._backlog = False  # whether more was due than one turn takes
         self._claims: dict[str, Claimed] = {}
         self._jobs: dict[str, list[apscheduler.Job]] = {}
@@ -3409,10 +4177,13 @@ class Store(apscheduler.abc.DataStore):
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the writer; before this only reads work."""
-        self._writer = Writer(self._db, loop)
+        self._writer = Writer(self.path, self._db, loop, self.clock)
+        self._writer.took = self.took
 
     def close(self) -> None:
         """Commit what is queued and close both connections."""
+        if self._note_timer is not None:
+            self._note_timer.cancel()
         self._reader.close()  # first: the last one to close checkpoints
         if self._writer is not None:
             self._writer.close()
@@ -3422,22 +4193,61 @@ class Store(apscheduler.abc.DataStore):
     @property
     def state(self) -> str:
         """`ok`, or a sentence that says what is wrong with the database."""
-        return (self._writer and self._writer.trouble) or self._unreadable or "ok"
+        return (self._writer and self._writer.trouble) or self._reader.trouble or "ok"
 
-    def write(self, change: Change) -> asyncio.Future[Any]:
+    @property
+    def commits(self) -> int:
+        return self._writer.commits if self._writer else 0
+
+    @property
+    def lost(self) -> str | None:
+        """Why this server cannot go on with its database and must start anew, if so."""
+        return (self._writer and self._writer.lost) or self._reader.lost
+
+    @property
+    def is_displaced(self) -> bool:
+        """Whether the database was deleted, moved or replaced while it is open."""
+        return self._writer is not None and self._writer.is_displaced
+
+    async def halt(self, sentence: str) -> None:
+        """Commit nothing that is not queued already; changes raise StoreUnavailable from now on."""
+        assert self._writer is not None
+        self._writer.lost = sentence
+        with suppress(StoreUnavailable):
+            await self.write(lambda db: None, essential=True)
+
+    def copy_into(self, target: str) -> None:
+        """Write everything committed to a new file. Raises StoreUnavailable."""
+        self._reader.copy_into(target)
+
+    @property
+    def hung_s(self) -> float:
+        """For how many seconds the disk has owed an answer to the commit under way."""
+        since_s = self._writer.busy_since_s if self._writer else None
+        return 0.0 if since_s is None else self.clock.monotonic() - since_s
+
+    def write(self, change: Change, *, essential: bool = False) -> asyncio.Future[Any]:
+        """Store a change; see Writer.submit."""
         assert self._writer is not None, "the store is not open"
-        return self._writer.submit(change)
+        return self._writer.submit(change, essential=essential)
+
+    async def probe(self) -> None:
+        """Write a little, so that a trouble that has passed is known to have passed."""
+        sql = "INSERT OR REPLACE INTO meta VALUES ('probe', ?)"
+        now_us = self.clock.now_us()
+        with suppress(ScheduleZeroError):
+            await self.write(lambda db: db.execute(sql, (now_us,)), essential=True)
 
     def new_id(self) -> str:
         """A new execution id: ordered by time, and growing even when the clock goes back."""
-        self._last_id = max(self._last_id + 1, first_id_of(self.clock.now_us()))
-        return encode_id(self._last_id)
+        self.last_id = max(self.last_id + 1, first_id_of(self.clock.now_us()))
+        return encode_id(self.last_id)
 
     # Schedules
 
     def schedule(self, schedule_id: str) -> Schedule | None:
         query = f"SELECT {SCHEDULE_COLUMNS} FROM schedules WHERE schedule_id = ?"
-        row = self._reader.execute(query, (schedule_id,)).fetchone()
+        row = self._reader.one(query, (schedule_id,))
         return schedule_of(row) if row else None
 
     def schedules(
@@ -3465,13 +4275,11 @@ class Store(apscheduler.abc.DataStore):
             ),
         )
         order = SCHEDULE_ORDERS[sort]
-        (total,) = self._reader.execute(
-            f"SELECT count(*) FROM schedules {where}", values
-        ).fetchone()
-        rows = self._reader.execute(
+        (total,) = self._reader.one(f"SELECT count(*) FROM schedules {where}", values)
+        rows = self._reader.all(
             f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
-        ).fetchall()
+        )
         return [schedule_of(row) for row in rows], total
 
     async def add_schedule_record(self, schedule: Schedule) -> None:
@@ -3522,7 +4330,7 @@ class Store(apscheduler.abc.DataStore):
             sql = "DELETE FROM schedules WHERE schedule_id = ?"
             return db.execute(sql, (schedule_id,)).rowcount == 1
 
-        deleted: bool = await self.write(change)
+        deleted: bool = await self.write(change, essential=True)
         self.changed(schedule_id)
         return deleted
 
@@ -3564,7 +4372,9 @@ class Store(apscheduler.abc.DataStore):
             execution.instance,
             decode_id(execution.execution_id),
         )
-        return self.write(lambda db: db.execute(CLAIM_EXECUTION, values).rowcount == 1)
+        return self.write(
+            lambda db: db.execute(CLAIM_EXECUTION, values).rowcount == 1, essential=True
+        )
 
     def end_execution(
         self, execution: Execution, attempt: Attempt | None = None, log: str | None = None
@@ -3586,7 +4396,7 @@ class Store(apscheduler.abc.DataStore):
             _insert_details(db, number, attempt, log)
             return True
 
-        return self.write(change)
+        return self.write(change, essential=True)
 
     def requeue_execution(
         self, execution: Execution, attempt: Attempt | None, begun: int, log: str | None = None
@@ -3602,7 +4412,7 @@ class Store(apscheduler.abc.DataStore):
             _insert_details(db, number, attempt, log)
             return True
 
-        return self.write(change)
+        return self.write(change, essential=True)
 
     def record_late(
         self, execution_id: str, attempt: int, instance: str, ended_us: int
@@ -3613,11 +4423,11 @@ class Store(apscheduler.abc.DataStore):
             "UPDATE attempts SET outcome = 'late', ended_us = ? WHERE id = ? AND attempt = ? "
             "AND instance = ? AND outcome IN ('lost', 'timeout', 'cancelled')"
         )
-        return self.write(lambda db: db.execute(sql, values).rowcount == 1)
+        return self.write(lambda db: db.execute(sql, values).rowcount == 1, essential=True)
 
     def execution(self, execution_id: str) -> Execution | None:
         query = f"SELECT {EXECUTION_COLUMNS} FROM executions WHERE id = ?"
-        row = self._reader.execute(query, (decode_id(execution_id),)).fetchone()
+        row = self._reader.one(query, (decode_id(execution_id),))
         return execution_of(row) if row else None
 
     def executions(
@@ -3632,38 +4442,42 @@ class Store(apscheduler.abc.DataStore):
     ) -> list[Execution]:
         """The newest matching executions, newest first; `before`: older than this id."""
         where, values = _conditions(
-            ("id < ?", decode_id(before) or 0 if before else None),
+            ("id < ?", None if before is None else decode_id(before) or 0),
             ("handler_id = ?", handler_id),
             ("schedule_id = ?", schedule_id),
             ("id >= ?", None if since_us is None else first_id_of(since_us)),
             ("created_us >= ?", since_us),
             ("status IN (SELECT value FROM json_each(?))", dump_json(status) if status else None),
         )
-        rows = self._reader.execute(
+        rows = self._reader.all(
             f"SELECT {EXECUTION_COLUMNS} FROM executions {where} ORDER BY id DESC LIMIT ?",
             (*values, limit),
         )
-        return [execution_of(row) for row in rows.fetchall()]
+        return [execution_of(row) for row in rows]
 
     def live_executions(self) -> list[Execution]:
         """All that are not final, oldest first: what a restarted server goes on with."""
-        rows = self._reader.execute(
+        rows = self._reader.all(
             f"SELECT {EXECUTION_COLUMNS} FROM executions WHERE completed_us IS NULL ORDER BY id"
         )
-        return [execution_of(row) for row in rows.fetchall()]
+        found = [execution_of(row) for row in rows]
+        for execution in found:
+            if execution.is_final:
+                log_store.error("%s cannot go on: %s", execution.execution_id, execution.error)
+        return [execution for execution in found if not execution.is_final]
 
     def attempts(self, execution_id: str) -> list[Attempt]:
         """The recorded attempts, in order; one that runs or succeeded is told by the execution."""
-        rows = self._reader.execute(
+        rows = self._reader.all(
             "SELECT attempt, instance, started_us, ended_us, outcome, error, traceback "
             "FROM attempts WHERE id = ? ORDER BY attempt",
             (decode_id(execution_id),),
         )
-        return [Attempt(*row) for row in rows.fetchall()]
+        return [Attempt(*row) for row in rows]
 
     def log(self, execution_id: str) -> str | None:
         query = "SELECT log FROM logs WHERE id = ?"
-        row = self._reader.execute(query, (decode_id(execution_id),)).fetchone()
+        row = self._reader.one(query, (decode_id(execution_id),))
         return row[0] if row else None
 
     def errors(self, limit: int) -> list[Execution]:
@@ -3675,21 +4489,21 @@ class Store(apscheduler.abc.DataStore):
 
         Durations are whole milliseconds of the last attempts that succeeded.
         """
-        rows = self._reader.execute(
+        rows = self._reader.all(
             "SELECT handler_id, status, count(*), max(completed_us) FROM executions "
             "WHERE id >= ? AND created_us >= ? GROUP BY handler_id, status",
             (first_id_of(since_us), since_us),
-        ).fetchall()
-        durations = self._reader.execute(
+        )
+        durations = self._reader.all(
             "SELECT handler_id, duration_us / 1000 FROM executions "
             "WHERE id >= ? AND created_us >= ? AND status = 'success' ORDER BY 2",
             (first_id_of(since_us), since_us),
-        ).fetchall()
-        minutes = self._reader.execute(
+        )
+        minutes = self._reader.all(
             "SELECT completed_us / 60000000, count(*), sum(status = 'success') FROM executions "
             "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
             (first_id_of(since_us), self.clock.now_us() - 3600 * 1_000_000),
-        ).fetchall()
+        )
         return {
             **_tally([row[1:3] for row in rows], [ms for _, ms in durations]),
             "by_handler": {
@@ -3705,36 +4519,95 @@ class Store(apscheduler.abc.DataStore):
             ],
         }
 
-    async def prune(self, max_executions: int, oldest_us: int) -> int:
-        """Delete final executions beyond the newest `max_executions` or older than `oldest_us`.
+    async def prune(self, now_us: int) -> int:
+        """Delete what the configuration does not keep of the history; returns how many executions.
 
-        Deletes at most PRUNE_ROWS and returns how many; call again while that is the answer.
+        What to delete is looked for in a thread; it goes in small transactions, so that no fire
+        waits. Pages that become free are used again, so the file stops growing but never
+        shrinks; a backup that is restored is compact.
         """
+        self._count, surplus = await run_apart(
+            partial(find_surplus, self.path, self.config, now_us, self._count)
+        )
+        for first in range(0, len(surplus), PRUNE_ROWS):
+            chunk = surplus[first : first + PRUNE_ROWS]
+            deleted = await self.write(partial(_delete_executions, chunk), essential=True)
+            self._count = replace(self._count, rows=self._count.rows - deleted)
+        return len(surplus)
 
-        def change(db: sqlite3.Connection) -> int:
-            (count,) = db.execute("SELECT count(*) FROM executions").fetchone()
-            rows = db.execute(
-                "SELECT id, completed_us FROM executions WHERE completed_us IS NOT NULL "
-                "ORDER BY id LIMIT ?",
-                (PRUNE_ROWS,),
-            ).fetchall()
-            surplus = max(0, count - max_executions)
-            ids = [
-                (number,)
-                for place, (number, completed_us) in enumerate(rows)
-                if place < surplus or completed_us < oldest_us
-            ]
-            for table in ("executions", "attempts", "logs"):
-                db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
-            return len(ids)
+    async def remove_exhausted(self, oldest_us: int) -> None:
+        """Delete schedules of the API that fired for the last time before `oldest_us`."""
+        rows = self._reader.all(
+            "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND paused = 0 "
+            "AND quarantined IS NULL AND origin = 'api' AND updated_us < ?1 "
+            "AND ifnull(last_fire_us, 0) < ?1 AND NOT EXISTS (SELECT 1 FROM executions "
+            "WHERE completed_us IS NULL AND executions.schedule_id = schedules.schedule_id)",
+            (oldest_us,),
+        )
+        await self.remove_schedules([row[0] for row in rows], finished=True)
 
-        return int(await self.write(change))
+    # Audit
+
+    def note(self, entry: AuditEntry) -> tuple[int, int]:
+        """Record an entry with the next commit, or in NOTE_S; what `note_refusal` wants of it.
+
+        A change that is submitted afterwards is not committed without it.
+        """
+        assert self._writer is not None, "the store is not open"
+        ring = 0 if entry.status is None else 1
+        first, kept = (0, AUDIT_KEPT) if ring == 0 else (AUDIT_KEPT, REFUSALS_KEPT)
+        self._audit_number += 1
+        self._audit_used[ring] += 1
+        e, place = entry, (first + self._audit_used[ring] % kept, self._audit_number)
+        values = (*place, e.at_us, e.actor, e.address, e.action, e.target, e.status)
+        self._add_note(INSERT_AUDIT, values)
+        return place
+
+    def note_refusal(self, place: tuple[int, int], status: int) -> None:
+        """Add to an entry that what it tells of was refused or failed after all."""
+        self._add_note(REFUSE_AUDIT, (status, *place))
+
+    def _add_note(self, sql: str, values: tuple[Any, ...]) -> None:
+        assert self._writer is not None
+        if len(self._writer.notes) >= MAX_NOTES:
+            return  # nothing is committed, so nothing is accepted either
+        self._writer.notes.append((sql, values))
+        if self._note_timer is None:
+            loop = asyncio.get_running_loop()
+            self._note_timer = loop.call_later(NOTE_S, self._commit_notes)
+
+    def _commit_notes(self) -> None:
+        self._note_timer = None
+        if self._writer is not None and self._writer.notes:
+            # Whether it can be stored is told by `state`.
+            self.write(lambda db: None, essential=True).add_done_callback(asyncio.Future.exception)
+
+    def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:
+        """The newest entries, newest first; `before`: of lower number than this."""
+        where, values = _conditions(("number < ?", before))
+        rows = self._reader.all(
+            "SELECT at_us, actor, address, action, target, status, number FROM audit "
+            f"{where} ORDER BY number DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [AuditEntry(*row) for row in rows]
+
+    def _load_audit(self) -> None:
+        """Go on counting where the last server stopped."""
+        rows = self._reader.all(
+            "SELECT max(number), slot FROM audit GROUP BY slot >= ?", (AUDIT_KEPT,)
+        )
+        self._audit_number = max((number for number, _ in rows), default=0)
+        self._audit_used = [0, 0]
+        for _, slot in rows:
+            ring = int(slot >= AUDIT_KEPT)
+            self._audit_used[ring] = slot - ring * AUDIT_KEPT
 
     # Handlers and times
 
     def known_handlers(self) -> list[tuple[str, str, str, int]]:
         """Rows (handler_id, address, methods as JSON, last_seen_us) of all ever registered."""
-        return self._reader.execute("SELECT * FROM handlers ORDER BY handler_id").fetchall()
+        return self._reader.all("SELECT * FROM handlers ORDER BY handler_id")
 
     async def save_handler(self, handler_id: str, address: str, methods: str, at_us: int) -> None:
         sql = "INSERT OR REPLACE INTO handlers VALUES (?, ?, ?, ?)"
@@ -3742,12 +4615,12 @@ class Store(apscheduler.abc.DataStore):
 
     def seen_us(self) -> int:
         """The latest wall time this database knows of: no later moment has been recorded."""
-        (seen,) = self._reader.execute(
+        (seen,) = self._reader.one(
             "SELECT max((SELECT ifnull(max(value), 0) FROM meta WHERE key = 'seen_us'),"
             " (SELECT ifnull(max(max(created_us, ifnull(completed_us, 0))), 0) FROM"
             "  (SELECT created_us, completed_us FROM executions ORDER BY id DESC LIMIT 100)),"
             " (SELECT ifnull(max(last_fire_us), 0) FROM schedules))"
-        ).fetchone()
+        )
         return int(seen)
 
     async def save_seen(self, now_us: int) -> None:
@@ -3760,7 +4633,7 @@ class Store(apscheduler.abc.DataStore):
         Returns how many next fire times were moved. A fire time that was used already stays
         used: the row it has keeps a second one out.
         """
-        (top,) = self._reader.execute("SELECT ifnull(max(key), 0) FROM schedules").fetchone()
+        (top,) = self._reader.one("SELECT ifnull(max(key), 0) FROM schedules")
         moved = 0
         for first in range(0, top + 1, PRUNE_ROWS):
             moved += await self.write(partial(self._replan_some, now_us, first))
@@ -3828,7 +4701,7 @@ class Store(apscheduler.abc.DataStore):
         raise apscheduler.TaskLookupError(task_id)
 
     async def get_tasks(self) -> list[apscheduler.Task]:
-        rows = self._reader.execute("SELECT definition FROM tasks ORDER BY task_id").fetchall()
+        rows = self._reader.all("SELECT definition FROM tasks ORDER BY task_id")
         return [apscheduler.Task(**json.loads(text)) for (text,) in rows]
 
     async def get_schedules(self, ids: set[str] | None = None) -> list[apscheduler.Schedule]:
@@ -3873,7 +4746,7 @@ class Store(apscheduler.abc.DataStore):
         """Claim due schedules, each with its fires planned: see PlannedFires."""
         self.last_turn_s = self.clock.monotonic()
         self.look()
-        if self.holding is not None:
+        if self.holding is not None or self.state != "ok":
             return []
         now_us = self.clock.now_us()
         rows = self._rows(
@@ -3887,7 +4760,7 @@ class Store(apscheduler.abc.DataStore):
             if claim and claim.scheduler_id != scheduler_id and claim.until_us >= now_us:
                 continue
             until_us = now_us + us_in(lease_duration)
-            schedule = await self._claim(schedule_of(row), scheduler_id, now_us, until_us)
+            schedule = await self._claim(schedule_of(row), row[6], scheduler_id, now_us, until_us)
             if schedule is not None:
                 acquired.append(schedule)
             if len(acquired) == limit:
@@ -3899,35 +4772,41 @@ class Store(apscheduler.abc.DataStore):
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         """What APScheduler's loop reads; nothing while the database cannot be read."""
         try:
-            rows = self._reader.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            if self._unreadable is None:
-                log_store.error("the database cannot be read", exc_info=error)
-            self._unreadable = f"the database cannot be read: {error}"
+            return self._reader.all(sql, values)
+        except StoreUnavailable:
             return []
-        self._unreadable = None
-        return rows
 
     async def _claim(
-        self, schedule: Schedule, scheduler_id: str, now_us: int, until_us: int
+        self, schedule: Schedule, state: str, scheduler_id: str, now_us: int, until_us: int
     ) -> apscheduler.Schedule | None:
-        """Plan the fires of a due schedule; None, and quarantine, if its trigger is unusable."""
+        """Plan the fires of a due schedule; None, and quarantine, if its trigger is unusable.
+
+        `state` is the trigger's, as it is stored.
+        """
         assert schedule.next_fire_us is not None
+        if schedule.quarantined is not None:  # as it was read, damaged
+            await self._quarantine(schedule, schedule.quarantined)
+            return None
         try:
-            trigger = self._trigger(dump_json(schedule.trigger_state))
+            trigger = self._trigger(state)
         except TriggerError as error:
             await self._quarantine(schedule, str(error))
             return None
+        grace_s = grace_s_of(schedule, trigger)
         plan = plan_fires(
             trigger,
             at_of(schedule.next_fire_us),
             at_of(now_us),
             coalesce=schedule.coalesce,
-            grace_s=grace_s_of(schedule, trigger),
+            grace_s=grace_s,
             reason=self.reason,
         )
         self._claims[schedule.schedule_id] = Claimed(
-            schedule, scheduler_id, until_us, {fire.nominal_at: fire for fire in plan.fires}
+            schedule,
+            scheduler_id,
+            until_us,
+            grace_s,
+            {fire.nominal_at: fire for fire in plan.fires},
         )
         self._jobs[schedule.schedule_id] = []
         acquired = self._as_apscheduler(schedule, PlannedFires(plan, trigger))
@@ -3964,7 +4843,7 @@ class Store(apscheduler.abc.DataStore):
         try:
             await asyncio.shield(stored)
         except ScheduleZeroError as error:
-            log_store.error("%d fires wait: %s", len(fired), error)
+            log_store.warning("%d fires wait: %s", len(fired), error)
             await asyncio.sleep(NEXT_WAKE_S[1])  # the disk is in trouble: no spinning
 
     def _settle(
@@ -3988,14 +4867,13 @@ class Store(apscheduler.abc.DataStore):
         assert self.intake is not None
         now_us = self.clock.now_us()
         schedule = claim.schedule
-        grace_s = grace_s_of(schedule, self._trigger(dump_json(schedule.trigger_state)))
         executions = []
         for job in self._jobs.get(schedule.schedule_id, ()):
             nominal_at = job.original_scheduled_time
             assert nominal_at is not None
             fire = claim.fires.get(nominal_at) or Fire(nominal_at, True, None, 0, None)
             execution = execution_of_fire(
-                schedule, fire, self.new_id(), now_us, grace_s, self.config
+                schedule, fire, self.new_id(), now_us, claim.grace_s, self.config
             )
             executions.append(self.intake.admit(execution))
         return executions
@@ -4014,7 +4892,7 @@ class Store(apscheduler.abc.DataStore):
             (now_us if self._stuck else -1,),
         )
         next_fire_us = rows[0][0] if rows else None
-        if next_fire_us is None or self.holding is not None:
+        if next_fire_us is None or self.holding is not None or self.state != "ok":
             return at_of(latest_us)
         return at_of(min(max(next_fire_us, soonest_us), latest_us))
 
@@ -4067,11 +4945,11 @@ class Store(apscheduler.abc.DataStore):
 
     async def cleanup(self) -> None:
         """Remove exhausted schedules that nothing runs for."""
-        finished = self._reader.execute(
+        finished = self._reader.all(
             "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND quarantined IS NULL "
             "AND NOT EXISTS (SELECT 1 FROM executions WHERE completed_us IS NULL "
             "AND executions.schedule_id = schedules.schedule_id)"
-        ).fetchall()
+        )
         await self.remove_schedules([row[0] for row in finished], finished=True)
 
     def _as_apscheduler(
@@ -4085,10 +4963,10 @@ class Store(apscheduler.abc.DataStore):
             args=(schedule.handler_id, schedule.method_name, schedule.job_params),  # type: ignore[arg-type]
             paused=schedule.paused,
             coalesce=apscheduler.CoalescePolicy.all,  # the plan has coalesced already
-            misfire_grace_time=None if grace_s is None else timedelta(seconds=grace_s),
+            misfire_grace_time=None if grace_s is None else timedelta(seconds=grace_s),  # type: ignore[arg-type]
             job_executor=TASK_ID,
-            next_fire_time=at_of(schedule.next_fire_us) if schedule.next_fire_us else None,
-            last_fire_time=at_of(schedule.last_fire_us) if schedule.last_fire_us else None,
+            next_fire_time=at_or_none(schedule.next_fire_us),  # type: ignore[arg-type]
+            last_fire_time=at_or_none(schedule.last_fire_us),  # type: ignore[arg-type]
         )
 
     def _of_apscheduler(self, schedule: apscheduler.Schedule) -> Schedule:
@@ -4168,6 +5046,10 @@ def next_us(trigger: Trigger, after_us: int) -> int | None:
     return None if at is None else us_of(at)
 
 
+def at_or_none(us: int | None) -> datetime | None:
+    return None if us is None else at_of(us)
+
+
 def us_in(span: timedelta) -> int:
     return span // timedelta(microseconds=1)
 
@@ -4191,6 +5073,14 @@ def join_logs(earlier: str, later: str) -> str:
 
 def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
     return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
+
+
+def _delete_executions(ids: Sequence[tuple[int]], db: sqlite3.Connection) -> int:
+    """Delete executions with all that belongs to them; how many there were."""
+    cursor = db.executemany("DELETE FROM executions WHERE id = ? AND completed_us IS NOT NULL", ids)
+    for table in ("attempts", "logs"):
+        db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
+    return cursor.rowcount
 
 
 def _insert_details(
@@ -4247,11 +5137,992 @@ def _tally(counts: Sequence[tuple[str, int]], durations_ms: Sequence[int]) -> di
     }
 
 
+# --- Recovery ---------------------------------------------------------------------------------
+#
+# What is done with a database that cannot be used, and before that: backups, and a seal. The
+# database counts its seals, and a small file beside it says how far the count had come. A
+# database whose count is behind has lost what was committed since: its write-ahead log was
+# deleted or cut, or an older file took its place. SQLite itself opens such a file as sound.
+
+DATABASE_FILE: Final = "schedulezero.db"
+SEAL_FILE: Final = "schedulezero.seal"
+BACKUP_DIRECTORY: Final = "backups"
+BACKUP_NAME: Final = re.compile(r"schedulezero-(\d{8}T\d{6})(\d{3})Z\.db")
+BESIDE: Final = ("", "-wal", "-shm", "-journal")  # the files of one database
+STAGED: Final = ".restore"  # takes the database's place at the next start
+UNFINISHED: Final = ".new"
+SET_ASIDE_KEPT: Final = 3  # damaged or replaced databases, each with its log
+CHECK_AT_START_S: Final = 3.0  # then the check goes on beside the running server
+UNLIMITED_S: Final = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What the file beside the database says."""
+
+    database: int = 0  # the lineage: a random number made with the database, kept by its copies
+    number: int = 0  # how often it was sealed
+    sealed_us: int = 0  # when last
+    last_id: int = 0  # no execution had a higher row id then
+    is_open: bool = False  # a server has it open, or ended without closing it
+    is_suspect: bool = False  # damage was met while it was in use
+    incident: str | None = None  # what happened to it, until somebody has taken note
+
+
+def load_seal(path: str) -> Seal | None:
+    """The seal in a file, None if there is none that can be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Seal(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def save_seal(path: str, seal: Seal) -> None:
+    """Replace the file by one that is on the disk for good. Raises OSError."""
+    with open(path + UNFINISHED, "w", encoding="utf-8") as file:
+        json.dump(asdict(seal), file)
+    place_file(path + UNFINISHED, path)
+
+
+def place_file(source: str, target: str) -> None:
+    """Rename a file, with its content and then its name on the disk for good. Raises OSError."""
+    sync_path(source)
+    os.replace(source, target)
+    sync_path(os.path.dirname(target))
+
+
+def sync_path(path: str) -> None:
+    """Have the disk hold a file's content, or a directory's names. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_files(path: str) -> None:
+    """Remove a database with all that SQLite keeps beside it."""
+    for suffix in BESIDE:
+        with suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+
+
+class Condition(enum.Enum):
+    """What a look at a database file showed."""
+
+    SOUND = enum.auto()
+    UNCHECKED = enum.auto()  # sound as far as there was time to look
+    EMPTY = enum.auto()  # no file, or one without tables
+    DAMAGED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known of a database file; `sentence` says what is wrong with an unusable one."""
+
+    condition: Condition
+    sentence: str = ""
+    database: int = 0
+    seal: int = 0
+
+    @property
+    def is_usable(self) -> bool:
+        return self.condition in (Condition.SOUND, Condition.UNCHECKED)
+
+
+def inspect_database(
+    path: str, limit_s: float = UNLIMITED_S, pragma: str = "quick_check"
+) -> Finding:
+    """Look at a database, changing nothing.
+
+    Raises DatabaseRefused if it is not for this program, StoreUnavailable if it cannot be looked
+    at now, as while another program has it locked.
+    """
+    if not os.path.exists(path):
+        return Finding(Condition.EMPTY, "the database file is missing")
+    if os.path.getsize(path) == 0:
+        return Finding(Condition.EMPTY, "the database file is empty")
+    try:
+        with closing(open_reading(path)) as db:
+            return _inspect(db, limit_s, pragma)
+    except sqlite3.Error as error:
+        # Not a fault of disk or lock: what should be there is not.
+        if fault_code(error) is None or fault_code(error) in DAMAGED:
+            return Finding(Condition.DAMAGED, f"the database is damaged: {error}")
+        raise describe_fault(error, path) from error
+
+
+def _inspect(db: sqlite3.Connection, limit_s: float, pragma: str) -> Finding:
+    if not schema_version(db):
+        return Finding(Condition.EMPTY, "the database has no tables")
+    meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    finding = Finding(Condition.SOUND, database=meta.get("database", 0), seal=meta.get("seal", 0))
+    try:
+        damage = find_damage(db, limit_s, pragma)
+    except TimeoutError:
+        return replace(finding, condition=Condition.UNCHECKED)
+    if damage is None:
+        return finding
+    sentence = f"the database is damaged: {damage}"
+    return replace(finding, condition=Condition.DAMAGED, sentence=sentence)
+
+
+def copy_database(path: str, target: str) -> None:
+    """Write a database, which may be in use, to a new file: compact, checked, for good.
+
+    The target is there whole or not at all. Raises StoreUnavailable, OSError.
+    """
+    unfinished = target + UNFINISHED
+    try:
+        remove_files(unfinished)
+        with closing(open_reading(path)) as db:
+            schema_version(db)
+            db.execute("VACUUM INTO ?", (unfinished,))
+        finding = inspect_database(unfinished)
+        if not finding.is_usable:
+            raise StoreUnavailable(f"the copy is not sound: {finding.sentence}")
+        place_file(unfinished, target)
+    except sqlite3.Error as error:
+        raise describe_fault(error, target) from error
+    finally:
+        remove_files(unfinished)
+
+
+def stage_restore(source: str, path: str) -> None:
+    """Check a backup and put a copy of it where the next start of the server takes it from.
+
+    Raises StoreUnavailable if it cannot be used, OSError.
+    """
+    finding = inspect_database(source)
+    if not finding.is_usable:
+        raise StoreUnavailable(finding.sentence)
+    copy_database(source, path + STAGED)
+
+
+def file_stamp(now_us: int) -> str:
+    """A time for a file's name; names sort as times do."""
+    return at_of(now_us).strftime("%Y%m%dT%H%M%S") + f"{now_us // 1000 % 1000:03d}Z"
+
+
+def render_second(us: int | None) -> str:
+    """A time for a sentence."""
+    return iso_of((us or 0) // 1_000_000 * 1_000_000) or ""
+
+
+def stamp_us(path: str) -> int | None:
+    """The time in the name of an automatic backup; None if it is none."""
+    match = BACKUP_NAME.fullmatch(os.path.basename(path))
+    with suppress(ValueError):
+        if match is not None:
+            at = datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+            return us_of(at) + int(match[2]) * 1000
+    return None
+
+
+def list_backups(directory: str) -> list[str]:
+    """The paths of the automatic backups, newest first."""
+    place = os.path.join(directory, BACKUP_DIRECTORY)
+    names = os.listdir(place) if os.path.isdir(place) else []
+    return [os.path.join(place, name) for name in sorted(names, reverse=True) if stamp_us(name)]
+
+
+def surplus_backups(made: str, others: Sequence[str], keep: int, now_us: int) -> list[str]:
+    """Which backups to delete after one was made; `others` newest first.
+
+    One from the future was made under a wrong clock and goes first.
+    """
+    past = [path for path in others if (stamp_us(path) or 0) <= now_us]
+    kept = {made, *past[: keep - 1]}
+    return [path for path in others if path not in kept]
+
+
+def is_backup_due(newest_us: int | None, every_s: float, now_us: int) -> bool:
+    if not every_s:
+        return False
+    return newest_us is None or not 0 <= now_us - newest_us < every_s * 1e6
+
+
+class Recovery:
+    """Keeps what a database can be rebuilt from, and rebuilds it when it must be.
+
+    `prepare` comes before the store is opened, everything else while it is open.
+    """
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.path = os.path.join(config.data_dir, DATABASE_FILE)
+        self.must_check = False  # whether not all pages were looked at when it started
+        self._directory = config.data_dir
+        self._config = config
+        self._clock = clock
+        self._seal_path = os.path.join(config.data_dir, SEAL_FILE)
+        known = load_seal(self._seal_path)
+        self._is_known = known is not None
+        self._seal = known or Seal()
+        self._sealed_commits = -1
+        self._changing = asyncio.Lock()
+        self._backup_trouble = Trouble("the automatic backup was made")
+
+    @property
+    def seal(self) -> Seal:
+        return self._seal
+
+    @property
+    def incident(self) -> str | None:
+        """What happened to the database, until it was acknowledged."""
+        return self._seal.incident
+
+    @property
+    def last_backup_us(self) -> int | None:
+        backups = list_backups(self._directory)
+        return stamp_us(backups[0]) if backups else None
+
+    # Before the store is opened
+
+    def prepare(self) -> None:
+        """Leave a database that can be opened, or none if there never was one.
+
+        One that cannot be used is moved aside, and the newest backup that can takes its place.
+        Raises DatabaseRefused, with the file left as it was; StoreUnavailable; OSError.
+        """
+        for path in list_unfinished(self._directory):
+            remove_files(path)
+        if os.path.exists(self.path + STAGED):
+            self._take_staged()
+        finding = self._inspect()
+        if finding.is_usable:
+            self._compare(finding)
+        elif finding.condition is Condition.DAMAGED or self._had_one():
+            self._restore(finding.sentence, None)
+
+    def _inspect(self) -> Finding:
+        if self._seal.is_suspect:
+            finding = inspect_database(self.path, pragma="integrity_check")
+            self._seal = replace(self._seal, is_suspect=False)
+        else:
+            finding = inspect_database(self.path, CHECK_AT_START_S)
+        self.must_check = finding.condition is Condition.UNCHECKED
+        return finding
+
+    def _had_one(self) -> bool:
+        return self._is_known or bool(list_backups(self._directory))
+
+    def _take_staged(self) -> None:
+        """Put a database in place that `restore`, or a rescue, has left for this start."""
+        finding = inspect_database(self.path + STAGED)
+        aside = self._set_aside("replaced")
+        place_file(self.path + STAGED, self.path)
+        log_store.warning("the restored database is in place; the one before is %s", aside)
+        self._adopt(finding)
+
+    def _compare(self, finding: Finding) -> None:
+        """Hold a sound database against the seal: it may be an older one, or another."""
+        seal = self._seal
+        if not self._is_known:
+            return
+        if finding.database != seal.database:
+            self._report("the database is another one than was here before")
+            self._adopt(finding)
+        elif finding.seal < seal.number:
+            # Without its log a main file may be sound page by page and still make no sense.
+            whole = inspect_database(self.path, pragma="integrity_check")
+            since = render_second(seal.sealed_us)
+            sentence = (
+                f"the database lacks changes that were made before {since}: its write-ahead log "
+                "was deleted or cut, or an older copy took its place"
+            )
+            self._restore(whole.sentence or sentence, whole if whole.is_usable else None)
+        elif seal.is_open and not self._has_log():
+            self._report(
+                "the write-ahead log was gone after the server had ended without closing the "
+                "database: unless another program has merged it, the newest changes are missing"
+            )
+
+    def _has_log(self) -> bool:
+        log = self.path + "-wal"
+        return os.path.exists(log) and os.path.getsize(log) > 0
+
+    def _restore(self, sentence: str, present: Finding | None) -> None:
+        """Go on with the newest sound state: a backup, or what is there if that is no older."""
+        backup, finding = self._find_backup()
+        if present is not None and (finding is None or finding.seal <= present.seal):
+            self._report(sentence)
+            self._adopt(present)
+            return
+        self._report(sentence)  # this may be interrupted
+        if backup is not None:
+            self._copy_backup(backup)
+        aside = self._set_aside("damaged")
+        kept = f"; the file that was here is kept as {os.path.basename(aside)}" if aside else ""
+        if backup is None or finding is None:
+            self._report(f"{sentence}; there is no backup, so it starts anew{kept}")
+            self._adopt(Finding(Condition.EMPTY))
+            return
+        place_file(self.path + UNFINISHED, self.path)
+        since = render_second(stamp_us(backup))
+        self._report(
+            f"{sentence}; the backup of {since} was restored: changes since then are missing, "
+            f"and what was due since then may run again{kept}"
+        )
+        self._adopt(finding)
+
+    def _find_backup(self) -> tuple[str, Finding] | tuple[None, None]:
+        """The sound backup that was sealed last; of those sealed together, the newest."""
+        found: list[tuple[tuple[bool, int, str], Finding]] = []
+        for path in list_backups(self._directory):
+            try:
+                finding = inspect_database(path)
+            except (StoreUnavailable, OSError) as error:
+                finding = Finding(Condition.DAMAGED, str(error))
+            if finding.is_usable:
+                is_ours = finding.database == self._seal.database
+                found.append(((is_ours, finding.seal, path), finding))
+            else:
+                log_store.error("the backup %s cannot be used: %s", path, finding.sentence)
+        if not found:
+            return None, None
+        (_, _, path), finding = max(found, key=lambda entry: entry[0])
+        return path, finding
+
+    def _copy_backup(self, backup: str) -> None:
+        """Have a copy of the backup ready; the backup itself where there is no room for two."""
+        unfinished = self.path + UNFINISHED
+        try:
+            shutil.copyfile(backup, unfinished)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            os.replace(backup, unfinished)
+
+    def _set_aside(self, why: str) -> str | None:
+        """Rename the database with its log, and keep only the newest few of such. None: no file.
+
+        What is left of a log must not stay: SQLite would apply it to the next database.
+        """
+        aside = f"{self.path}.{file_stamp(self._clock.now_us())}.{why}"
+        moved = [suffix for suffix in BESIDE if os.path.exists(self.path + suffix)]
+        for suffix in moved:
+            os.replace(self.path + suffix, aside + suffix)
+        sync_path(self._directory)
+        for old in list_set_aside(self._directory)[SET_ASIDE_KEPT:]:
+            remove_files(old)
+        return aside if "" in moved else None
+
+    def _report(self, sentence: str) -> None:
+        """Say what happened, in the log and, until it is acknowledged, in health."""
+        log_store.critical("%s", sentence)
+        now = render_second(self._clock.now_us())
+        self._note(replace(self._seal, incident=f"{now}: {sentence}"))
+
+    def _adopt(self, finding: Finding) -> None:
+        """From now on the seal is that of a database as it was found."""
+        self._note(
+            replace(self._seal, database=finding.database, number=finding.seal, is_open=False)
+        )
+
+    def _note(self, seal: Seal) -> None:
+        """Remember a seal; where the disk takes nothing now, then for as long as this runs."""
+        self._seal, self._is_known = seal, True
+        try:
+            save_seal(self._seal_path, seal)
+        except OSError as error:
+            log_store.error("the seal was not written: %s", error)
+
+    # While the store is open
+
+    async def reseal(self, store: Store, *, is_open: bool = True) -> None:
+        """Count one more seal if anything was committed since the last. Raises StoreUnavailable."""
+        if is_open and store.commits == self._sealed_commits:
+            return
+        database, number = await store.write(partial(_count_seal, secrets.randbits(62)))
+        self._sealed_commits = store.commits
+        await self._change(
+            database=database,
+            number=number,
+            sealed_us=self._clock.now_us(),
+            last_id=store.last_id,
+            is_open=is_open,
+        )
+
+    async def _change(self, **fields: Any) -> None:
+        async with self._changing:
+            await run_apart(partial(self._note, replace(self._seal, **fields)))
+
+    async def acknowledge(self) -> None:
+        """Somebody has taken note of the incident."""
+        if self.incident is not None:
+            log_store.warning("acknowledged: %s", self.incident)
+            await self._change(incident=None)
+
+    def suspect(self) -> None:
+        """Have the next start look at everything."""
+        self._note(replace(self._seal, is_suspect=True))
+
+    async def check(self) -> str | None:
+        """Look at the pages that a short start has left out: what is wrong, None if nothing."""
+        finding = await run_apart(partial(inspect_database, self.path))
+        self.must_check = False
+        return None if finding.is_usable else finding.sentence
+
+    async def rescue(self, store: Store) -> None:
+        """Save the database of a server that still has it open although its file is gone.
+
+        Nothing is committed any more after this began. Raises StoreUnavailable, OSError.
+        """
+        sentence = "the database was deleted, moved or replaced while it was in use"
+        await store.halt(sentence)
+        unfinished = self.path + STAGED + UNFINISHED
+        remove_files(unfinished)
+        store.copy_into(unfinished)
+        place_file(unfinished, self.path + STAGED)
+        self._report(f"{sentence}; nothing of it is lost")
+
+    async def back_up_if_due(self, store: Store) -> None:
+        """Make an automatic backup if the newest is too old, and delete the surplus.
+
+        What goes wrong is logged, once for as long as it lasts, and no harm to anything else.
+        """
+        every_s, now_us = self._config.backup_every_hours * 3600, self._clock.now_us()
+        if not is_backup_due(self.last_backup_us, every_s, now_us):
+            return
+        try:
+            await self.reseal(store)  # so that it is known how new the backup is
+            await run_apart(partial(self._back_up, now_us))
+        except (StoreUnavailable, OSError) as error:
+            self._backup_trouble.begin(f"no automatic backup was made: {error}")
+            if isinstance(error, DatabaseDamaged):
+                raise
+        else:
+            self._backup_trouble.end()
+
+    def _back_up(self, now_us: int) -> None:
+        directory = os.path.join(self._directory, BACKUP_DIRECTORY)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        made = os.path.join(directory, f"schedulezero-{file_stamp(now_us)}.db")
+        copy_database(self.path, made)
+        log_store.info("backup made: %s", made)
+        others = [path for path in list_backups(self._directory) if path != made]
+        for path in surplus_backups(made, others, self._config.backup_keep, now_us):
+            remove_files(path)
+
+
+def list_set_aside(directory: str) -> list[str]:
+    """The databases that were set aside, newest first, each by its main file's path."""
+    names = [
+        name
+        for name in os.listdir(directory)
+        if name.startswith(DATABASE_FILE + ".") and name.endswith((".damaged", ".replaced"))
+    ]
+    return [os.path.join(directory, name) for name in sorted(names, reverse=True)]
+
+
+def list_unfinished(directory: str) -> list[str]:
+    """The copies of databases that a server which was killed has left."""
+    places = (directory, os.path.join(directory, BACKUP_DIRECTORY))
+    return [
+        os.path.join(place, name)
+        for place in places
+        if os.path.isdir(place)
+        for name in os.listdir(place)
+        if name.startswith("schedulezero") and name.endswith(UNFINISHED)
+    ]
+
+
+def _count_seal(new_database: int, db: sqlite3.Connection) -> tuple[int, int]:
+    """The lineage and the number of a new seal."""
+    db.execute("INSERT OR IGNORE INTO meta VALUES ('database', ?)", (new_database,))
+    (number,) = db.execute(
+        "INSERT INTO meta VALUES ('seal', 1) "
+        "ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
+    ).fetchone()
+    (database,) = db.execute("SELECT value FROM meta WHERE key = 'database'").fetchone()
+    return database, number
+
+
+# --- Keys -------------------------------------------------------------------------------------
+#
+# Who may serve which handler id, and the values that jobs need and nobody may read. Each is a
+# file of mode 0600 beside the database and never in it, so that no backup of the database and no
+# export holds a secret. They are not encrypted: whoever can read them can read the key as well.
+
+KEYS_FILE: Final = "keys.json"
+SECRETS_FILE: Final = "secrets.json"
+JOIN_PREFIX: Final = "sz1."  # the version of the join string
+SECRET_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+SECRET_NAME_RULE: Final = "1 to 128 letters, digits and . _ -, the first no . or -"
+SECRET_KEY: Final = "$secret"
+MAX_SECRET_BYTES: Final = 64 << 10
+MIN_SECRET_CHARS: Final = 4  # a shorter one could not be masked without mangling everything
+MIN_SCRUBBED_LINE: Final = 8  # a line of a secret that is itself taken for secret
+PRIVATE_NETWORKS: Final = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class NotAllowed(ScheduleZeroError):
+    """Somebody asked for what he may not have; nothing of it was done."""
+
+    code = "not_allowed"
+
+
+# Who may connect from where.
+
+
+def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address a text names without asking anybody; None for a name that must be looked up."""
+    if text == "localhost":
+        text = "127.0.0.1"
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether only this machine reaches it. A name, but for localhost, may be anything."""
+    found = parse_ip(host)
+    return found is not None and found.is_loopback
+
+
+def choose_security(config: Config) -> str:
+    """`curve` or `null`: how handlers talk to the server. Raises ConfigError.
+
+    Without encryption only this machine is let in, unless the configuration insists.
+    """
+    if config.zmq_security != "auto":
+        exposed = config.zmq_security == "null" and not is_this_machine(config.zmq_host)
+        if exposed and not config.allow_insecure:
+            raise error_in_config(
+                config, ("zmq_security",),
+                f"null lets everybody who reaches {config.zmq_host} in, unencrypted; use curve, "
+                "a loopback zmq_host, or allow_insecure: true",
+            )  # fmt: skip
+        return config.zmq_security
+    return "null" if is_this_machine(config.zmq_host) else "curve"
+
+
+def may_call_back(host: str, peer: str, networks: Sequence[str]) -> bool:
+    """Whether the server may connect to `host` because the handler at `peer` asks it to.
+
+    Without `networks` a handler may name itself, and one on another machine also a private
+    address; never what only this machine reaches, nor a link-local address.
+    """
+    address, asking = parse_ip(host), parse_ip(peer)
+    if address is None:
+        return False
+    if networks:
+        return any(address in ipaddress.ip_network(network) for network in networks)
+    if address == asking:
+        return True
+    if asking is None or asking.is_loopback or address.is_loopback:
+        return bool(asking and asking.is_loopback and address.is_loopback)
+    return any(address in network for network in PRIVATE_NETWORKS)
+
+
+# Keys of handlers.
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A CURVE key pair, both halves in Z85."""
+
+    public: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerKey:
+    """A key that may serve one handler id."""
+
+    handler_id: str
+    public: str
+    created_us: int
+    secret: str | None = field(default=None, repr=False)  # kept only for handlers started here
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The server's own key pair and the keys that were enrolled."""
+
+    server: KeyPair | None = None
+    handlers: tuple[HandlerKey, ...] = ()
+
+    def owner(self, public: str | None) -> HandlerKey | None:
+        return next((key for key in self.handlers if key.public == public), None)
+
+    def of(self, handler_id: str) -> list[HandlerKey]:
+        return [key for key in self.handlers if key.handler_id == handler_id]
+
+    def local(self, handler_id: str) -> HandlerKey | None:
+        """The key of the handler that the governor starts here."""
+        return next((key for key in self.of(handler_id) if key.secret), None)
+
+    def enrol(self, key: HandlerKey) -> Keys:
+        """Raises Conflict when the id has a key already, unless one of the two is local."""
+        if any((other.secret is None) == (key.secret is None) for other in self.of(key.handler_id)):
+            raise Conflict(f"'{key.handler_id}' has a key already; revoke it first")
+        return replace(self, handlers=(*self.handlers, key))
+
+    def revoke(self, handler_id: str) -> Keys:
+        if not self.of(handler_id):
+            raise NotFound(f"'{handler_id}' has no key")
+        left = tuple(key for key in self.handlers if key.handler_id != handler_id)
+        return replace(self, handlers=left)
+
+
+def parse_keys(text: str) -> Keys:
+    """Raises ValueError, KeyError or TypeError for what render_keys has not written."""
+    read = json.loads(text)
+    server = KeyPair(**read["server"]) if read["server"] else None
+    return Keys(server, tuple(HandlerKey(**key) for key in read["handlers"]))
+
+
+def render_keys(keys: Keys) -> str:
+    pair = keys.server
+    handlers = [
+        {
+            "handler_id": key.handler_id,
+            "public": key.public,
+            "created_us": key.created_us,
+            **({"secret": key.secret} if key.secret else {}),
+        }
+        for key in keys.handlers
+    ]
+    server = {"public": pair.public, "secret": pair.secret} if pair else None
+    return json.dumps({"server": server, "handlers": handlers}, indent=1)
+
+
+class PrivateFile:
+    """A small file that only its owner may read, replaced as a whole, read again when changed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._text = ""
+
+    def read(self) -> str:
+        """Its text, empty if there is none. Raises NotAllowed for a file others may read."""
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError:
+            self._seen, self._text = None, ""
+            return ""
+        seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if seen == self._seen:
+            return self._text
+        if stat.st_mode & 0o077:
+            mode = f"{stat.st_mode & 0o777:o}"
+            raise NotAllowed(f"{self.path} has mode {mode}, so others may read it: chmod 600 it")
+        with open(self.path, encoding="utf-8") as file:
+            self._text = file.read()
+        self._seen = seen
+        return self._text
+
+    @property
+    def exists(self) -> bool:
+        """Whether there was a file when it was last read."""
+        return self._seen is not None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from changing it meanwhile."""
+        directory = os.path.dirname(self.path)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)  # the lock is the directory's own
+        try:
+            self._give(fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def write(self, text: str, *, durable: bool = True) -> None:
+        """Replace it; on the disk for good when this returns, unless told otherwise.
+
+        Call with the lock held where other processes write it too.
+        """
+        new = f"{self.path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(new)  # left by a crash; it might have another mode
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            self._give(fd)
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(fd)
+        os.replace(new, self.path)
+        if not durable:
+            return
+        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _give(self, fd: int) -> None:
+        """What root makes belongs to whom the directory belongs to: the server's user."""
+        if os.geteuid() == 0:
+            directory = os.stat(os.path.dirname(self.path))
+            os.fchown(fd, directory.st_uid, directory.st_gid)
+
+
+class KeyFile:
+    """The keys of one deployment, changed by the command line while the server reads them."""
+
+    def __init__(self, config: Config) -> None:
+        self._file = PrivateFile(os.path.join(config.data_dir, KEYS_FILE))
+        self._text = ""
+        self._keys = Keys()
+
+    def load(self) -> Keys:
+        """The keys as they are now. Raises ScheduleZeroError when the file is no good."""
+        try:
+            text = self._file.read()
+            if text != self._text:
+                self._keys = parse_keys(text) if text else Keys()
+                self._text = text
+        except OSError as error:
+            raise ScheduleZeroError(f"{self._file.path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ScheduleZeroError(f"{self._file.path} is damaged: not the keys it held") from None
+        return self._keys
+
+    def change(self, step: Callable[[Keys], Keys]) -> Keys:
+        """Apply `step` to the keys, whoever else does the same; durable when this returns."""
+        with self._file.locked():
+            before = self.load()
+            after = step(before)
+            if after != before:
+                self._file.write(render_keys(after))
+        return self.load()
+
+    def open_server(self, make: Callable[[], KeyPair]) -> KeyPair:
+        """The server's key pair, made when it is asked for the first time."""
+        keys = self.load()
+        if keys.server is None:
+            keys = self.change(lambda now: replace(now, server=now.server or make()))
+        assert keys.server is not None
+        return keys.server
+
+    def open_local(self, handler_id: str, make: Callable[[], KeyPair], now_us: int) -> HandlerKey:
+        """The key of a handler that is started here, made when it is first started."""
+
+        def enrol(keys: Keys) -> Keys:
+            if keys.local(handler_id):
+                return keys
+            pair = make()
+            return keys.enrol(HandlerKey(handler_id, pair.public, now_us, pair.secret))
+
+        key = self.load().local(handler_id) or self.change(enrol).local(handler_id)
+        assert key is not None
+        return key
+
+
+# The join string: all that a handler elsewhere needs, in one word that survives any shell.
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Where the server is, how to recognise it, and what proves who the handler is."""
+
+    handler_id: str
+    endpoint: str
+    server_key: str
+    secret: str = field(repr=False)
+
+
+def encode_join(join: Join) -> str:
+    body = dump_json([join.handler_id, join.endpoint, join.server_key, join.secret])
+    return JOIN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+
+def decode_join(text: str) -> Join:
+    """Raises ValueError for what encode_join has not written."""
+    body = text.removeprefix(JOIN_PREFIX)
+    with suppress(ValueError, TypeError):
+        parts = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        if body != text and len(parts) == 4 and all(isinstance(part, str) for part in parts):
+            return Join(*parts)
+    raise ValueError("not a join string, or cut off")
+
+
+def local_address() -> str:
+    """The address by which other machines most likely reach this one; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET: only the routing table is asked
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+# Secrets for jobs: `{"$secret": "name"}` anywhere in job_params.
+
+
+def has_secrets(value: Any) -> bool:
+    """Whether a JSON value refers to a secret, or tries to."""
+    if isinstance(value, Mapping):
+        return SECRET_KEY in value or any(map(has_secrets, value.values()))
+    return isinstance(value, list) and any(map(has_secrets, value))
+
+
+def secret_names(value: Any, at: str = "job_params") -> Iterator[tuple[str, str]]:
+    """Each secret that a JSON value refers to, and where. Raises InvalidField."""
+    if isinstance(value, Mapping):
+        if SECRET_KEY in value:
+            name = value[SECRET_KEY]
+            if len(value) > 1 or not isinstance(name, str) or not SECRET_NAME.fullmatch(name):
+                sentence = f'{at}: a secret is {{"$secret": "name"}}, the name {SECRET_NAME_RULE}'
+                raise InvalidField(at, sentence)
+            yield name, at
+            return
+        for key, item in value.items():
+            yield from secret_names(item, f"{at}.{key}")
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from secret_names(item, f"{at}.{place}")
+
+
+def insert_secrets(value: Any, values: Mapping[str, str]) -> Any:
+    """The JSON value with each reference replaced by what it refers to."""
+    if isinstance(value, Mapping):
+        if SECRET_KEY in value:
+            return values[value[SECRET_KEY]]
+        return {key: insert_secrets(item, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [insert_secrets(item, values) for item in value]
+    return value
+
+
+class Scrubber:
+    """Replaces secrets by `***`, also as JSON, Python or a URL would write them."""
+
+    def __init__(self, values: Sequence[str]) -> None:
+        spelt = {form for value in values for form in _spellings(value)}
+        longest_first = sorted(spelt, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first)) if spelt else r"(?!)"
+        self._pattern = re.compile(pattern)
+
+    def text(self, text: str) -> str:
+        return self._pattern.sub(MASK, text)
+
+    def value(self, value: Any) -> Any:
+        """The JSON value with the secrets in its strings and keys replaced."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(key): self.value(item) for key, item in value.items()}
+        return [self.value(item) for item in value] if isinstance(value, list) else value
+
+
+def _spellings(value: str) -> Iterator[str]:
+    lines = [line.strip() for line in value.splitlines()]
+    for part in (value, *(line for line in lines if len(line) >= MIN_SCRUBBED_LINE)):
+        yield part
+        yield dump_json(part)[1:-1]
+        yield json.dumps(part)[1:-1]
+        yield repr(part)[1:-1]
+        yield urllib.parse.quote(part, safe="")
+        yield urllib.parse.quote_plus(part)
+
+
+class Secrets:
+    """Values by name: those set on the command line, then those systemd hands over."""
+
+    def __init__(self, config: Config) -> None:
+        self._file = PrivateFile(os.path.join(config.data_dir, SECRETS_FILE))
+        self._credentials = config.credentials_dir
+
+    def names(self) -> dict[str, str]:
+        """Each name and where its value comes from: `file` or `systemd`."""
+        found = dict.fromkeys(self._credential_names(), "systemd")
+        return dict(sorted((found | dict.fromkeys(self._load(), "file")).items()))
+
+    def get(self, name: str) -> str | None:
+        value = self._load().get(name)
+        return self._read_credential(name) if value is None else value
+
+    def check(self, job_params: Any) -> None:
+        """Raise InvalidField unless every secret that `job_params` refers to is there."""
+        if has_secrets(job_params):
+            for name, at in secret_names(job_params):
+                if self.get(name) is None:
+                    raise InvalidField(at, f"{at}: there is no secret '{name}'")
+
+    def insert(self, job_params: Any) -> tuple[Any, Scrubber]:
+        """The parameters to send, and what hides the secrets in all that comes back.
+
+        Raises InvalidField when a secret is not there any more.
+        """
+        self.check(job_params)
+        values = {name: self.get(name) or "" for name, _ in secret_names(job_params)}
+        return insert_secrets(job_params, values), Scrubber([*values.values()])
+
+    def scrubber(self, job_params: Any) -> Scrubber:
+        """What hides the secrets that `job_params` refers to, as far as they are there."""
+        try:
+            values = [self.get(name) for name, _ in secret_names(job_params)]
+        except ScheduleZeroError:  # the call was not made by a server that could not make it
+            values = []
+        return Scrubber([value for value in values if value is not None])
+
+    def set(self, name: str, value: str) -> None:
+        """Raises InvalidField for what cannot be a secret."""
+        if not SECRET_NAME.fullmatch(name):
+            raise InvalidField("name", f"the name of a secret is {SECRET_NAME_RULE}")
+        if not MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES or "\0" in value:
+            raise InvalidField(
+                "value",
+                f"a secret is a text of {MIN_SECRET_CHARS} to {MAX_SECRET_BYTES} characters",
+            )
+        with self._file.locked():
+            self._file.write(json.dumps({**self._load(), name: value}, indent=1))
+
+    def delete(self, name: str) -> None:
+        with self._file.locked():
+            values = self._load()
+            if values.pop(name, None) is None:
+                raise NotFound(f"there is no secret '{name}' to delete")
+            self._file.write(json.dumps(values, indent=1))
+
+    def _load(self) -> dict[str, str]:
+        try:
+            text = self._file.read()
+            values = json.loads(text) if text else {}
+        except OSError as error:
+            raise ScheduleZeroError(f"{self._file.path}: {error.strerror}") from None
+        except ValueError:
+            raise ScheduleZeroError(f"{self._file.path} is damaged: not JSON") from None
+        return dict(values)
+
+    def _credential_names(self) -> list[str]:
+        try:
+            names = os.listdir(self._credentials) if self._credentials else []
+        except OSError:
+            return []
+        return [name for name in names if self._read_credential(name) is not None]
+
+    def _read_credential(self, name: str) -> str | None:
+        """A file of systemd's credentials directory; its last line end is not part of the value."""
+        if not self._credentials or not SECRET_NAME.fullmatch(name):
+            return None
+        try:
+            with open(os.path.join(self._credentials, name), encoding="utf-8") as file:
+                value = file.read(MAX_SECRET_BYTES + 1).removesuffix("\n")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return value if MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES else None
+
+
 # --- Wire -------------------------------------------------------------------------------------
 
 MAX_CONCURRENCY: Final = 1_000  # calls at a time in one instance
 MAX_METHODS: Final = 256  # of one handler
-MAX_LISTED: Final = 5_000  # running or finished calls in one registration
+MAX_REPORTED: Final = 5_000  # running or finished calls in one registration
 MAX_LOG_LINES: Final = 1_000  # in one message
 TCP_ADDRESS: Final = re.compile(
     r"tcp://(?:[A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})"
@@ -4275,6 +6146,12 @@ def decode_message(frames: Sequence[bytes]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise WireError("a message is one JSON object")
     return message
+
+
+class NotAdmitted(WireError):
+    """Who asks may not have it."""
+
+    code = "not_allowed"
 
 
 def parse_call_id(call_id: Any) -> tuple[str, int]:
@@ -4318,17 +6195,27 @@ def parse_registration(params: Mapping[str, Any]) -> Registration:
         address=address,
         methods=tuple(_parse_method(item) for item in _field_list(params, "methods", MAX_METHODS)),
         concurrency=1 if address is not None else _concurrency(params.get("concurrency", 1)),
-        running=tuple(_call_ids(_field_list(params, "running", MAX_LISTED))),
-        finished=tuple(_results(_field_list(params, "finished", MAX_LISTED))),
+        running=tuple(_call_ids(_field_list(params, "running", MAX_REPORTED))),
+        finished=tuple(_results(_field_list(params, "finished", MAX_REPORTED))),
         pid=params["pid"] if isinstance(params.get("pid"), int) else None,
         hostname=str(params["hostname"])[:MAX_NAME_CHARS] if params.get("hostname") else None,
     )
+
+
+def host_of(address: str) -> str:
+    """The host in `tcp://host:port`, an IPv6 one without its brackets."""
+    return address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
 
 
 def is_tcp_address(address: Any) -> bool:
     """Whether the server can call back there: tcp only, a host and a port, no wildcard."""
     found = TCP_ADDRESS.fullmatch(address) if isinstance(address, str) else None
     return found is not None and 0 < int(found[1]) < 65536
+
+
+def _one_line(text: Any) -> str:
+    """A text of a handler that cannot pose as further lines, nor steer a terminal."""
+    return escape_controls(str(text).expandtabs())
 
 
 def _field_text(params: Mapping[str, Any], key: str) -> str:
@@ -4385,6 +6272,16 @@ def _parse_method(item: Any) -> MethodInfo:
 # to be who he says: what an instance may do hangs on the connection it registered from.
 
 READ_BATCH: Final = 200  # messages read before the rest of the loop has its turn
+MAX_FRAMES: Final = 4  # kept of one message, to see that it is none of ours
+MAX_UNFINISHED_BYTES: Final = MAX_JSON_BYTES + (256 << 10)  # of a message that does not end
+MAX_STRANGERS: Final = 256  # connections that no handler has registered from
+WATCH_S: Final = 0.1
+FLOOD: Final = 2_000  # messages from one handler in WATCH_S; more are dropped
+STRANGER_FLOOD: Final = 50  # the same from a connection that is nobody's yet
+LOG_BYTES_PER_S: Final = 4 << 20  # log lines of one handler that are passed on
+PROGRESS_PER_S: Final = 50
+MAX_LOOKUPS: Final = 8  # host names of plain handlers being looked up
+ZAP_DOMAIN: Final = b"handlers"
 HIGH_WATER: Final = 1_000  # messages queued for one peer; a peer that reads no more is dropped
 HANDSHAKE_MS: Final = 5_000
 SWEEP_S: Final = 0.5
@@ -4394,10 +6291,48 @@ RECONNECT_S: Final = 0.1  # between two connections to a plain handler
 MAX_INSTANCES: Final = 1_000
 MAX_HANDLERS: Final = 1_000
 NO_WAIT: Final = int(zmq.NOBLOCK)
+RCVMORE: Final = int(zmq.RCVMORE)
 SEND_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 COMPLAINT_S: Final = 10.0  # at most one log line on malformed messages in this time
 
 log_gateway = logging.getLogger("schedulezero.gateway")
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a connection; from ZeroMQ and the kernel, not from messages."""
+
+    fd: int
+    address: str
+    key: str | None  # its public key, if the link is encrypted
+    identity: str  # a routing id of its own choice, which anybody could choose
+
+
+class Sender(NamedTuple):
+    """Where a message came from."""
+
+    route: bytes
+    instance: Instance | None  # what registered from there
+    peer: Peer | None
+
+
+def peer_of(frame: zmq.Frame) -> Peer:
+    """Each property is there only if the peer's version of the protocol has it."""
+
+    def text(name: str) -> str:
+        try:
+            return str(frame.get(name))
+        except (zmq.ZMQError, UnicodeDecodeError):
+            return ""
+
+    return Peer(
+        int(text("__fd") or -1), text("Peer-Address"), text("User-Id") or None, text("Identity")
+    )
+
+
+def make_keypair() -> KeyPair:
+    """A new CURVE key pair."""
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode(), secret.decode())
 
 
 @dataclass(slots=True)
@@ -4414,6 +6349,9 @@ class Instance:
     gone: bool = False
     unreachable: bool = False  # the connection broke; it may come back in time
     skew_s: float | None = None
+    peer: Peer | None = None  # who registered it; None: known from before this server
+    log_bytes: int = 0  # passed on since the last sweep, as the next
+    progresses: int = 0
 
     @property
     def key(self) -> str:
@@ -4422,6 +6360,18 @@ class Instance:
     @property
     def handler_id(self) -> str:
         return self.registration.handler_id
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the network reads what is sent to it."""
+        if isinstance(self.route, PlainLink):
+            return self.route.is_private
+        return self.peer is not None and (bool(self.peer.key) or is_this_machine(self.peer.address))
+
+    @property
+    def share(self) -> int:
+        """How many jobs its progress may be of."""
+        return min(self.registration.concurrency, 16)
 
     @property
     def is_callable(self) -> bool:
@@ -4482,9 +6432,9 @@ class Registry:
         if isinstance(instance.route, bytes) and self._by_route.get(instance.route) is instance:
             del self._by_route[instance.route]
 
-    def on_route(self, route: bytes) -> Instance | None:
+    def on_route(self, route: bytes | None) -> Instance | None:
         """The instance that registered from this connection."""
-        return self._by_route.get(route)
+        return self._by_route.get(route)  # type: ignore[arg-type]
 
     def pick(self, handler_id: str) -> Instance | None:
         """The least busy instance with a free slot."""
@@ -4560,7 +6510,11 @@ class PlainLink:
     which its I/O thread answers: when they stop, or the process dies, the monitor tells.
     """
 
-    def __init__(self, gateway: Gateway, address: str) -> None:
+    def __init__(self, gateway: Gateway, address: str, server_key: str | None) -> None:
+        """`address` is numeric. With `server_key` it is who must answer there, encrypted."""
+        self.is_private = server_key is not None or is_this_machine(host_of(address))
+        self.target = (address, server_key)
+        self._server_key = server_key
         self.asked: str | None = None  # "ping" or the id of the call that is under way
         self.asked_s = 0.0
         self.instance: Instance | None = None  # whom the link serves
@@ -4581,11 +6535,18 @@ class PlainLink:
         for option, value in SOCKET_OPTIONS:
             self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
+        if self._server_key is not None:
+            pair = gateway.pair
+            assert pair is not None
+            self._socket.curve_serverkey = self._server_key.encode()
+            self._socket.curve_publickey = pair.public.encode()
+            self._socket.curve_secretkey = pair.secret.encode()
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue while it is not connected
         self._monitor = self._socket.get_monitor_socket(LINK_EVENTS)
         self._socket.connect(self._address)
         gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
         gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
+        gateway.loop.call_soon(self._on_event)  # there may be no edge for what came before
 
     def close(self) -> None:
         self.is_connected = False
@@ -4648,6 +6609,213 @@ class PlainLink:
                 self._gateway.on_plain_disconnect(self)
 
 
+class Gatekeeper:
+    """Answers ZeroMQ's question whether a key may connect (ZAP, RFC 27), on the server's loop.
+
+    Without an answer nobody gets in: the ROUTER enforces its ZAP domain.
+    """
+
+    def __init__(self, gateway: Gateway, keys: KeyFile) -> None:
+        self._gateway, self._keys = gateway, keys
+        self._socket = gateway.context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind("inproc://zeromq.zap.01")
+        gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def close(self) -> None:
+        self._gateway.loop.remove_reader(self._socket.fileno())
+        self._socket.close(0)
+
+    def _on_readable(self) -> None:
+        for _ in range(READ_BATCH):
+            try:
+                request = self._socket.recv_multipart(NO_WAIT)
+                self._socket.send_multipart(self._answer(request), NO_WAIT)
+            except zmq.ZMQError:
+                return
+        self._gateway.loop.call_soon(self._on_readable)
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        """version, request id, status code, status text, user id, metadata."""
+        version, number, _domain, address, _identity, mechanism, *credentials = request
+        if mechanism == b"CURVE" and len(credentials) == 1:
+            public = zmq.utils.z85.encode(credentials[0])
+            if self._is_enrolled(public.decode()):
+                return [version, number, b"200", b"OK", public, b""]
+        self._gateway.complain(f"a key from {address.decode(errors='replace')} is not enrolled")
+        return [version, number, b"400", b"this key is not enrolled", b"", b""]
+
+    def _is_enrolled(self, public: str) -> bool:
+        try:
+            return self._keys.load().owner(public) is not None
+        except ScheduleZeroError as error:
+            log_gateway.error("%s", error)
+            return False
+
+
+@dataclass(slots=True)
+class Connection:
+    """A TCP connection to the ROUTER. The descriptor is ZeroMQ's, and may be another's by now."""
+
+    fd: int
+    inode: int
+    heard_s: float
+    route: bytes | None = None  # known from its first message on
+    key: str | None = None
+    received_bytes: int = 0  # when it last delivered a message
+    is_suspect: bool = False  # too much since then; only what is unread may excuse it
+    floods: int = 0  # watches in a row that it sent too much in
+
+
+class Connections:
+    """The TCP connections to the ROUTER, watched for what ZeroMQ itself does not bound.
+
+    libzmq keeps the frames of a multipart message until its last one has come, however many,
+    and ends no connection on request. So the kernel is asked how much has come over each
+    (TCP_INFO, on Linux), and a connection that brings far more than a message without a message
+    becoming complete is shut down.
+    """
+
+    def __init__(self, gateway: Gateway, router: zmq.Socket[bytes]) -> None:
+        self._gateway = gateway
+        self._by_fd: dict[int, Connection] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._port = 0
+        router.monitor("inproc://connections", ROUTER_EVENTS)
+        self._monitor = gateway.context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.setsockopt(zmq.RCVHWM, 100_000)
+        self._monitor.connect("inproc://connections")
+
+    def open(self, port: int) -> None:
+        self._port = port
+        self._gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
+        self._gateway.loop.call_soon(self._on_event)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._port:
+            self._gateway.loop.remove_reader(self._monitor.fileno())
+        self._monitor.close(0)
+
+    def meet(self, route: bytes, peer: Peer) -> None:
+        """A stranger's message: now it is known which connection its routing id stands for."""
+        connection = self._by_fd.get(peer.fd) or self._add(peer.fd)
+        if connection is not None:
+            connection.route, connection.key = route, peer.key
+
+    def end_revoked(self, keys: Keys) -> None:
+        for connection in list(self._by_fd.values()):
+            if connection.key is not None and keys.owner(connection.key) is None:
+                self._end(connection, "its key was revoked")
+
+    def _on_event(self) -> None:
+        while not self._monitor.closed:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(NO_WAIT))
+            except zmq.ZMQError:
+                return
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._add(int(event["value"]))
+            else:
+                self._by_fd.pop(int(event["value"]), None)
+
+    def _add(self, fd: int) -> Connection | None:
+        """Take note of a connection, unless it has ended meanwhile."""
+        try:
+            with borrowed(fd) as found:
+                if found.getsockname()[1] != self._port:
+                    return None
+            now_s = self._gateway.clock.monotonic()
+            connection = self._by_fd[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
+        except OSError:
+            return None
+        if self._timer is None:
+            self._timer = self._gateway.loop.call_later(WATCH_S, self._watch)
+        return connection
+
+    def _watch(self) -> None:
+        counts, self._gateway.counts = self._gateway.counts, {}
+        now_s = self._gateway.clock.monotonic()
+        strangers = []
+        for connection in list(self._by_fd.values()):
+            count = counts.get(connection.route, 0) if connection.route else 0
+            if not self._look_at(connection, count, now_s):
+                continue
+            if self._gateway.registry.on_route(connection.route) is None:
+                strangers.append(connection)
+        self._gateway.is_drained = False
+        strangers.sort(key=lambda connection: connection.heard_s, reverse=True)
+        for connection in strangers[MAX_STRANGERS:]:
+            self._end(connection, f"{MAX_STRANGERS} others have not registered either")
+        wait_s = max(WATCH_S, len(self._by_fd) * 0.0005)
+        self._timer = None
+        if self._by_fd:
+            self._timer = self._gateway.loop.call_later(wait_s, self._watch)
+
+    def _look_at(self, connection: Connection, count: int, now_s: float) -> bool:
+        """Watch one connection that delivered `count` messages lately; False if it has ended."""
+        received = bytes_received(connection)
+        if received is None:
+            self._by_fd.pop(connection.fd, None)
+            return False
+        known = self._gateway.registry.on_route(connection.route)
+        is_flood = count > (STRANGER_FLOOD if known is None else FLOOD)
+        connection.floods = connection.floods + 1 if is_flood else 0
+        if count:
+            connection.heard_s, connection.is_suspect = now_s, False
+            connection.received_bytes = received
+        elif received - connection.received_bytes > MAX_UNFINISHED_BYTES:
+            if connection.is_suspect and self._gateway.is_drained:
+                self._end(connection, f"over {MAX_UNFINISHED_BYTES} bytes and no end of a message")
+                return False
+            connection.is_suspect = True
+        if connection.floods > FLOOD_WATCHES:
+            self._end(connection, "it sends without end")
+            return False
+        return True
+
+    def _end(self, connection: Connection, why: str) -> None:
+        """Shut a connection down, which ZeroMQ takes for its peer's doing."""
+        self._by_fd.pop(connection.fd, None)
+        with suppress(OSError):
+            mine = os.dup(connection.fd)  # from here on nobody can make it something else
+            try:
+                if os.fstat(mine).st_ino == connection.inode:
+                    with borrowed(mine) as found:
+                        found.shutdown(socket.SHUT_RDWR)
+                    self._gateway.complain(f"connection ended: {why}")
+            finally:
+                os.close(mine)
+
+
+@contextmanager
+def borrowed(fd: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor that somebody else closes."""
+    found = socket.socket(fileno=fd)
+    try:
+        yield found
+    finally:
+        found.detach()
+
+
+def bytes_received(connection: Connection) -> int | None:
+    """What the kernel has taken in; None for a connection that has ended, 0 where unknown."""
+    try:
+        if os.fstat(connection.fd).st_ino != connection.inode:
+            return None
+        if sys.platform != "linux":
+            return 0
+        with borrowed(connection.fd) as found:
+            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    except OSError:
+        return None
+    return int.from_bytes(info[128:136], sys.byteorder)  # tcpi_bytes_received in linux/tcp.h
+
+
+FLOOD_WATCHES: Final = 20
+ROUTER_EVENTS: Final = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 LINK_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -4678,15 +6846,30 @@ class Gateway:
         self._store = store
         self._configured = {spec.handler_id for spec in config.handlers}
         self._complained_s = -COMPLAINT_S
-        self._reading = False
+        self._reading = self._skipping = False
+        self._secret = config.handler_secret.encode()
+        self._networks = config.callback_networks
+        self._lookups: set[asyncio.Task[None]] = set()
+        self.counts: dict[bytes, int] = {}  # messages by connection, since the last watch
+        self.is_drained = False  # whether all was read since the last watch
         self._flushing = False
         self._outbox: list[tuple[bytes, Mapping[str, Any], str | None]] = []
         self._acks: dict[bytes, list[str]] = {}
+        self.keys = KeyFile(config) if choose_security(config) == "curve" else None
+        self.pair = self.keys.open_server(make_keypair) if self.keys else None
+        self._enrolled = self.keys.load() if self.keys else Keys()
         self.context = zmq.Context()
+        self._gatekeeper = Gatekeeper(self, self.keys) if self.keys else None
         self._router = self.context.socket(zmq.ROUTER)
         for option, value in SOCKET_OPTIONS:
             self._router.setsockopt(option, value)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if self.pair is not None:
+            self._router.curve_server = True
+            self._router.curve_secretkey = self.pair.secret.encode()
+            self._router.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in unasked
+        self._connections = Connections(self, self._router)
         host = f"[{config.zmq_host}]" if ":" in config.zmq_host else config.zmq_host
         self._router.setsockopt(zmq.IPV6, int(":" in host))
         try:
@@ -4697,29 +6880,58 @@ class Gateway:
                 f"cannot listen for handlers on {host}:{config.zmq_port}: {error}"
             ) from None
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._connections.open(int(self.endpoint.rpartition(":")[2]))
         loop.add_reader(self._router.fileno(), self._on_readable)
         for handler_id, address, methods, seen_us in store.known_handlers():
             infos = tuple(_parse_method(item) for item in json.loads(methods))
             if is_tcp_address(address):
-                self._seek(handler_id, address, infos, seen_us)
+                said = Registration(handler_id, address, address, infos, 1, (), (), None, None)
+                self._start(self._seek(said, seen_us))
             self.registry.known[handler_id] = (address, infos, seen_us)
         self._swept_s = clock.monotonic()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
-    def _seek(
-        self, handler_id: str, address: str, methods: tuple[MethodInfo, ...], seen_us: int
-    ) -> None:
+    async def _seek(self, said: Registration, seen_us: int) -> None:
         """Look for a plain handler of an earlier server: it does not know that it should register.
 
         It is connected as soon as it answers a ping.
         """
-        said = Registration(handler_id, address, address, methods, 1, (), (), None, None)
+        assert said.address is not None
         with suppress(WireError):
-            instance, _ = self._link(said, None)
+            host = await self._look_up(host_of(said.address))
+            key = next((key.public for key in self._enrolled.of(said.handler_id)), None)
+            if f"{said.handler_id}/{said.instance}" in self.registry.instances:
+                return  # it came by itself while its name was looked up
+            if self.keys is not None and key is None:
+                return  # revoked meanwhile
+            if not may_call_back(host, host, self._networks):
+                return
+            instance, _ = self._link(said, None, host, key)
             instance.unreachable, instance.heard_us = True, seen_us
+
+    def _start(self, lookup: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(lookup)
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, host: str) -> str:
+        """The numeric address of a host; other than libzmq, without holding up the others."""
+        address = parse_ip(host)
+        if address is not None:
+            return str(address)
+        try:
+            found = await self.loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            raise WireError(f"the host of 'address' is not found: '{host}'") from None
+        return str(found[0][4][0])
 
     def close(self) -> None:
         self._sweeper.cancel()
+        self._connections.close()
+        for task in self._lookups:
+            task.cancel()
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         self.loop.remove_reader(self._router.fileno())
         for instance in self.registry.instances.values():
             if isinstance(instance.route, PlainLink):
@@ -4734,6 +6946,12 @@ class Gateway:
 
     def is_known(self, handler_id: str) -> bool:
         return handler_id in self.registry.known or handler_id in self._configured
+
+    def method_names(self, handler_id: str) -> list[str] | None:
+        """What a handler offers; empty if it has not said yet, None if nobody knows it."""
+        if handler_id in self.registry.known:
+            return [method.name for method in self.registry.known[handler_id][1]]
+        return [] if handler_id in self._configured else None
 
     def call(self, instance: Instance, call_id: str, call: Mapping[str, Any]) -> None:
         """Make a call; if it cannot be sent, which is certain, the caller hears `on_unsent`."""
@@ -4784,14 +7002,59 @@ class Gateway:
         self._reading = False
         for _ in range(READ_BATCH):
             try:
-                frames = self._router.recv_multipart(NO_WAIT)
+                route, frames, peer = self._receive()
             except zmq.ZMQError:
+                self.is_drained = True
                 return
+            if self._skipping:
+                break
+            count = self.counts[route] = self.counts.get(route, 0) + 1
+            if count > STRANGER_FLOOD and self._is_flood(route, count):
+                continue
             try:
-                self._on_message(frames[0], frames[1:])
+                self._on_message(route, frames, peer)
             except Exception as error:  # go on: for those behind it there is no second edge
-                self._complain("it could not be handled", error)
+                self.complain("it could not be handled", error)
         self._read_soon()
+
+    def _receive(self) -> tuple[bytes, list[bytes], Peer | None]:
+        """The next message: routing id, frames, and for one from a stranger who that is.
+
+        Frames that tell of their peer cost more, so those of registered handlers do without.
+        """
+        recv, has_more = self._router.recv, self._router.getsockopt
+        if self._skipping:
+            self._skip()
+            return b"", [], None
+        peer, route = None, recv(NO_WAIT)
+        if self.registry.on_route(route) is None:
+            frame = recv(NO_WAIT, copy=False)
+            peer = peer_of(frame)
+            frames = [frame.bytes]
+            self._connections.meet(route, peer)
+        else:
+            frames = [recv(NO_WAIT)]
+        while has_more(RCVMORE):
+            if len(frames) == MAX_FRAMES:
+                self._skip()
+                break
+            frames.append(recv(NO_WAIT))
+        return route, frames, peer
+
+    def _skip(self) -> None:
+        """Drop the rest of a message of too many frames, some in each turn of the loop."""
+        for _ in range(READ_BATCH):
+            self._skipping = bool(self._router.getsockopt(RCVMORE))
+            if not self._skipping:
+                return
+            self._router.recv(NO_WAIT)
+
+    def _is_flood(self, route: bytes, count: int) -> bool:
+        """Whether a message is one too many; results among them come again."""
+        most = STRANGER_FLOOD if self.registry.on_route(route) is None else FLOOD
+        if count == most + 1:
+            self.complain(f"more than {most} from one connection in {WATCH_S:g} s")
+        return count > most
 
     def _read_soon(self) -> None:
         """Look again in this turn of the loop: a send may have eaten the edge."""
@@ -4847,7 +7110,7 @@ class Gateway:
         assert self.caller is not None
         self.caller.on_unsent(call_id)
 
-    def _on_message(self, route: bytes, frames: Sequence[bytes]) -> None:
+    def _on_message(self, route: bytes, frames: Sequence[bytes], peer: Peer | None) -> None:
         if frames == [b""]:  # ZMQ_PROBE_ROUTER: a new connection shows itself
             self._post(route, {"method": "hello", "params": {}})
             return
@@ -4856,14 +7119,14 @@ class Gateway:
             if "method" not in message:
                 self._on_result(route, message)
                 return
-            reply = self._on_request(route, message)
+            reply = self._on_request(route, message, peer)
         except WireError as error:
-            self._complain(str(error))
+            self.complain(str(error))
             reply = {"success": False, "error": str(error), "code": error.code}
         if reply is not None:
             self._post(route, reply)
 
-    def _complain(self, sentence: str, error: Exception | None = None) -> None:
+    def complain(self, sentence: str, error: Exception | None = None) -> None:
         """Count a malformed message, and log one now and then."""
         self.malformed += 1
         now_s = self.clock.monotonic()
@@ -4873,7 +7136,9 @@ class Gateway:
                 "message refused (%d so far): %s", self.malformed, sentence, exc_info=error
             )
 
-    def _on_request(self, route: bytes, message: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _on_request(
+        self, route: bytes, message: Mapping[str, Any], peer: Peer | None
+    ) -> dict[str, Any] | None:
         """Answer a request of a handler; None for those that have no reply."""
         method, params = message["method"], message.get("params", {})
         answer = REQUESTS.get(method) if isinstance(method, str) else None
@@ -4882,14 +7147,16 @@ class Gateway:
         if not isinstance(params, dict):
             raise WireError("'params' is an object")
         instance = self.registry.on_route(route)
-        if instance is not None and instance.gone:
-            instance = None  # it has to register again, for what it ran was given up
         if instance is not None:
-            self._heard(instance)
+            peer = instance.peer
+            if instance.gone:
+                instance = None  # it has to register again, for what it ran was given up
+            else:
+                self._heard(instance)
         try:
-            reply = answer(self, route, instance, params)
+            reply = answer(self, Sender(route, instance, peer), params)
         except WireError as error:
-            self._complain(str(error))
+            self.complain(str(error))
             reply = {"success": False, "error": str(error), "code": error.code}
         return None if reply is None else {"success": True, "reply_to": method, **reply}
 
@@ -4902,15 +7169,55 @@ class Gateway:
             assert self.caller is not None
             self.loop.call_soon(self.caller.on_ready, instance.handler_id)
 
-    def _on_ping(self, _route: bytes, _from: Instance | None, _params: Any) -> dict[str, Any]:
+    def _on_ping(self, _sender: Sender, _params: Any) -> dict[str, Any]:
         return {"server_time": self.clock.now_us() / 1e6}
 
-    def _on_register(
-        self, route: bytes, _from: Instance | None, params: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _admit(self, sender: Sender, handler_id: str, params: Mapping[str, Any]) -> None:
+        """Raise WireError unless this connection may speak for the handler id."""
+        said = params.get("secret")
+        if self._secret and not (
+            isinstance(said, str) and hmac.compare_digest(said.encode(), self._secret)
+        ):
+            raise NotAdmitted("this server wants the handler secret, in 'secret'")
+        if self.keys is None:
+            return
+        owner = self._enrolled.owner(sender.peer.key if sender.peer else None)
+        if owner is None:  # revoked a moment ago
+            raise NotAdmitted("the key of this connection is not enrolled")
+        if owner.handler_id != handler_id:
+            raise NotAdmitted(
+                f"the key of this connection is enrolled for '{owner.handler_id}', "
+                f"not for '{handler_id}'"
+            )
+
+    def _on_register(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any] | None:
         said = parse_registration(params)
-        before = self.registry.on_route(route)
-        instance, again = self._enter(said, route)
+        self._admit(sender, said.handler_id, params)
+        if said.address is None:
+            if sender.peer is None or sender.peer.identity:
+                raise NotAdmitted("a dial-in handler must not set a ZeroMQ identity of its own")
+            return self._register(sender, said, None)
+        host = host_of(said.address)
+        if parse_ip(host) is not None:
+            return self._register(sender, said, str(parse_ip(host)))
+        if len(self._lookups) >= MAX_LOOKUPS:
+            raise WireError("too many host names are being looked up; register again later")
+        self._start(self._register_by_name(sender, said, host))
+        return None
+
+    async def _register_by_name(self, sender: Sender, said: Registration, host: str) -> None:
+        try:
+            reply = self._register(sender, said, await self._look_up(host))
+            self._post(sender.route, {"success": True, "reply_to": "register", **reply})
+        except WireError as error:
+            self.complain(str(error))
+            refusal = {"success": False, "error": str(error), "code": error.code}
+            self._post(sender.route, {"reply_to": "register", **refusal})
+
+    def _register(self, sender: Sender, said: Registration, host: str | None) -> dict[str, Any]:
+        """Enter who was admitted; `host` is the numeric one of a plain handler's address."""
+        before = self.registry.on_route(sender.route)
+        instance, again = self._enter(said, sender, host)
         moved = before is None or before.key != instance.key
         if before is not None and moved:
             self._leave(before)
@@ -4928,15 +7235,21 @@ class Gateway:
             "forget": forget,
         }
 
-    def _enter(self, said: Registration, route: bytes) -> tuple[Instance, bool]:
+    def _enter(self, said: Registration, sender: Sender, host: str | None) -> tuple[Instance, bool]:
         """Enter a registration, opening or keeping the link of a plain handler."""
         now_s, now_us = self.clock.monotonic(), self.clock.now_us()
         known = self.registry.known.get(said.handler_id)
-        if said.address is None:
-            entered = self.registry.register(said, route, now_s, now_us)
+        peer = sender.peer
+        assert peer is not None
+        if host is None:
+            entered = self.registry.register(said, sender.route, now_s, now_us)
+            entered[0].peer = peer
         else:
+            if not may_call_back(host, peer.address, self._networks):
+                raise NotAdmitted(f"callback_networks does not let the server connect to {host}")
             earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
-            entered = self._link(said, earlier)
+            entered = self._link(said, earlier, host, peer.key)
+            entered[0].peer = peer
             for other in self._plain_instances(said.handler_id):
                 if other.gone or other.unreachable:
                     self._leave(other)  # started again elsewhere
@@ -4944,14 +7257,21 @@ class Gateway:
             self._save(said, now_us)
         return entered
 
-    def _link(self, said: Registration, earlier: Instance | None) -> tuple[Instance, bool]:
+    def _link(
+        self, said: Registration, earlier: Instance | None, host: str, key: str | None
+    ) -> tuple[Instance, bool]:
         """Enter a plain handler with a link to its address, the one there is or a new one."""
         assert said.address is not None
+        port = said.address.rpartition(":")[2]
+        endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         try:
-            link = earlier.route if earlier else PlainLink(self, said.address)
+            link = earlier.route if earlier else None
+            if not isinstance(link, PlainLink) or link.target != (endpoint, key):
+                if isinstance(link, PlainLink):
+                    link.close()
+                link = PlainLink(self, endpoint, key)
         except zmq.ZMQError as error:
             raise WireError(f"cannot connect to '{said.address}': {error}") from None
-        assert isinstance(link, PlainLink)
         try:
             entered = self.registry.register(
                 said, link, self.clock.monotonic(), self.clock.now_us()
@@ -4971,10 +7291,8 @@ class Gateway:
         )
         saved.add_done_callback(lambda done: done.exception())  # the store has logged it
 
-    def _on_heartbeat(
-        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        now_us = self.clock.now_us()
+    def _on_heartbeat(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any]:
+        instance, now_us = sender.instance, self.clock.now_us()
         if instance is None or instance.registration.instance != params.get("instance"):
             return {"success": False, "error": "register first", "code": "unknown_instance"}
         theirs = params.get("time")
@@ -4982,15 +7300,16 @@ class Gateway:
             instance.skew_s = round(theirs - now_us / 1e6, 3)
         return {"server_time": now_us / 1e6}
 
-    def _on_report_status(
-        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        status = params.get("status")
+    def _on_report_status(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any]:
+        instance, status = sender.instance, params.get("status")
         if status not in ("draining", "offline"):
             raise WireError("'status' is 'draining' or 'offline'")
-        leaving = (
-            [instance] if instance else self._plain_instances(_field_text(params, "handler_id"))
-        )
+        if instance is not None:
+            leaving = [instance]
+        else:
+            handler_id = _field_text(params, "handler_id")
+            self._admit(sender, handler_id, params)
+            leaving = self._plain_instances(handler_id)
         for one in leaving:
             one.draining = True
             if status == "offline":
@@ -5011,30 +7330,36 @@ class Gateway:
             instance.route.close()
         self.registry.remove(instance)
 
-    def _on_log(self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]) -> None:
-        call_id = str(params.get("id"))
+    def _on_log(self, sender: Sender, params: Mapping[str, Any]) -> None:
+        call_id, instance = str(params.get("id")), sender.instance
         if instance is None or call_id not in instance.calls:
             return  # a log that came after the end, or from somebody else
         dropped = params.get("dropped", 0)
+        dropped = max(0, dropped) if isinstance(dropped, int) else 0
         lines = [
-            [line[0], str(line[1])[:16], str(line[2])]
+            [line[0], _one_line(line[1])[:16], _one_line(line[2])]
             for line in _field_list(params, "lines", MAX_LOG_LINES)
             if isinstance(line, list) and len(line) == 3 and isinstance(line[0], int | float)
         ]
+        instance.log_bytes += sum(len(line[2]) for line in lines)
+        if instance.log_bytes > LOG_BYTES_PER_S * SWEEP_S:
+            dropped, lines = dropped + len(lines), []
         assert self.caller is not None
-        self.caller.on_log(call_id, lines, max(0, dropped) if isinstance(dropped, int) else 0)
+        self.caller.on_log(call_id, lines, dropped)
 
-    def _on_progress(
-        self, _route: bytes, instance: Instance | None, params: Mapping[str, Any]
-    ) -> None:
+    def _on_progress(self, sender: Sender, params: Mapping[str, Any]) -> None:
         call_id, percent = str(params.get("id")), params.get("percent")
+        instance = sender.instance
         if instance is None or call_id not in instance.calls:
+            return
+        instance.progresses += 1
+        if instance.progresses > PROGRESS_PER_S * SWEEP_S * instance.share:
             return
         if not isinstance(percent, int | float) or not 0 <= percent <= 100:
             percent = None
         message = params.get("message")
         assert self.caller is not None
-        self.caller.on_progress(call_id, percent, str(message)[:200] if message else None)
+        self.caller.on_progress(call_id, percent, _one_line(message)[:200] if message else None)
 
     def _on_result(self, route: bytes, message: Mapping[str, Any]) -> None:
         """A result over the ROUTER: taken only from the connection of a registered instance."""
@@ -5063,7 +7388,7 @@ class Gateway:
         try:
             message = decode_message(frames)
         except WireError as error:
-            self._complain(str(error))
+            self.complain(str(error))
             message = {"success": False, "error": f"the handler's reply is malformed: {error}"}
         if asked != "ping":
             if "result" not in message and message.get("success") is True:
@@ -5104,7 +7429,9 @@ class Gateway:
         now_s = self.clock.monotonic()
         stood_still_s = now_s - self._swept_s - SWEEP_S
         self._swept_s = now_s
+        self._drop_revoked()
         for instance in list(self.registry.instances.values()):
+            instance.log_bytes = instance.progresses = 0
             if stood_still_s > HEARTBEAT_S:  # stopped or paused ourselves: nobody could be heard
                 instance.heard_s = min(now_s, instance.heard_s + stood_still_s)
             link = instance.route
@@ -5136,6 +7463,28 @@ class Gateway:
             instance.calls.clear()
             self._changed(instance.handler_id)
 
+    def _drop_revoked(self) -> None:
+        """Apply a change of the key file: who lost his key is gone at once, like a dead handler."""
+        if self.keys is None:
+            return
+        try:
+            keys = self.keys.load()
+        except ScheduleZeroError as error:  # what was enrolled stays so until it is readable
+            self.complain(str(error))
+            return
+        if keys is self._enrolled:
+            return
+        self._enrolled = keys
+        for instance in list(self.registry.instances.values()):
+            link, peer = instance.route, instance.peer
+            used = link.target[1] if isinstance(link, PlainLink) else peer.key if peer else None
+            owner = keys.owner(used)
+            if owner is None or owner.handler_id != instance.handler_id:
+                log_gateway.warning("handler %s is gone: its key was revoked", instance.handler_id)
+                self._leave(instance)
+                self._changed(instance.handler_id)
+        self._connections.end_revoked(keys)
+
     def _changed(self, handler_id: str) -> None:
         assert self.caller is not None
         self.caller.on_handler(handler_id)
@@ -5143,7 +7492,7 @@ class Gateway:
 
 PLAIN_CALL_KEYS: Final = ("method", "params", "execution_id", "attempt")
 PING: Final[Mapping[str, Any]] = {"method": "ping", "params": {}}
-Reply = Callable[[Gateway, bytes, Instance | None, Mapping[str, Any]], dict[str, Any] | None]
+Reply = Callable[[Gateway, Sender, Mapping[str, Any]], dict[str, Any] | None]
 REQUESTS: Final[Mapping[str, Reply]] = {
     "ping": Gateway._on_ping,
     "register": Gateway._on_register,
@@ -5166,6 +7515,7 @@ ADOPT_S: Final = 15.0  # what ran under an earlier server is given up if unclaim
 CANCEL_GRACE_S: Final = 10.0  # a cancelled run that does not end by then counts as ended
 REFUSED_DELAY_S: Final = 0.5
 STORE_RETRY_S: Final = 1.0
+FAULT_RETRY_S: Final = 60.0  # where the fault is this program's
 TICK_S: Final = 0.5
 
 log_dispatcher = logging.getLogger("schedulezero.dispatcher")
@@ -5196,6 +7546,7 @@ class Live:
     waiters: list[asyncio.Future[Execution]] = field(default_factory=list)
     log: LogBuffer | None = None
     progress: tuple[float | None, str | None] | None = None
+    scrubber: Scrubber | None = None  # hides the secrets it was called with
 
     @property
     def call_id(self) -> str:
@@ -5264,7 +7615,13 @@ def outcome_of(message: Mapping[str, Any], cancelling: str | None, is_overdue: b
     )
 
 
-def after_attempt(execution: Execution, outcome: Outcome, now_us: int, chance: float) -> Execution:
+def after_attempt(
+    execution: Execution,
+    outcome: Outcome,
+    now_us: int,
+    chance: float,
+    duration_us: int | None = None,
+) -> Execution:
     """The execution after its attempt: final, or queued again if its retry policy grants it."""
     may_retry = outcome.status in (Status.ERROR, Status.TIMEOUT, Status.LOST)
     if may_retry and execution.attempt < execution.retry.max_attempts:
@@ -5280,6 +7637,7 @@ def after_attempt(execution: Execution, outcome: Outcome, now_us: int, chance: f
         execution,
         status=outcome.status,
         completed_us=now_us,
+        duration_us=duration_us,
         result=outcome.result,
         error=outcome.error,
     )
@@ -5304,6 +7662,7 @@ class Dispatcher:
         self._clock = clock
         self._publish = publish
         self._chance = chance
+        self.secrets = Secrets(store.config)
         self._live: dict[str, Live] = {}
         self._ready: dict[str, deque[Live]] = {}
         self._of_schedule: dict[str, dict[str, Live]] = {}  # in the order of their fires
@@ -5323,6 +7682,17 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         return len(self._live) - self.running
+
+    def count_waiting(self) -> tuple[dict[str, int], int | None]:
+        """How many executions wait, by why they do, and since when the oldest is due."""
+        counts = dict.fromkeys((stage.name.lower() for stage in Stage if stage in WAITING), 0)
+        due_us = None
+        for live in self._live.values():
+            if live.stage in WAITING:
+                counts[live.stage.name.lower()] += 1
+                if live.stage is not Stage.DELAYED:
+                    due_us = min(due_us or live.execution.due_us, live.execution.due_us)
+        return counts, due_us
 
     def queued(self, handler_id: str) -> int:
         return sum(live.stage is Stage.READY for live in self._ready.get(handler_id, ()))
@@ -5348,8 +7718,10 @@ class Dispatcher:
     ) -> str:
         """Record a call to be made now and return its execution id, after the commit.
 
-        Raises Overloaded when too many executions are queued already, StoreUnavailable.
+        Raises Overloaded when too many executions are queued already, InvalidField for a secret
+        that is not there, StoreUnavailable.
         """
+        self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
             raise Overloaded(f"{len(self._live)} executions are queued already")
         config, now_us = self._store.config, self._clock.now_us()
@@ -5594,9 +7966,18 @@ class Dispatcher:
         if not instance.is_callable:  # it went while the attempt was being recorded
             self._give_back(live, 0.0)
             return
+        params = execution.job_params
+        if has_secrets(params):
+            try:
+                params, live.scrubber = self._reveal(instance, params)
+            except ScheduleZeroError as error:
+                self._free(live)
+                self._end(live, Outcome(Status.ERROR, error=f"not sent: {error}"))
+                self.on_ready(execution.handler_id)
+                return
         call = {
             "method": execution.method_name,
-            "params": execution.job_params,
+            "params": params,
             "execution_id": execution.execution_id,
             "attempt": execution.attempt,
             "timeout": execution.timeout,
@@ -5607,6 +7988,15 @@ class Dispatcher:
         self._gateway.call(instance, live.call_id, call)
         self._publish("execution", execution)
         self._tick_soon()
+
+    def _reveal(self, instance: Instance, job_params: Mapping[str, Any]) -> tuple[Any, Scrubber]:
+        """The parameters with their secrets, for a handler on a link that nobody else reads."""
+        if not instance.is_private:
+            raise NotAllowed(
+                "the parameters refer to secrets, which go to no handler on another machine "
+                "over an unencrypted link"
+            )
+        return self.secrets.insert(job_params)
 
     def on_unsent(self, call_id: str) -> None:
         execution_id, attempt = parse_call_id(call_id)
@@ -5644,6 +8034,9 @@ class Dispatcher:
             self._give_back(live, REFUSED_DELAY_S)
             self._gateway.acknowledge(instance, call_id)
             return
+        if live.scrubber is not None:
+            said = {key: message[key] for key in ("result", "error", "traceback") if key in message}
+            message = {**message, **{k: live.scrubber.value(v) for k, v in said.items()}}
         e = live.execution
         overdue_us = self._clock.now_us() - (e.started_us or 0) - round(e.timeout * 1e6)
         ended = self._end(live, outcome_of(message, live.cancelling, overdue_us >= 0))
@@ -5686,9 +8079,8 @@ class Dispatcher:
                 outcome.traceback,
             )
         log = live.log.text() if live.log else None
-        after = after_attempt(before, outcome, now_us, self._chance())
-        if began and after.is_final:
-            after = replace(after, duration_us=self._duration_us(live, now_us))
+        duration_us = self._duration_us(live, now_us) if began else None
+        after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
         live.execution, live.stage, live.instance, live.log = after, Stage.ENDING, None, None
         if after.is_final:
             return self._store_until_done(
@@ -5719,9 +8111,13 @@ class Dispatcher:
             write().add_done_callback(on_done)
 
         def on_done(done: asyncio.Future[bool]) -> None:
-            if done.exception() is not None:
+            error = done.exception()
+            if error is not None:
+                known = isinstance(error, ScheduleZeroError)  # and told of by the store
+                if not known:
+                    log_dispatcher.error("the end of an attempt was not stored", exc_info=error)
                 if not self._closed:
-                    loop.call_later(STORE_RETRY_S, attempt)
+                    loop.call_later(STORE_RETRY_S if known else FAULT_RETRY_S, attempt)
                 return
             then(done.result())
             if not settled.done():
@@ -5837,6 +8233,8 @@ class Dispatcher:
             return
         if live.log is None:
             live.log = LogBuffer()
+        if live.scrubber is not None:
+            lines = [[at_s, level, live.scrubber.text(text)] for at_s, level, text in lines]
         live.log.add(lines, dropped)
         self._publish("log", {"execution_id": execution_id, "attempt": attempt, "lines": lines})
 
@@ -5845,6 +8243,8 @@ class Dispatcher:
         live = self._live.get(execution_id)
         if live is None or live.execution.attempt != attempt:
             return
+        if live.scrubber is not None and message is not None:
+            message = live.scrubber.text(message)
         live.progress = (percent, message)
         fields = {"attempt": attempt, "percent": percent, "message": message}
         self._publish("progress", {"execution_id": execution_id, **fields})
@@ -5856,6 +8256,8 @@ class Dispatcher:
         adopt_until_s = self._clock.monotonic() + ADOPT_S
         for execution in self._store.live_executions():
             live = Live(execution, Stage.ADOPTING, limit_s=adopt_until_s)
+            if has_secrets(execution.job_params):
+                live.scrubber = self.secrets.scrubber(execution.job_params)
             self._live[execution.execution_id] = live
             if execution.schedule_id is not None:
                 of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
@@ -5930,6 +8332,16 @@ MAX_EVENTS_KEPT: Final = 1_000
 MAX_EVENT_BYTES_KEPT: Final = 2 << 20
 MAX_SUBSCRIBERS: Final = 64
 FLUSH_S: Final = 0.05  # events of so long go out together; the last word on a thing is enough
+GAP: Final = b'{"lost":true}'
+
+
+Framing = Callable[[str, str, bytes], bytes]
+"""Puts an event's id, kind and JSON into the bytes that go to a client."""
+
+
+def frame_for_event_stream(event_id: str, kind: str, body: bytes) -> bytes:
+    """An event as server-sent events have it."""
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), kind.encode(), body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -5941,6 +8353,15 @@ class Event:
     about: str | None
     value: Any
     weight: int  # bytes, roughly
+
+
+def weight_of(kind: str, value: Any) -> int:
+    """The bytes that keeping an event takes, roughly, but never less than for its large parts."""
+    if kind == "log":
+        return sum(len(line[2]) + 40 for line in value["lines"])
+    if isinstance(value, Execution):
+        return 500 + len(repr(value.job_params)) + len(repr(value.result))
+    return 500
 
 
 class Events:
@@ -5960,7 +8381,7 @@ class Events:
         self._kept: deque[Event] = deque()
         self._weight = 0
         self._number = 0
-        self._subscribers: dict[object, tuple[Callable[[bytes], bool], int]] = {}
+        self._subscribers: dict[object, tuple[Callable[[bytes], bool], Framing, int]] = {}
         self._flusher: asyncio.TimerHandle | None = None
 
     @property
@@ -5971,7 +8392,7 @@ class Events:
         """Note an event; it is rendered when it is sent, and only if somebody watches."""
         self._number += 1
         about = value if isinstance(value, str) else getattr(value, "execution_id", None)
-        weight = 500 if kind != "log" else sum(len(line[2]) + 40 for line in value["lines"])
+        weight = weight_of(kind, value)
         self._kept.append(Event(self._number, kind, about, value, weight))
         self._weight += weight
         while len(self._kept) > MAX_EVENTS_KEPT or self._weight > MAX_EVENT_BYTES_KEPT:
@@ -5980,7 +8401,7 @@ class Events:
             self._flusher = self._loop.call_later(FLUSH_S, self._flush)
 
     def subscribe(
-        self, write: Callable[[bytes], bool], last_event_id: str | None
+        self, write: Callable[[bytes], bool], framing: Framing, last_event_id: str | None
     ) -> Callable[[], None]:
         """Send events to `write` from now on, or from the one after `last_event_id`.
 
@@ -5990,11 +8411,10 @@ class Events:
             raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
         key = object()
         number, has_gap = self._resume(last_event_id)
-        self._subscribers[key] = (write, number)
+        self._subscribers[key] = (write, framing, number)
         if has_gap:
-            write(self._frame(self._number, "gap", b'{"lost":true}'))
+            write(framing(self._id_of(self._number), "gap", GAP))
         else:
-            write(b"retry: 1000\n\n")
             self._flush()
         return lambda: self._unsubscribe(key)
 
@@ -6017,11 +8437,27 @@ class Events:
         self._flusher = None
         if not self._subscribers:
             return
-        oldest_sent = min(number for _, number in self._subscribers.values())
-        frames: list[tuple[int, bytes]] = []
+        oldest_sent = min(number for _, _, number in self._subscribers.values())
+        events = self._encoded_since(oldest_sent)
+        dropped = self._kept[0].number - 1 if self._kept else self._number
+        for key, (write, framing, sent) in list(self._subscribers.items()):
+            frames = [framing(self._id_of(dropped), "gap", GAP)] if sent < dropped else []
+            frames += [
+                framing(self._id_of(number), kind, body)
+                for number, kind, body in events
+                if number > sent
+            ]
+            if frames and not write(b"".join(frames)):
+                self._unsubscribe(key)
+            elif key in self._subscribers:
+                self._subscribers[key] = (write, framing, self._number)
+
+    def _encoded_since(self, number: int) -> list[tuple[int, str, bytes]]:
+        """The events after one, rendered; of those on one thing only the last."""
+        events: list[tuple[int, str, bytes]] = []
         later: set[tuple[str, str]] = set()
         for event in reversed(self._kept):
-            if event.number <= oldest_sent:
+            if event.number <= number:
                 break
             if event.about is not None:
                 if (event.kind, event.about) in later:
@@ -6029,19 +8465,1120 @@ class Events:
                 later.add((event.kind, event.about))
             body = self._encode(event.kind, event.value)
             if body is not None:
-                frames.append((event.number, self._frame(event.number, event.kind, body)))
-        frames.reverse()
-        for key, (write, sent) in list(self._subscribers.items()):
-            chunk = b"".join(frame for number, frame in frames if number > sent)
-            if chunk and not write(chunk):
-                self._unsubscribe(key)
-            else:
-                self._subscribers[key] = (write, self._number)
+                events.append((event.number, event.kind, body))
+        return events[::-1]
 
-    def _frame(self, number: int, kind: str, body: bytes) -> bytes:
-        return b"id: %b-%d\nevent: %b\ndata: %b\n\n" % (
-            self._boot.encode(), number, kind.encode(), body,
+    def _id_of(self, number: int) -> str:
+        return f"{self._boot}-{number}"
+
+
+# --- Metrics ----------------------------------------------------------------------------------
+#
+# What is counted is counted where it happens, as a plain number. The text is made when somebody
+# asks for it; everything that can be looked up then is looked up then.
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+MAX_HANDLER_LABELS: Final = 50  # further handlers share the label `other`
+STATUS_FILE: Final = "status.json"  # what the governor says of its children
+DURATION_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0)
+LATENESS_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0, 3_600.0)
+COMMIT_BUCKETS_S: Final = (0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+Labels = tuple[tuple[str, str], ...]
+Sample = tuple[str, Labels, float]  # what follows the family's name, labels, value
+
+
+class Histogram:
+    """How often a value fell into each of some fixed buckets. One thread may observe."""
+
+    __slots__ = ("_buckets", "_counts", "_sum")
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        """`buckets`: upper bounds, growing."""
+        self._buckets = tuple(buckets)
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value; one that is on a bound belongs below it."""
+        self._counts[bisect_left(self._buckets, value)] += 1
+        self._sum += value
+
+    def samples(self, labels: Labels = ()) -> Iterator[Sample]:
+        """The cumulative buckets, sum and count, which agree with one another."""
+        total = 0
+        counts = self._counts.copy()  # another thread may be counting
+        for bound, count in zip((*map(render_number, self._buckets), "+Inf"), counts, strict=True):
+            total += count
+            yield "_bucket", (*labels, ("le", bound)), total
+        yield "_sum", labels, self._sum
+        yield "_count", labels, total
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """All samples of one name. `kind` is counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    about: str
+    samples: Iterable[Sample]
+
+
+def single(value: float) -> Iterable[Sample]:
+    """The samples of a family without labels."""
+    return (("", (), value),)
+
+
+def labelled(label: str, values: Iterable[tuple[str, float]]) -> Iterable[Sample]:
+    """The samples of a family with one label."""
+    return [("", ((label, name),), value) for name, value in values]
+
+
+def render_metrics(families: Iterable[Family]) -> bytes:
+    """Prometheus' text format, version 0.0.4. A family without samples is left out."""
+    lines: list[str] = []
+    for family in families:
+        samples = [
+            f"{family.name}{suffix}{_render_labels(labels)} {render_number(value)}"
+            for suffix, labels, value in family.samples
+        ]
+        if samples:
+            about = family.about.replace("\\", "\\\\").replace("\n", "\\n")
+            lines += [f"# HELP {family.name} {about}", f"# TYPE {family.name} {family.kind}"]
+            lines += samples
+    return ("\n".join(lines) + "\n").encode()
+
+
+def render_number(value: float) -> str:
+    """Whole numbers as such, so that no count loses its last digits."""
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _render_labels(labels: Labels) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escape_label(value)}"' for name, value in labels) + "}"
+
+
+def _escape_label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def bounded_handlers(handlers: Sequence[HandlerInfo], most: int) -> list[tuple[str, bool, int]]:
+    """Name, whether it is up, and running calls of each handler: `most` by name, then `other`.
+
+    `other` is up while all of the rest are.
+    """
+    ordered = sorted(handlers, key=lambda info: info.handler_id)
+    shown = [(h.handler_id, h.status == "Connected", h.running) for h in ordered[:most]]
+    if rest := ordered[most:]:
+        is_up = all(info.status == "Connected" for info in rest)
+        shown.append(("other", is_up, sum(info.running for info in rest)))
+    return shown
+
+
+class Metrics:
+    """What the server has done since it started."""
+
+    __slots__ = (
+        "commits", "durations", "executions", "lateness", "requests", "steps_back", "steps_forward"
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.executions: dict[Status, int] = dict.fromkeys(sorted(TERMINAL), 0)
+        self.durations = Histogram(DURATION_BUCKETS_S)
+        self.lateness = Histogram(LATENESS_BUCKETS_S)
+        self.commits = Histogram(COMMIT_BUCKETS_S)
+        self.requests: dict[tuple[str, str, int], int] = {}
+        self.steps_forward = self.steps_back = 0
+
+    def count_execution(self, execution: Execution) -> None:
+        """Note a state of an execution: its first start and its end count."""
+        if execution.completed_us is not None:
+            self.executions[execution.status] += 1
+            if execution.duration_us is not None:
+                self.durations.observe(execution.duration_us / 1e6)
+        elif execution.attempt == 1 and execution.fire_us is not None:
+            started_us = execution.started_us
+            if started_us is not None and execution.status is Status.RUNNING:
+                self.lateness.observe((started_us - execution.fire_us) / 1e6)
+
+    def count_request(self, method: str, route: str, status: int) -> None:
+        """Note an answer. `route` is the pattern of the path, never the path itself."""
+        key = (method, route, status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+
+    def count_step(self, step_us: int) -> None:
+        """Note that the wall clock was set."""
+        self.steps_forward += step_us > 0
+        self.steps_back += step_us < 0
+
+    def families(self) -> Iterator[Family]:
+        yield Family(
+            "schedulezero_executions_total", "counter", "Executions that ended, by status.",
+            labelled("status", self.executions.items()),
         )  # fmt: skip
+        yield Family(
+            "schedulezero_execution_duration_seconds", "histogram",
+            "How long the last attempt of an execution took.", self.durations.samples(),
+        )  # fmt: skip
+        yield Family(
+            "schedulezero_fire_lateness_seconds", "histogram",
+            "From a fire time to the start of its execution.", self.lateness.samples(),
+        )  # fmt: skip
+        yield Family(
+            "schedulezero_store_commit_seconds", "histogram",
+            "How long a commit to the database took.", self.commits.samples(),
+        )  # fmt: skip
+        steps = (("forward", self.steps_forward), ("back", self.steps_back))
+        yield Family(
+            "schedulezero_clock_steps_total", "counter", "Times the wall clock was set.",
+            labelled("direction", steps),
+        )  # fmt: skip
+        yield Family(
+            "schedulezero_http_requests_total", "counter", "HTTP answers, by route and status.",
+            [
+                ("", (("method", method), ("route", route), ("status", str(status))), count)
+                for (method, route, status), count in sorted(self.requests.items())
+            ],
+        )  # fmt: skip
+
+
+# What the kernel tells of this process.
+
+
+def load_rss_bytes() -> int | None:
+    """Resident memory of this process; None where the kernel does not tell."""
+    with suppress(OSError), open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def load_written_bytes() -> int | None:
+    """What this process has had written to disks, as far as the kernel tells."""
+    with suppress(OSError), open("/proc/self/io", "rb") as file:
+        return parse_io(file.read()).get("write_bytes")
+    return None
+
+
+def parse_io(data: bytes) -> dict[str, int]:
+    """The fields of /proc/PID/io."""
+    lines = (line.partition(b":") for line in data.splitlines())
+    return {name.decode(): int(value) for name, _, value in lines}
+
+
+def status_path(data_dir: str) -> str:
+    return os.path.join(data_dir, STATUS_FILE)
+
+
+def load_restarts(data_dir: str) -> dict[str, int]:
+    """How often the governor of this process has restarted each child; empty without one."""
+    with suppress(OSError, ValueError), open(status_path(data_dir), "rb") as file:
+        shown = json.load(file)
+        if shown["pid"] == os.getppid():
+            return {child["name"]: child["restarts"] for child in shown["children"]}
+    return {}
+
+
+def bounded_restarts(restarts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    """Restarts by name, the first `most`; those of the rest together as `other`."""
+    pairs = list(restarts.items())
+    rest = sum(count for _, count in pairs[most:])
+    return pairs[:most] + ([("other", rest)] if pairs[most:] else [])
+
+
+def describe_process(now_s: float, up_s: float) -> Iterator[Family]:
+    """The families that Prometheus' own clients have, under the same names."""
+    yield Family(
+        "process_start_time_seconds", "gauge", "When the server started, in Unix time.",
+        single(round(now_s - up_s, 2)),
+    )  # fmt: skip
+    times = os.times()
+    yield Family(
+        "process_cpu_seconds_total", "counter", "Processor time of the server.",
+        single(round(times.user + times.system, 2)),
+    )  # fmt: skip
+    rss, written = load_rss_bytes(), load_written_bytes()
+    yield Family(
+        "process_resident_memory_bytes", "gauge", "Resident memory of the server.",
+        () if rss is None else single(rss),
+    )  # fmt: skip
+    yield Family(
+        "schedulezero_disk_written_bytes_total", "counter", "What the server had written to disks.",
+        () if written is None else single(written),
+    )  # fmt: skip
+
+
+# --- Access -----------------------------------------------------------------------------------
+#
+# Who may ask for what. First the decisions, pure: credentials, hosts, origins, roles, how often
+# one may be wrong. Then tokens and sessions, each kind in a file of mode 0600 beside the
+# database, so that its copies and backups hold no credentials. The command line alone writes
+# the tokens, the server alone the sessions; both files hold hashes only.
+
+TOKENS_FILE: Final = "tokens.json"
+SESSIONS_FILE: Final = "sessions.json"
+ADMIN_TOKEN_FILE: Final = "admin-token"
+MAX_TOKENS: Final = 1_000
+MAX_SESSIONS: Final = 1_000
+MAX_TOKEN_DAYS: Final = 36_500
+DAY_US: Final = 86_400_000_000
+SESSION_IDLE_US: Final = DAY_US // 2
+SESSION_LIFE_US: Final = 7 * DAY_US
+SESSION_SEEN_US: Final = 600_000_000  # how far behind the file may be on when one was last used
+FREE_FAILURES: Final = 10  # wrong credentials from one address before it has to wait
+FAILURE_EVERY_S: Final = 6.0  # after those, one more in this time
+MAX_ADDRESSES: Final = 1_000  # whose failures are remembered
+MAX_HOSTS_CACHED: Final = 256
+MAX_TARGET_CHARS: Final = 200
+LOOPBACK_NAME: Final = "localhost"
+FORWARDED: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
+CREDENTIAL: Final = re.compile(r"sz_([0-9a-f]{8})_[0-9a-f]{64}")
+TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
+
+log_access: Final = logging.getLogger("schedulezero.access")
+
+
+class Refused(ScheduleZeroError):
+    """A request that whoever sent it may not make: status, code, sentence, headers to add."""
+
+    def __init__(
+        self, status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+
+# Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is kept of a token: everything but the token."""
+
+    token_id: str  # the first part of the token, which is no secret
+    name: str
+    role: Role
+    digest: str
+    created_us: int
+    expires_us: int | None = None
+
+    def is_valid_at(self, now_us: int) -> bool:
+        return self.expires_us is None or now_us < self.expires_us
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A browser that logged in with a token, and lasts no longer than that."""
+
+    session_id: str
+    digest: str
+    token_id: str
+    created_us: int
+    seen_us: int
+
+    def is_valid_at(self, now_us: int) -> bool:
+        is_fresh = now_us < self.created_us + SESSION_LIFE_US
+        return is_fresh and now_us < self.seen_us + SESSION_IDLE_US
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks."""
+
+    name: str  # of the token; "loopback" where no login is needed, "" for nobody
+    role: Role
+    token_id: str = ""
+    session_id: str = ""
+    expires_us: int | None = None
+
+
+NOBODY: Final = Identity("", Role.ANYONE)
+LOOPBACK: Final = Identity("loopback", Role.ADMIN)
+
+
+def make_credential() -> tuple[str, str]:
+    """A new secret of 256 random bits, and the id within it by which it is looked up."""
+    key = secrets.token_hex(4)
+    return f"sz_{key}_{secrets.token_hex(32)}", key
+
+
+def digest_of(credential: str) -> str:
+    """What is stored of a credential.
+
+    One round of SHA-256 is enough: slow hashes protect passwords, of which there are few enough
+    to try. Nobody tries 2**256 tokens, and each request would pay for the slowness.
+    """
+    return hashlib.sha256(credential.encode()).hexdigest()
+
+
+def parse_credential(text: str) -> str | None:
+    """The id within a credential; None for a text that is none."""
+    match = CREDENTIAL.fullmatch(text)
+    return match[1] if match else None
+
+
+def is_credential(text: str, digest: str) -> bool:
+    """Compare in a time that does not depend on where the two differ."""
+    return hmac.compare_digest(digest_of(text), digest)
+
+
+def parse_bearer(authorization: str) -> str:
+    """The token of an Authorization header; empty for another scheme."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def parse_cookie(cookies: str, name: str) -> str:
+    """The value of one cookie of a Cookie header; empty if it is not there."""
+    for part in cookies.split(";"):
+        key, _, value = part.strip().partition("=")
+        if key == name:
+            return value
+    return ""
+
+
+# Where the server can be reached, and from which pages
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name to listen on is reached from this machine alone."""
+    if host == LOOPBACK_NAME:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_exposed(config: Config) -> bool:
+    """Whether others than this machine's own programs are meant to reach the server."""
+    meant = bool(config.allowed_hosts or config.cors_origins)
+    return meant or not is_loopback(config.http_host)
+
+
+def requires_login(config: Config, has_tokens: bool) -> bool:
+    """On the loopback address alone, and until the first token is made, nobody need log in."""
+    return config.auth == "required" or has_tokens or is_exposed(config)
+
+
+def describe_insecurity(config: Config) -> str | None:
+    """What `allow_insecure` allows here; None if nothing."""
+    if is_loopback(config.http_host) or config.tls_cert:
+        return None
+    return f"allow_insecure: tokens and data cross the network to {config.http_host} unencrypted"
+
+
+def own_names(config: Config, hostname: str) -> frozenset[str]:
+    """The names a client may call the server by. Addresses are decided by is_host_allowed."""
+    names = {LOOPBACK_NAME, config.http_host.lower(), *config.allowed_hosts}
+    if not is_loopback(config.http_host):
+        short = hostname.lower().partition(".")[0]
+        names |= {hostname.lower(), short, f"{short}.local"}
+    return frozenset(names - {""})
+
+
+def is_host_allowed(host: str, names: frozenset[str], *, any_address: bool) -> bool:
+    """Whether a Host header names this server.
+
+    A page that had its own name point here (DNS rebinding) sends that name. Bare addresses
+    cannot be rebound, so where others may come at all, any of them will do; 0.0.0.0 is a
+    browser's detour to the loopback address.
+    """
+    name = host_name(host)
+    if name in names:
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or (any_address and not address.is_unspecified)
+
+
+def host_name(host: str) -> str:
+    """The name or address of a Host header, without port and brackets, in lower case."""
+    host = host.lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def describe_cross_site(
+    method: str, headers: Mapping[str, str], origins: frozenset[str]
+) -> str | None:
+    """Why a request that a browser makes for another site's page is refused; None if it is not.
+
+    Programs send neither header. Browsers send Origin with every change and every WebSocket
+    handshake, and Sec-Fetch-Site with all requests over TLS or to this machine. Another port of
+    the same host counts as another site: other programs serve there.
+    """
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if (origin is None and site is None) or origin in origins:
+        return None
+    only_reads = method in ("GET", "HEAD") and "upgrade" not in headers
+    if origin is not None and not only_reads and not _is_same_host(origin, headers.get("host")):
+        return "a page of another origin may not do this"
+    follows_link = only_reads and headers.get("sec-fetch-mode") == "navigate"
+    if site not in (None, "same-origin", "none") and not follows_link:
+        return "a page of another site may not ask for this"
+    return None
+
+
+def _is_same_host(origin: str, host: str | None) -> bool:
+    """Whether an origin has the authority the request was sent to. A proxy may change the scheme."""
+    scheme, _, authority = origin.partition("://")
+    port = {"http": ":80", "https": ":443"}.get(scheme)
+    if port is None or host is None:
+        return False
+    return authority.removesuffix(port).lower() == host.removesuffix(port).lower()
+
+
+# How often one may be wrong
+
+
+def block_of(address: str) -> str:
+    """Whose failures count together: an IPv4 address, or the /64 that one IPv6 customer gets."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class FailureLimit:
+    """Counts wrong credentials by address, as leaky buckets. Of too many addresses it forgets
+    the one that failed longest ago. Times are monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self._levels: dict[str, tuple[float, float]] = {}  # failures not yet leaked, as of when
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def wait_s(self, address: str, now_s: float) -> float:
+        """How long the address has to wait before it may try again; 0 if it need not."""
+        excess = self._level(block_of(address), now_s) + 1 - FREE_FAILURES
+        return max(0.0, excess * FAILURE_EVERY_S)
+
+    def note_failure(self, address: str, now_s: float) -> None:
+        block = block_of(address)
+        level = self._level(block, now_s)
+        self._levels.pop(block, None)
+        self._levels[block] = (min(level + 1, FREE_FAILURES), now_s)
+        if len(self._levels) > MAX_ADDRESSES:
+            del self._levels[next(iter(self._levels))]
+
+    def _level(self, block: str, now_s: float) -> float:
+        level, then_s = self._levels.get(block, (0.0, now_s))
+        return max(0.0, level - (now_s - then_s) / FAILURE_EVERY_S)
+
+
+# Files
+
+
+class TokenFile:
+    """The tokens of a deployment. Whoever asks sees what the file says at that moment."""
+
+    def __init__(self, data_dir: str) -> None:
+        self.is_present = False  # it stays when all tokens are revoked, and demands a login then
+        self.changed: Callable[[str, Token], None] = lambda action, token: None
+        self._file = PrivateFile(os.path.join(data_dir, TOKENS_FILE))
+        self._text = ""
+        self._trouble: str | None = None  # why the file cannot be used; then it holds no tokens
+        self._tokens: dict[str, Token] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the file if it has been replaced."""
+        try:
+            text = self._file.read()
+        except (OSError, ScheduleZeroError) as error:
+            self._take({}, str(error))
+            return
+        self.is_present = self._file.exists
+        if text is not self._text:
+            self._text = text
+            self._take(*_parse_tokens(text) if self.is_present else ({}, None))
+
+    def _take(self, tokens: dict[str, Token], trouble: str | None) -> None:
+        if trouble:
+            self.is_present, self._text = True, ""
+            if trouble != self._trouble:
+                log_access.error("nobody can log in: %s: %s", self._file.path, trouble)
+        self._trouble = trouble
+        before, self._tokens = self._tokens, tokens
+        for token_id, token in tokens.items():
+            if token_id not in before:
+                self.changed("create_token", token)
+        for token_id, token in before.items():
+            if token_id not in tokens:
+                self.changed("revoke_token", token)
+
+    def find(self, credential: str, now_us: int) -> Token | None:
+        """The token a text is, unless it is expired or there is none."""
+        token = self._tokens.get(parse_credential(credential) or "")
+        if token is None or not is_credential(credential, token.digest):
+            return None
+        return token if token.is_valid_at(now_us) else None
+
+    def get(self, token_id: str, now_us: int) -> Token | None:
+        """The token of an id, unless it is expired or there is none."""
+        token = self._tokens.get(token_id)
+        return token if token is not None and token.is_valid_at(now_us) else None
+
+    def all(self) -> list[Token]:
+        return sorted(self._tokens.values(), key=lambda token: token.name)
+
+    def create(self, name: str, role: Role, expires_us: int | None, now_us: int) -> str:
+        """Make a token and store its hash; the token, which nobody can tell again.
+
+        Raises Conflict, Overloaded, OSError.
+        """
+        with self._locked():
+            if any(token.name == name for token in self._tokens.values()):
+                raise Conflict(f"there is a token '{name}' already; revoke it first")
+            if len(self._tokens) >= MAX_TOKENS:
+                raise Overloaded(f"there are {MAX_TOKENS} tokens already")
+            credential, token_id = make_credential()
+            digest = digest_of(credential)
+            token = Token(token_id, name, role, digest, now_us, expires_us)
+            self._write([*self._tokens.values(), token])
+        return credential
+
+    def revoke(self, name: str) -> None:
+        """Raises NotFound, OSError."""
+        with self._locked():
+            kept = [token for token in self._tokens.values() if token.name != name]
+            if len(kept) == len(self._tokens):
+                hint = suggest(name, [token.name for token in kept])
+                raise NotFound(f"there is no token '{name}'{hint}")
+            self._write(kept)
+
+    def create_first(self, now_us: int) -> str | None:
+        """If there never was a token, make one for an administrator and put it into a file.
+
+        Returns the path of that file. Raises OSError.
+        """
+        with self._locked():
+            if self.is_present:
+                return None
+            credential, token_id = make_credential()
+            copy = PrivateFile(os.path.join(os.path.dirname(self._file.path), ADMIN_TOKEN_FILE))
+            copy.write(credential + "\n")
+            self._write([Token(token_id, "admin", Role.ADMIN, digest_of(credential), now_us)])
+        return copy.path
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let no other process change the tokens meanwhile. Raises Conflict, OSError."""
+        with self._file.locked():
+            self.refresh()
+            if self._trouble:
+                raise Conflict(f"{self._file.path} is not to be changed: {self._trouble}")
+            yield
+
+    def _write(self, tokens: Iterable[Token]) -> None:
+        self._file.write(json.dumps({"tokens": [asdict(token) for token in tokens]}, indent=1))
+        self.refresh()
+
+
+def _parse_tokens(text: str) -> tuple[dict[str, Token], str | None]:
+    """The tokens by id, and what is wrong with the text if there are none for that."""
+    try:
+        tokens = [Token(**entry) for entry in json.loads(text)["tokens"]]
+        return {token.token_id: replace(token, role=Role(token.role)) for token in tokens}, None
+    except (ValueError, TypeError, KeyError) as error:
+        return {}, f"not a list of tokens ({type(error).__name__})"
+
+
+class SessionFile:
+    """The browsers that are logged in. They stay so when the server is restarted.
+
+    After a power cut a session may be missing or a closed one be back; it lasts no longer for it.
+    """
+
+    def __init__(self, data_dir: str) -> None:
+        self._file = PrivateFile(os.path.join(data_dir, SESSIONS_FILE))
+        self._sessions = self._load()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, token: Token, now_us: int) -> tuple[str, Session]:
+        """Begin a session: its credential, for the cookie, and what is kept of it."""
+        credential, session_id = make_credential()
+        session = Session(session_id, digest_of(credential), token.token_id, now_us, now_us)
+        valid = [known for known in self._sessions.values() if known.is_valid_at(now_us)]
+        valid.sort(key=lambda known: known.seen_us)
+        kept = valid[-(MAX_SESSIONS - 1) :]
+        self._sessions = {known.session_id: known for known in [*kept, session]}
+        self.save()
+        return credential, session
+
+    def find(self, credential: str, now_us: int) -> Session | None:
+        """The session a cookie belongs to, if it has not ended; it is used now."""
+        session = self._sessions.get(parse_credential(credential) or "")
+        if session is None or not is_credential(credential, session.digest):
+            return None
+        if not session.is_valid_at(now_us):
+            return None
+        if now_us - session.seen_us >= SESSION_SEEN_US:
+            session = self._sessions[session.session_id] = replace(session, seen_us=now_us)
+            self.save()
+        return session
+
+    def get(self, session_id: str, now_us: int) -> Session | None:
+        session = self._sessions.get(session_id)
+        return session if session is not None and session.is_valid_at(now_us) else None
+
+    def close(self, session_id: str) -> None:
+        if self._sessions.pop(session_id, None) is not None:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file; if that fails, who is logged in stays so until the next start."""
+        entries = [asdict(session) for session in self._sessions.values()]
+        try:
+            self._file.write(json.dumps(entries), durable=False)
+        except OSError as error:
+            log_access.error("%s was not written: %s", self._file.path, error.strerror)
+
+    def _load(self) -> dict[str, Session]:
+        try:
+            text = self._file.read()
+            sessions = [Session(**entry) for entry in json.loads(text or "[]")]
+        except (OSError, ValueError, TypeError, ScheduleZeroError) as error:
+            log_access.error("all are logged out: %s: %s", self._file.path, error)
+            return {}
+        return {session.session_id: session for session in sessions}
+
+
+# The gate that requests pass
+
+
+class Access:
+    """Decides for each request who sends it and whether that may be."""
+
+    def __init__(
+        self, config: Config, clock: Clock, note: Callable[[AuditEntry], Any] = lambda entry: None
+    ) -> None:
+        """`note` records what is refused, and tokens that come and go."""
+        self.tokens = TokenFile(config.data_dir)
+        self.sessions = SessionFile(config.data_dir)
+        self._clock = clock
+        self._note = note
+        self._failures = FailureLimit()
+        self.apply(config)
+        self.tokens.changed = self._note_change
+
+    def apply(self, config: Config) -> None:
+        """Take over a changed configuration."""
+        self.config = config
+        self.insecurity = describe_insecurity(config)
+        self._origins = frozenset(config.cors_origins)
+        names = own_names(config, socket.gethostname())
+        any_address = not is_loopback(config.http_host)
+        # Clients repeat themselves, and parsing an address takes longer than all the rest.
+        self._is_host_allowed = lru_cache(MAX_HOSTS_CACHED)(
+            lambda host: is_host_allowed(host, names, any_address=any_address)
+        )
+        prefix = "__Host-" if config.tls_cert else ""
+        self._cookie = f"{prefix}schedulezero_{config.http_port}"  # ports share their cookies
+
+    @property
+    def is_login_required(self) -> bool:
+        self.tokens.refresh()
+        return requires_login(self.config, self.tokens.is_present)
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """Raise Refused if the client meant another server. Programs of HTTP/1.0 need not say."""
+        host = headers.get("host")
+        if host is not None and not self._is_host_allowed(host):
+            sentence = f"this server is not called {host_name(host)[:80]!r}; see allowed_hosts"
+            raise Refused(421, "misdirected_request", sentence)
+
+    def check_source(self, method: str, headers: Mapping[str, str]) -> None:
+        """Raise Refused for what another site's page asks for."""
+        if reason := describe_cross_site(method, headers, self._origins):
+            raise Refused(403, "cross_site", reason)
+
+    def cors_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """What lets the page of a configured origin read the answer."""
+        if not self._origins:
+            return ()
+        origin = headers.get("origin", "")
+        allowed = (("Access-Control-Allow-Origin", origin),) if origin in self._origins else ()
+        return (*allowed, ("Vary", "Origin"))
+
+    def identify(self, headers: Mapping[str, str], peer: str) -> Identity:
+        """Who sends a request. Raises Refused for a token that is not valid."""
+        authorization = headers.get("authorization")
+        if authorization is not None and (token := parse_bearer(authorization)):
+            return self._identify_token(token, peer)
+        if self.tokens.is_present and (cookies := headers.get("cookie")):
+            return self._identify_session(parse_cookie(cookies, self._cookie))
+        if self.is_login_required or any(name in headers for name in FORWARDED):
+            return NOBODY
+        return LOOPBACK
+
+    def _identify_token(self, credential: str, peer: str) -> Identity:
+        # The right token passes however often others of the same address were wrong: behind a
+        # proxy all have the same one, and 256 bits are not found by trying.
+        self.tokens.refresh()
+        token = self.tokens.find(credential, self._clock.now_us())
+        if token is None:
+            self._check_rate(peer)
+            raise self._failed(peer, "authenticate")
+        return Identity(token.name, token.role, token.token_id, expires_us=token.expires_us)
+
+    def _identify_session(self, credential: str) -> Identity:
+        now_us = self._clock.now_us()
+        self.tokens.refresh()
+        session = self.sessions.find(credential, now_us)
+        token = self.tokens.get(session.token_id, now_us) if session else None
+        if session is None or token is None:
+            return NOBODY
+        return _identity_of(token, session)
+
+    def is_still(self, identity: Identity) -> bool:
+        """Whether an identity of before would be given again: for streams, which last."""
+        self.tokens.refresh()
+        now_us = self._clock.now_us()
+        if identity is LOOPBACK:
+            return not self.is_login_required
+        if identity.session_id and self.sessions.get(identity.session_id, now_us) is None:
+            return False
+        return self.tokens.get(identity.token_id, now_us) is not None
+
+    def refusal(self, identity: Identity, role: Role) -> Refused:
+        """What to tell an identity that has not the role."""
+        if identity is NOBODY:
+            return Refused(401, "login_required", self._login_sentence(), CHALLENGE)
+        sentence = f"this needs the role {role}; the token '{identity.name}' has {identity.role}"
+        return Refused(403, "forbidden", sentence)
+
+    def _login_sentence(self) -> str:
+        if self.is_login_required:
+            return "log in, or send a token as Authorization: Bearer sz_..."
+        return "this came through a proxy, and from there a token is needed: see token create"
+
+    # Logging in and out
+
+    def log_in(self, credential: str, peer: str) -> tuple[Identity, tuple[str, str]]:
+        """Begin a session: who it is, and the header that sets the cookie. Raises Refused."""
+        self._check_rate(peer)
+        self.tokens.refresh()
+        now_us = self._clock.now_us()
+        token = self.tokens.find(credential, now_us)
+        if token is None:
+            raise self._failed(peer, "log_in")
+        cookie, session = self.sessions.open(token, now_us)
+        return _identity_of(token, session), self._set_cookie(cookie, SESSION_LIFE_US)
+
+    def log_out(self, identity: Identity) -> tuple[str, str]:
+        """End the session, if it is one; the header that clears the cookie."""
+        self.sessions.close(identity.session_id)
+        return self._set_cookie("", 0)
+
+    def _set_cookie(self, value: str, life_us: int) -> tuple[str, str]:
+        secure = "; Secure" if self.config.tls_cert else ""
+        life = f"Path=/; Max-Age={life_us // 1_000_000}; HttpOnly; SameSite=Strict{secure}"
+        return "Set-Cookie", f"{self._cookie}={value}; {life}"
+
+    def _check_rate(self, peer: str) -> None:
+        wait_s = self._failures.wait_s(peer, self._clock.monotonic())
+        if wait_s:
+            retry = (("Retry-After", str(int(wait_s) + 1)),)
+            sentence = "too many wrong tokens from this address; try again later"
+            raise Refused(429, "too_many_failures", sentence, retry)
+
+    def _failed(self, peer: str, action: str) -> Refused:
+        self._failures.note_failure(peer, self._clock.monotonic())
+        self._note(AuditEntry(self._clock.now_us(), "", peer, action, "", 401))
+        log_access.warning("a token that is not valid, from %s", peer)
+        sentence = "the token is not valid: unknown, revoked or expired"
+        return Refused(401, "invalid_token", sentence, INVALID_TOKEN)
+
+    def _note_change(self, action: str, token: Token) -> None:
+        at_us = token.created_us if action == "create_token" else self._clock.now_us()
+        self._note(AuditEntry(at_us, "command line", "", action, f"{token.name} ({token.role})"))
+
+
+CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="ScheduleZero"'),)
+INVALID_TOKEN: Final = (
+    ("WWW-Authenticate", 'Bearer realm="ScheduleZero", error="invalid_token"'),
+)  # RFC 6750 section 3.1
+
+
+def _identity_of(token: Token, session: Session) -> Identity:
+    ends_us = session.created_us + SESSION_LIFE_US
+    expires_us = ends_us if token.expires_us is None else min(ends_us, token.expires_us)
+    return Identity(token.name, token.role, token.token_id, session.session_id, expires_us)
+
+
+# Before the start
+
+
+def check_access(config: Config) -> None:
+    """Raise ConfigError for a configuration that would let strangers in, or for wrong TLS files."""
+    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(config, key) and not getattr(config, other):
+            raise error_in_config(config, (key,), f"needs {other} beside it")
+    if config.tls_cert:
+        open_tls(config)
+    elif not is_loopback(config.http_host) and not config.allow_insecure:
+        raise error_in_config(
+            config,
+            ("http_host",),
+            f"{config.http_host} is open to other machines: set tls_cert and tls_key, or "
+            "allow_insecure: true where the network or a proxy protects it",
+        )
+
+
+def open_tls(config: Config) -> ssl.SSLContext:
+    """The TLS of a server with the configured files. Raises ConfigError."""
+    import ssl  # it costs 4 MB, which a server without TLS need not spend
+
+    assert config.tls_cert and config.tls_key
+    for key in ("tls_cert", "tls_key"):
+        try:
+            with open(getattr(config, key), "rb") as file:
+                is_pem = b"-----BEGIN " in file.read(MAX_CONFIG_BYTES)
+        except OSError as error:
+            sentence = f"cannot read {getattr(config, key)}: {error.strerror}"
+            raise error_in_config(config, (key,), sentence) from None
+        if not is_pem:
+            sentence = f"{getattr(config, key)} is not in PEM format"
+            raise error_in_config(config, (key,), sentence)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(TLS_CIPHERS)
+    context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, config)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, config: Config) -> None:
+    """Use the configured files for the connections from now on. Raises ConfigError."""
+    import ssl
+
+    assert config.tls_cert and config.tls_key
+    try:
+        # Without a password OpenSSL would ask the terminal for that of an encrypted key.
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
+    except ssl.SSLError as error:
+        is_mismatch = error.reason == "KEY_VALUES_MISMATCH"
+        why = "is not the key of tls_cert" if is_mismatch else "is not usable with tls_cert"
+        sentence = f"{config.tls_key} {why} ({error.reason or 'no PEM, or encrypted'})"
+        raise error_in_config(config, ("tls_key",), sentence) from None
+    except OSError as error:
+        raise error_in_config(config, ("tls_cert",), str(error.strerror)) from None
+
+
+# --- WebSocket --------------------------------------------------------------------------------
+#
+# RFC 6455, the server's side of it, without extensions. Programs get events over it; what they
+# say is checked to the letter and otherwise of no interest.
+
+WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+MAX_WEBSOCKET_MESSAGE_BYTES: Final = 64 << 10
+MAX_CONTROL_BYTES: Final = 125  # section 5.5
+PING_FRAME: Final = b"\x89\x00"
+
+
+class Opcode(enum.IntEnum):
+    """Section 5.2."""
+
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+class CloseCode(enum.IntEnum):
+    """Section 7.4.1: why a connection ends."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    INVALID_DATA = 1007
+    TOO_BIG = 1009
+
+
+class WebSocketError(ScheduleZeroError):
+    """A peer broke the protocol; `close_code` is what it is told."""
+
+    code = "websocket_error"
+
+    def __init__(self, close_code: CloseCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.close_code = close_code
+
+
+def accept_websocket(headers: Mapping[str, str]) -> str:
+    """The Sec-WebSocket-Accept for a handshake's headers. Raises InvalidField if it is none."""
+    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    if headers.get("upgrade", "").lower() != "websocket" or "upgrade" not in tokens:
+        raise InvalidField("upgrade", "this is a WebSocket: send Upgrade and Connection headers")
+    if headers.get("sec-websocket-version") != "13":
+        raise InvalidField("sec-websocket-version", "the WebSocket version served here is 13")
+    key = headers.get("sec-websocket-key", "")
+    try:
+        nonce = base64.b64decode(key, validate=True)
+    except binascii.Error:
+        nonce = b""
+    if len(nonce) != 16:
+        raise InvalidField("sec-websocket-key", "Sec-WebSocket-Key is 16 bytes in base64")
+    return base64.b64encode(hashlib.sha1(key.encode() + WEBSOCKET_GUID).digest()).decode()
+
+
+def encode_frame(opcode: Opcode, payload: bytes) -> bytes:
+    """One whole, unmasked frame, as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        head = struct.pack("!BB", 0x80 | opcode, size)
+    elif size < 1 << 16:
+        head = struct.pack("!BBH", 0x80 | opcode, 126, size)
+    else:
+        head = struct.pack("!BBQ", 0x80 | opcode, 127, size)
+    return head + payload
+
+
+def encode_close(close_code: CloseCode, sentence: str = "") -> bytes:
+    """A close frame; the sentence is cut to what a control frame holds."""
+    reason = sentence.encode()[: MAX_CONTROL_BYTES - 2].decode(errors="ignore").encode()
+    return encode_frame(Opcode.CLOSE, struct.pack("!H", close_code) + reason)
+
+
+class WebSocketReader:
+    """A client's bytes in, what to answer out, however they are cut into pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._message: bytearray | None = None  # the fragments of a message so far
+        self._opcode = Opcode.TEXT  # of that message
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """What to send, and whether the connection goes on after it."""
+        self._buffer += data
+        answers: list[bytes] = []
+        try:
+            while (frame := self._next_frame()) is not None:
+                answer, goes_on = self._on_frame(*frame)
+                answers.append(answer)
+                if not goes_on:
+                    return b"".join(answers), False
+        except WebSocketError as error:
+            answers.append(encode_close(error.close_code, str(error)))
+            return b"".join(answers), False
+        return b"".join(answers), True
+
+    def _next_frame(self) -> tuple[bool, Opcode, bytes] | None:
+        """Take a whole frame from the buffer: its FIN bit, opcode and unmasked payload."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return None
+        opcode, size = _check_head(buffer[0], buffer[1])
+        start = 2
+        if size > MAX_CONTROL_BYTES:
+            start += 2 if size == 126 else 8
+            if len(buffer) < start:
+                return None
+            size = int.from_bytes(buffer[2:start])
+        if size > MAX_WEBSOCKET_MESSAGE_BYTES:
+            raise WebSocketError(
+                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
+            )
+        end = start + 4 + size
+        if len(buffer) < end:
+            return None
+        is_last = bool(buffer[0] & 0x80)
+        payload = _unmask(bytes(buffer[start + 4 : end]), bytes(buffer[start : start + 4]))
+        del buffer[:end]
+        return is_last, opcode, payload
+
+    def _on_frame(self, is_last: bool, opcode: Opcode, payload: bytes) -> tuple[bytes, bool]:
+        if opcode is Opcode.PING:
+            return encode_frame(Opcode.PONG, payload), True
+        if opcode is Opcode.CLOSE:
+            return _answer_close(payload), False
+        if opcode is not Opcode.PONG:
+            self._on_data(is_last, opcode, payload)
+        return b"", True
+
+    def _on_data(self, is_last: bool, opcode: Opcode, payload: bytes) -> None:
+        """Follow the fragments of a message. Raises WebSocketError."""
+        if (opcode is Opcode.CONTINUATION) is (self._message is None):
+            raise WebSocketError(CloseCode.PROTOCOL_ERROR, "fragments are out of order")
+        if self._message is None:
+            self._message, self._opcode = bytearray(), opcode
+        self._message += payload
+        if len(self._message) > MAX_WEBSOCKET_MESSAGE_BYTES:
+            raise WebSocketError(
+                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
+            )
+        if is_last:
+            message, self._message = self._message, None
+            if self._opcode is Opcode.TEXT and not _is_utf8(message):
+                raise WebSocketError(CloseCode.INVALID_DATA, "a text message is UTF-8")
+
+
+def _check_head(first: int, second: int) -> tuple[Opcode, int]:
+    """Opcode and length field of a frame's first two bytes. Raises WebSocketError."""
+    if first & 0x70:
+        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
+    try:
+        opcode = Opcode(first & 0x0F)
+    except ValueError:
+        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "the opcode is reserved") from None
+    if not second & 0x80:
+        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a client masks its frames")
+    size = second & 0x7F
+    if opcode >= Opcode.CLOSE and (size > MAX_CONTROL_BYTES or not first & 0x80):
+        raise WebSocketError(
+            CloseCode.PROTOCOL_ERROR, "a control frame is whole and has at most 125 bytes"
+        )
+    return opcode, size
+
+
+def _unmask(payload: bytes, mask: bytes) -> bytes:
+    """Section 5.3, done as one large integer: a loop over bytes is a hundred times slower."""
+    size = len(payload)
+    key = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload) ^ int.from_bytes(key)).to_bytes(size)
+
+
+def _is_utf8(data: bytes | bytearray) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _answer_close(payload: bytes) -> bytes:
+    """Echo a close frame, or say what is wrong with it (sections 5.5.1 and 7.4)."""
+    if not payload:
+        return encode_frame(Opcode.CLOSE, b"")
+    if len(payload) < 2:
+        return encode_close(CloseCode.PROTOCOL_ERROR, "a close code has two bytes")
+    (code,) = struct.unpack("!H", payload[:2])
+    is_defined = code in range(1000, 1004) or code in range(1007, 1015)
+    if not is_defined and code not in range(3000, 5000):
+        return encode_close(CloseCode.PROTOCOL_ERROR, "that close code is not to be sent")
+    if not _is_utf8(payload[2:]):
+        return encode_close(CloseCode.INVALID_DATA, "a close reason is UTF-8")
+    return encode_frame(Opcode.CLOSE, payload[:2])
 
 
 # --- HTTP -------------------------------------------------------------------------------------
@@ -6095,6 +9632,7 @@ class Request:
     keep_alive: bool
     peer: str  # address of the client, without its port
     body: bytes = b""
+    route: str = ""  # the pattern of the path, once it is known; for what is counted
 
 
 _REQUEST_LINE: Final = re.compile(r"([A-Z]{1,16}) (/[!-\"$-~]*) HTTP/1\.([01])")
@@ -6164,6 +9702,12 @@ class HttpParser:
         """Whether the client waits for `100 Continue` before it sends the body."""
         pending = self._pending
         return pending is not None and not self._buffer and "expect" in pending.headers
+
+    def take_rest(self) -> bytes:
+        """What came behind the last request, which was the last one of HTTP."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
 
     def _read_head(self) -> None:
         buffer = self._buffer
@@ -6380,6 +9924,12 @@ class StreamResponse:
     start: Callable[[Callable[[bytes], bool]], Callable[[], None]]
     content_type: str = "text/event-stream"
     keep_alive: bytes = b":\n\n"  # sent when nothing else was for a while
+    farewell: bytes = b""  # sent when the server closes
+    headers: tuple[tuple[str, str], ...] = ()
+    is_allowed: Callable[[], bool] = lambda: True  # asked again and again; False ends it
+    websocket_accept: str | None = None  # set: the connection becomes a WebSocket
+    receive: Callable[[bytes], tuple[bytes, bool]] | None = None
+    """Given what the client of a WebSocket sends: what to answer, and whether to go on."""
 
 
 HttpAnswer = Response | StreamResponse
@@ -6420,10 +9970,21 @@ def render_response(
 
 
 def render_stream_head(response: StreamResponse, date: bytes) -> bytes:
+    if response.websocket_accept is not None:
+        return (
+            b"%bUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n"
+            % (STATUS_LINES[101], response.websocket_accept.encode())
+        )
     return (
         b"%bContent-Type: %b\r\nCache-Control: no-store\r\nDate: %b\r\n"
-        b"%bX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
-        % (STATUS_LINES[200], response.content_type.encode(), date, SECURITY_HEADERS)
+        b"%b%bX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
+    ) % (
+        STATUS_LINES[200],
+        response.content_type.encode(),
+        date,
+        SECURITY_HEADERS,
+        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
     )
 
 
@@ -6642,6 +10203,8 @@ class HttpConnection(asyncio.Protocol):
             self._parser.feed(data)
             if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
                 self._transport.pause_reading()
+        elif phase is Phase.STREAMING:
+            self._receive(data)
 
     def eof_received(self) -> bool:
         """Half a close: what was asked for is still answered, then the connection ends."""
@@ -6650,6 +10213,8 @@ class HttpConnection(asyncio.Protocol):
         if self._phase is Phase.HANDLING:
             # A client that left altogether looks the same: it is not kept for long.
             self._deadline = self._server.deadline(Phase.WRITING)
+        if not self._transport.can_write_eof():
+            return False  # TLS knows no half a close
         return self._phase not in (Phase.STREAMING, Phase.LINGERING, Phase.CLOSED)
 
     def pause_writing(self) -> None:
@@ -6672,6 +10237,8 @@ class HttpConnection(asyncio.Protocol):
 
     def check_deadline(self, now: float) -> None:
         """Do what the end of the phase's time asks for, if it has come."""
+        if self._stream is not None and not self._stream.is_allowed():
+            self.drain()
         if now < self._deadline:
             return
         if self._phase is Phase.STREAMING and self._stream is not None:
@@ -6685,6 +10252,8 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close as soon as nothing is being answered."""
+        if self._phase is Phase.STREAMING and self._stream is not None:
+            self._transport.write(self._stream.farewell)
         if self._phase in _RECEIVING or self._phase is Phase.STREAMING:
             self._close()
 
@@ -6745,6 +10314,7 @@ class HttpConnection(asyncio.Protocol):
         data = render_response(
             answer, self._server.http_date(), keep_alive=keep_alive, is_head=is_head
         )
+        self._server.answered(request.method, request.route, answer.status)
         self._enter(Phase.IDLE)  # before writing: the transport may ask for a pause at once
         self._transport.write(data)
         if not keep_alive:
@@ -6770,6 +10340,7 @@ class HttpConnection(asyncio.Protocol):
         """
         retry = (("Retry-After", "5"),) if error.status == 503 else ()
         response = error_response(error.status, error.code, str(error), retry)
+        self._server.answered("", "", error.status)
         self._enter(Phase.LINGERING)
         self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
         if self._has_eof or not self._transport.can_write_eof():
@@ -6794,15 +10365,31 @@ class HttpConnection(asyncio.Protocol):
     def _start_stream(self, request: Request, stream: StreamResponse) -> None:
         self._enter(Phase.STREAMING)
         self._transport.write(render_stream_head(stream, self._server.http_date()))
+        status = 101 if stream.websocket_accept else 200
+        self._server.answered(request.method, request.route, status)
         if request.method == "HEAD" or self._server.is_closing:
             self._close()
             return
         self._transport.resume_reading()  # to see the client leave
         self._stream = stream
         self._stop = stream.start(self._write_stream)
+        self._receive(self._parser.take_rest())
+
+    def _receive(self, data: bytes) -> None:
+        """What the client of a stream sends: of interest only on a WebSocket."""
+        if not data or self._stream is None or self._stream.receive is None:
+            return
+        answer, goes_on = self._stream.receive(data)
+        if answer:
+            self._write_stream(answer)
+        if not goes_on and self._phase is Phase.STREAMING:
+            self._close()
 
     def _write_stream(self, chunk: bytes) -> bool:
-        if self._phase is not Phase.STREAMING:
+        if self._phase is not Phase.STREAMING or self._stream is None:
+            return False
+        if not self._stream.is_allowed():
+            self.drain()
             return False
         if self._transport.get_write_buffer_size() + len(chunk) > MAX_STREAM_BUFFER_BYTES:
             self._transport.abort()
@@ -6826,6 +10413,8 @@ class HttpServer:
         self, handle: HttpHandler, *, clock: Clock, limits: HttpLimits | None = None
     ) -> None:
         self._handle = handle
+        self.answered: Callable[[str, str, int], None] = lambda method, route, status: None
+        """Told of each answer: method, route and status; the first two empty for what was not read."""
         self._clock = clock
         self._limits = limits or HttpLimits()
         self._allowed_s = phase_limits(self._limits)
@@ -6841,11 +10430,16 @@ class HttpServer:
         self._is_empty = asyncio.Event()
         self.is_closing = False
 
-    async def start(self, host: str, port: int) -> None:
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Listen. Raises OSError if the address cannot be had."""
         self._loop = asyncio.get_running_loop()
         self._listener = await self._loop.create_server(
-            lambda: HttpConnection(self), host, port, backlog=128
+            lambda: HttpConnection(self),
+            host,
+            port,
+            backlog=128,
+            ssl=tls,
+            ssl_handshake_timeout=self._limits.head_timeout_s if tls else None,
         )
         self._sweep()
 
@@ -7005,6 +10599,7 @@ MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_EDIT_TRIES: Final = 5
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
+METRICS_PATH: Final = "/metrics"  # the one route outside /api/: Prometheus looks there
 
 
 class App(Protocol):
@@ -7016,17 +10611,12 @@ class App(Protocol):
     dispatcher: Dispatcher
     gateway: Gateway
     events: Events
+    access: Access
+    recovery: Recovery
+    metrics: Metrics
     started_monotonic: float
 
     def health(self) -> tuple[dict[str, str], str]: ...
-
-
-class Role(enum.StrEnum):
-    """Who may call a route; each includes the one before."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
-    ADMIN = "admin"
 
 
 # Kinds of values
@@ -7195,6 +10785,13 @@ def _check_object(path: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _check_token(path: str, value: Any) -> str:
+    """A text. What was sent is not repeated: it may be a token with a slip of the pen."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TITLE_CHARS:
+        raise InvalidField(path, f"{path} must be a text of 1 to {MAX_TITLE_CHARS} characters")
+    return value
+
+
 def _check_params(path: str, value: Any) -> Mapping[str, Any]:
     params = _check_object(path, value)
     if len(encode_json(params)) > MAX_PARAMS_BYTES:
@@ -7231,13 +10828,16 @@ def _check_statuses(path: str, value: str) -> tuple[str, ...]:
 
 def _check_time_text(path: str, value: str) -> int:
     """ISO 8601 (UTC unless it says otherwise) or Unix seconds; as a database time."""
+    allowed = "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds"
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", value):
+        return round(float(value) * 1e6)
     try:
-        if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", value):
-            return round(float(value) * 1e6)
         at = datetime.fromisoformat(value)
     except ValueError:
-        raise wrong_value(path, "a time as 2027-03-28T02:30:00Z or Unix seconds", value) from None
-    return us_of(at if at.tzinfo else at.replace(tzinfo=UTC))
+        raise wrong_value(path, allowed, value) from None
+    if at.year < EPOCH.year:
+        raise wrong_value(path, allowed, value)
+    return max(0, us_of(at if at.tzinfo else at.replace(tzinfo=UTC)))
 
 
 def _check_execution_id(path: str, value: str) -> str:
@@ -7259,7 +10859,7 @@ PARAMS: Final = Kind(_check_params, {"type": "object"})
 FLAG_TEXT: Final = Kind(_check_flag_text, {"type": "boolean"})
 TIME_TEXT: Final = Kind(
     _check_time_text,
-    {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "format": "date-time"}]},
+    {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}]},
 )
 STATUSES: Final = Kind(
     _check_statuses, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(Status))}
@@ -7272,6 +10872,7 @@ NAME: Final = matching(
     MAX_NAME_CHARS,
     f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
 )
+TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
     Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
@@ -7336,6 +10937,11 @@ EXECUTIONS_QUERY: Final = Fields(
     Field("cursor", CURSOR, "next_cursor of the answer before"),
 )
 NO_FIELDS: Final = Fields()
+WEBSOCKET_QUERY: Final = Fields(Field("last_event_id", printable(64), "go on after this event"))
+AUDIT_QUERY: Final = Fields(
+    Field("limit", whole_number_text(1, MAX_PAGE), "100 if not given"),
+    Field("cursor", whole_number_text(0, 999_999_999), "next_cursor of the answer before"),
+)
 STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
 ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"))
 
@@ -7550,15 +11156,20 @@ def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> 
 
 def check_target(app: App, handler_id: str, method_name: str) -> None:
     """Raise NotFound for a handler never heard of, InvalidField for a method it has not."""
-    handler = app.gateway.handler(handler_id)
-    if handler is None:
+    methods = app.gateway.method_names(handler_id)
+    if methods is None:
         known = [info.handler_id for info in app.gateway.handlers()]
         raise NotFound(f"there is no handler '{handler_id}'{suggest(handler_id, known)}")
-    methods = [method.name for method in handler.methods]
     if methods and method_name not in methods:
         hint = suggest(method_name, methods) or f"; it has {', '.join(methods)[:500]}"
         sentence = f"the handler {handler_id} has no method '{method_name}'{hint}"
         raise InvalidField("method_name", sentence)
+
+
+def check_secrets(app: App, job_params: Any) -> None:
+    """Raise InvalidField for a reference to a secret that is not there."""
+    if has_secrets(job_params):
+        app.dispatcher.secrets.check(job_params)
 
 
 def find_schedule(app: App, call: Call) -> Schedule:
@@ -7592,12 +11203,23 @@ class Call:
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Mapping[str, Any]
+    identity: Identity = LOOPBACK
 
 
 def show_health(app: App, call: Call) -> Response:
     checks, status = app.health()
-    health = {
-        "status": status,
+    insecurity = app.access.insecurity
+    health: dict[str, Any] = {"status": status, "warnings": [insecurity] if insecurity else []}
+    if call.identity is not NOBODY:
+        health |= describe_health(app, checks)
+    if status == "failed":
+        return json_response(503, health, RETRY_AFTER)
+    return json_response(200, health)
+
+
+def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
+    """What is for those only who may know the server."""
+    return {
         "checks": checks,
         "version": VERSION,
         "uptime_seconds": round(app.clock.monotonic() - app.started_monotonic, 1),
@@ -7606,10 +11228,15 @@ def show_health(app: App, call: Call) -> Response:
         "deployment": app.config.deployment,
         "running": app.dispatcher.running,
         "waiting": app.dispatcher.waiting,
+        "last_backup": iso_of(app.recovery.last_backup_us),
+        "memory_bytes": load_rss_bytes(),
+        "disk_written_bytes": load_written_bytes(),
     }
-    if status == "failed":
-        return json_response(503, health, RETRY_AFTER)
-    return json_response(200, health)
+
+
+async def acknowledge_health(app: App, call: Call) -> Response:
+    await app.recovery.acknowledge()
+    return show_health(app, call)
 
 
 def show_config(app: App, call: Call) -> Response:
@@ -7626,6 +11253,7 @@ async def create_schedule(app: App, call: Call) -> Response:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
     check_target(app, given["handler_id"], given["method_name"])
+    check_secrets(app, given.get("job_params"))
     schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
     await app.store.add_schedule_record(schedule)
     answer = {
@@ -7659,6 +11287,7 @@ async def change_schedule(app: App, call: Call) -> Response:
         changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
         if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
             check_target(app, changed.handler_id, changed.method_name)
+        check_secrets(app, call.body.get("job_params"))
         if await app.store.replace_schedule(changed, known.generation):
             return _answer_changed(find_schedule(app, call))
     raise Conflict("the schedule keeps changing while it is being edited; try again")
@@ -7734,7 +11363,7 @@ async def _answer_run(app: App, execution_id: str, *, wait: bool) -> Response:
 
 def list_executions(app: App, call: Call) -> Response:
     asked = {"limit": 50, **call.query}
-    asked["before"] = asked.pop("cursor", None)
+    asked |= {"before": asked.pop("cursor", None), "since_us": asked.pop("since", None)}
     limit = asked.pop("limit")
     found = app.store.executions(limit=limit + 1, **asked)
 
@@ -7808,7 +11437,118 @@ def stream_events(app: App, call: Call) -> StreamResponse:
     if app.events.subscribers >= MAX_SUBSCRIBERS:
         raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
     last_event_id = call.request.headers.get("last-event-id")
-    return StreamResponse(lambda write: app.events.subscribe(write, last_event_id))
+
+    def start(write: Callable[[bytes], bool]) -> Callable[[], None]:
+        write(b"retry: 1000\n\n")
+        return app.events.subscribe(write, frame_for_event_stream, last_event_id)
+
+    return StreamResponse(start)
+
+
+def stream_websocket(app: App, call: Call) -> StreamResponse:
+    if app.events.subscribers >= MAX_SUBSCRIBERS:
+        raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
+    last_event_id = call.query.get("last_event_id")
+    return StreamResponse(
+        lambda write: app.events.subscribe(write, frame_for_websocket, last_event_id),
+        keep_alive=PING_FRAME,
+        farewell=encode_close(CloseCode.GOING_AWAY, "the server stops"),
+        websocket_accept=accept_websocket(call.request.headers),
+        receive=WebSocketReader().feed,
+    )
+
+
+def frame_for_websocket(event_id: str, kind: str, body: bytes) -> bytes:
+    """An event as one text message: `{"id", "event", "data"}`."""
+    message = b'{"id":"%b","event":"%b","data":%b}' % (event_id.encode(), kind.encode(), body)
+    return encode_frame(Opcode.TEXT, message)
+
+
+def render_identity(app: App, identity: Identity) -> dict[str, Any]:
+    return {
+        "authenticated": identity is not NOBODY,
+        "name": identity.name,
+        "role": identity.role,
+        "expires_at": iso_of(identity.expires_us),
+        "login_required": app.access.is_login_required,
+        "can_log_out": bool(identity.session_id),
+    }
+
+
+def show_session(app: App, call: Call) -> Response:
+    return json_response(200, render_identity(app, call.identity))
+
+
+def log_in(app: App, call: Call) -> Response:
+    peer = call.request.peer
+    identity, cookie = app.access.log_in(call.body["token"], peer)
+    app.store.note(AuditEntry(app.clock.now_us(), identity.name, peer, "log_in", ""))
+    return json_response(200, render_identity(app, identity), (cookie,))
+
+
+def log_out(app: App, call: Call) -> Response:
+    cookie = app.access.log_out(call.identity)
+    if call.identity.session_id:
+        at_us, name = app.clock.now_us(), call.identity.name
+        app.store.note(AuditEntry(at_us, name, call.request.peer, "log_out", ""))
+    return json_response(200, {"status": "success"}, (cookie,))
+
+
+def list_audit(app: App, call: Call) -> Response:
+    limit = call.query.get("limit", 100)
+    found = app.store.audit(limit=limit + 1, before=call.query.get("cursor"))
+
+    def about(count: int) -> dict[str, Any]:
+        return {"next_cursor": found[count - 1].number if count < len(found) else None}
+
+    return answer_page("entries", map(render_audit_entry, found[:limit]), about)
+
+
+def render_audit_entry(entry: AuditEntry) -> dict[str, Any]:
+    return {
+        "number": entry.number,
+        "at": iso_of(entry.at_us),
+        "actor": entry.actor,
+        "address": entry.address,
+        "action": entry.action,
+        "target": entry.target,
+        "status": entry.status,
+    }
+
+
+def show_metrics(app: App, call: Call) -> Response:
+    return Response(200, render_metrics(describe_metrics(app)), METRICS_TYPE)
+
+
+def describe_metrics(app: App) -> Iterator[Family]:
+    """What was counted, and what can be looked up."""
+    now_us, up_s = app.clock.now_us(), app.clock.monotonic() - app.started_monotonic
+    waiting, due_us = app.dispatcher.count_waiting()
+    handlers = bounded_handlers(app.gateway.handlers(), MAX_HANDLER_LABELS)
+    restarts = load_restarts(app.config.data_dir)
+    yield from app.metrics.families()
+    for name, kind, about, samples in (
+        ("queue_executions", "gauge", "Executions that wait, by why they do.",
+         labelled("state", waiting.items())),
+        ("queue_oldest_age_seconds", "gauge", "How long the oldest of those that are due waits.",
+         single(0 if due_us is None else max(0, now_us - due_us) / 1e6)),
+        ("executions_running", "gauge", "Executions that run.", single(app.dispatcher.running)),
+        ("handler_up", "gauge", "Whether an instance of the handler is connected.",
+         labelled("handler_id", [(name, is_up) for name, is_up, _ in handlers])),
+        ("handler_running", "gauge", "Calls that the handler is running.",
+         labelled("handler_id", [(name, running) for name, _, running in handlers])),
+        ("messages_malformed_total", "counter", "Messages of handlers that were refused.",
+         single(app.gateway.malformed)),
+        ("store_commits_total", "counter", "Commits to the database.", single(app.store.commits)),
+        ("store_up", "gauge", "Whether the database takes changes.",
+         single(app.store.state == "ok")),
+        ("event_subscribers", "gauge", "Clients that watch events.",
+         single(app.events.subscribers)),
+        ("restarts_total", "counter", "Restarts by the governor since it started, by process.",
+         labelled("process", bounded_restarts(restarts, MAX_HANDLER_LABELS))),
+    ):  # fmt: skip
+        yield Family(f"schedulezero_{name}", kind, about, samples)
+    yield from describe_process(now_us / 1e6, up_s)
 
 
 def show_description(app: App, call: Call) -> Response:
@@ -7820,6 +11560,7 @@ def show_description(app: App, call: Call) -> Response:
 TEXT: Final[Schema] = MappingProxyType({"type": "string"})
 COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
 TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
+INTEGER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["integer", "null"]})
 NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
 TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
 TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
@@ -7878,6 +11619,18 @@ COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
         ),
     }
 )
+AUDIT_ENTRY: Final = shape(
+    number=COUNT,
+    at=TIME,
+    actor=TEXT,
+    address=TEXT,
+    action=TEXT,
+    target=TEXT,
+    status=INTEGER_OR_NULL,
+)
+SESSION: Final = shape(
+    authenticated={"type": "boolean"}, name=TEXT, role=TEXT, login_required={"type": "boolean"}
+)
 SCHEDULE_CHANGED: Final = shape(
     status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
 )
@@ -7904,15 +11657,34 @@ class Route:
     query: Fields = NO_FIELDS
     body: Fields | None = None
 
+    @property
+    def is_change(self) -> bool:
+        """Whether it may change anything; those who only look need not be recorded."""
+        return self.method != "GET" and self.role.includes(Role.OPERATOR)
 
-VIEWER, OPERATOR, ADMIN = Role.VIEWER, Role.OPERATOR, Role.ADMIN
+
+ANYONE, VIEWER, OPERATOR, ADMIN = Role
 ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
 ONE_EXECUTION: Final = "/api/executions/{execution_id}"
-HEALTH: Final = shape(status=TEXT, checks=ANY_OBJECT, version=TEXT, uptime_seconds=NUMBER_OR_NULL)
+HEALTH: Final = shape(status=TEXT)
 
 ROUTES: Final = (
-    Route("GET", "/api/health", show_health, VIEWER,
-          "Whether it can store and schedule", {200: HEALTH, 503: HEALTH}),
+    Route("GET", "/api/health", show_health, ANYONE,
+          "Whether it can store and schedule; more than that only after login",
+          {200: HEALTH, 503: HEALTH}),
+    Route("GET", "/api/session", show_session, ANYONE,
+          "Who asks, and whether a login is needed", {200: SESSION}),
+    Route("POST", "/api/login", log_in, ANYONE,
+          "Begin a session with a token; the cookie is for browsers", {200: SESSION},
+          body=Fields(Field("token", TOKEN, required=True))),
+    Route("POST", "/api/logout", log_out, ANYONE,
+          "End the session", {200: shape(status={"const": "success"})}),
+    Route("GET", "/api/audit", list_audit, ADMIN,
+          "Who changed what and from where, and who was refused; newest first",
+          {200: shape(entries=list_of(AUDIT_ENTRY), count=COUNT)}, query=AUDIT_QUERY),
+    Route("POST", "/api/health/acknowledge", acknowledge_health, OPERATOR,
+          "Take note of what happened to the database; health tells it no more",
+          {200: HEALTH, 503: HEALTH}),
     Route("GET", "/api/config", show_config, VIEWER,
           "The effective configuration, secrets masked", {200: ANY_OBJECT}),
     Route("GET", "/api/handlers", list_handlers, VIEWER,
@@ -7954,8 +11726,12 @@ ROUTES: Final = (
     Route("POST", "/api/triggers/preview", preview_trigger, VIEWER,
           "The next fire times of a trigger", {200: shape(fire_times=list_of(ANY_OBJECT))},
           body=PREVIEW_FIELDS),
+    Route("GET", "/api/ws", stream_websocket, VIEWER,
+          "The same events over a WebSocket", {101: {}}, query=WEBSOCKET_QUERY),
     Route("GET", "/api/events", stream_events, VIEWER,
           "Server-sent events; Last-Event-ID resumes", {200: TEXT}),
+    Route("GET", METRICS_PATH, show_metrics, VIEWER,
+          "What is counted, in Prometheus' text format", {200: TEXT}),
     Route("GET", "/api/openapi.json", show_description, VIEWER,
           "This description", {200: ANY_OBJECT}),
 )  # fmt: skip
@@ -7973,7 +11749,11 @@ def describe_api(routes: Iterable[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "ScheduleZero", "version": VERSION},
         "paths": paths,
-        "components": {"schemas": COMPONENTS},
+        "security": [{}, {"token": []}],  # a token only where a login is required
+        "components": {
+            "schemas": COMPONENTS,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -7982,6 +11762,7 @@ def describe_route(route: Route) -> dict[str, Any]:
         "operationId": route.run.__name__,
         "summary": route.summary,
         "x-role": route.role,
+        **({"security": []} if route.role is Role.ANYONE else {}),
         "parameters": [
             *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
             *map(_describe_query_field, route.query.fields),
@@ -8024,6 +11805,7 @@ def _describe_answer(route: Route, status: int) -> dict[str, Any]:
 STATUS_OF: Final = (
     (NotFound, 404),
     (Conflict, 409),
+    (DiskFull, 507),
     (StoreUnavailable, 503),
     (Overloaded, 503),
     (InvalidField, 400),
@@ -8045,11 +11827,20 @@ def answer_failure(error: ScheduleZeroError) -> Response:
         status = error.status
     else:
         status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
+    if isinstance(error, Refused):
+        return error_response(error.status, error.code, str(error), error.headers)
     more = {"field": error.field} if isinstance(error, InvalidField) else {}
-    headers = RETRY_AFTER if status == 503 else ()
+    headers = RETRY_AFTER if status in (503, 507) else ()
     if isinstance(error, MethodNotAllowed):
         headers = (("Allow", error.allowed),)
     return error_response(status, error.code, str(error), headers, **more)
+
+
+PREFLIGHT: Final = (
+    ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE"),
+    ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID"),
+    ("Access-Control-Max-Age", "600"),
+)  # never credentials: another origin sends a token, not a cookie
 
 
 class Router:
@@ -8096,24 +11887,73 @@ class Api:
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
         """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
         try:
-            if not request.path.startswith("/api/"):
-                return self._static.handle(request)
-            route, arguments = self._router.find(request.method, request.path)
-            query = route.query.read(request.query)
-            answer = route.run(
-                self._app, Call(request, arguments, query, read_body(route, request))
-            )
+            answer = self._answer(request)
         except ScheduleZeroError as error:
-            return answer_failure(error)
+            answer = answer_failure(error)
         if isinstance(answer, (Response, StreamResponse)):
-            return answer
-        return self._settle(answer)
+            return self._finish(request, answer)
+        return self._settle(request, answer)
 
-    async def _settle(self, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
+    def _answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
+        """Raises ScheduleZeroError. What was asked is looked at only when who asks is known."""
+        app, headers = self._app, request.headers
+        app.access.check_host(headers)
+        if not request.path.startswith("/api/") and request.path != METRICS_PATH:
+            request.route = "static"
+            return self._static.handle(request)
+        app.access.check_source(request.method, headers)
+        if request.method == "OPTIONS" and "access-control-request-method" in headers:
+            return Response(200, headers=PREFLIGHT)
+        route, arguments = self._router.find(request.method, request.path)
+        request.route = route.path
+        identity = app.access.identify(headers, request.peer)
+        if not identity.role.includes(route.role):
+            raise self._refusal(request, route, identity)
+        query = route.query.read(request.query)
+        call = Call(request, arguments, query, read_body(route, request), identity)
+        if route.is_change:
+            return self._change(route, call)
+        answer = route.run(app, call)
+        if isinstance(answer, StreamResponse):
+            answer.is_allowed = partial(app.access.is_still, identity)
+        return answer
+
+    async def _change(self, route: Route, call: Call) -> HttpAnswer:
+        """Do what is asked, and record that it was; the record is committed with the change."""
+        app = self._app
+        place = app.store.note(self._entry(call.request, route, call.identity))
+        answer = route.run(app, call)
+        assert not isinstance(answer, (Response, StreamResponse)), "changes take time"
         try:
-            return await pending
+            done = await answer
         except ScheduleZeroError as error:
-            return answer_failure(error)
+            done = answer_failure(error)
+        if isinstance(done, Response) and done.status >= 400:
+            app.store.note_refusal(place, done.status)
+        return done
+
+    def _refusal(self, request: Request, route: Route, identity: Identity) -> Refused:
+        refusal = self._app.access.refusal(identity, route.role)
+        if refusal.status == 403:
+            entry = self._entry(request, route, identity)
+            self._app.store.note(replace(entry, status=refusal.status))
+        return refusal
+
+    def _entry(self, request: Request, route: Route, identity: Identity) -> AuditEntry:
+        action, target = route.run.__name__, request.path[:MAX_TARGET_CHARS]
+        return AuditEntry(self._app.clock.now_us(), identity.name, request.peer, action, target)
+
+    async def _settle(self, request: Request, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
+        try:
+            answer = await pending
+        except ScheduleZeroError as error:
+            answer = answer_failure(error)
+        return self._finish(request, answer)
+
+    def _finish(self, request: Request, answer: HttpAnswer) -> HttpAnswer:
+        if cors := self._app.access.cors_headers(request.headers):
+            answer.headers += cors
+        return answer
 
 
 def read_body(route: Route, request: Request) -> Mapping[str, Any]:
@@ -8144,14 +11984,60 @@ def _is_json_type(content_type: str) -> bool:
 
 # --- Server -----------------------------------------------------------------------------------
 
-PRUNE_EVERY_S: Final = 60.0
+HOUSE_EVERY_S: Final = 60.0  # pruning, sealing, and a look whether a backup is due
+FIRST_HOUSE_S: Final = 2.0
+TEND_EVERY_S: Final = 1.0
 SEEN_EVERY_S: Final = 600.0  # how often an idle server notes the time
 STALLED_S: Final = 15.0  # APScheduler's loop asks every two seconds; silent so long, it hangs
 RESTART_S: Final = (0.5, 30.0)  # backoff of a scheduling loop that fails
+STEADY_S: Final = 60.0  # a loop that ran so long has not failed in a row
+MAX_LOOP_FAILURES: Final = 5  # in a row; then the server ends, to be started anew
 SWITCH_S: Final = 0.0005  # a commit done is told to the loop within this, not Python's 5 ms
 CLOSE_S: Final = 5.0  # for HTTP answers in progress when the server stops
 
+FAILED: Final = frozenset({Status.ERROR, Status.TIMEOUT, Status.LOST})
+
 log_server = logging.getLogger("schedulezero.server")
+
+
+class Notifier:
+    """Tells systemd how the server is (sd_notify(3)); nothing where systemd did not start it.
+
+    The unit says `NotifyAccess=all`: its main process is the governor, and this is its child.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._told = ""
+
+    def tell(self, status: str, *, is_alive: bool = True) -> None:
+        """Say that it is ready and how it is, and, if it is alive, reset the watchdog."""
+        lines = ["WATCHDOG=1"] if is_alive else []
+        if status != self._told:
+            lines += ["READY=1", f"STATUS={status}"]
+            self._told = status
+        if not self._address or not lines:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(), self._address)
+
+
+def is_over(used_bytes: int | None, limit_mb: int) -> bool:
+    return used_bytes is not None and used_bytes > limit_mb << 20
+
+
+def log_execution(execution: Execution) -> None:
+    """A line for an execution that failed for good."""
+    log_server.warning(
+        "%s.%s ended as %s: %s",
+        execution.handler_id,
+        execution.method_name,
+        execution.status,
+        execution.error or "no reason given",
+        extra={"execution_id": execution.execution_id, "handler_id": execution.handler_id},
+    )
 
 
 class Server:
@@ -8163,7 +12049,18 @@ class Server:
         self.started_monotonic = clock.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._closers: list[Callable[[], Any]] = []
-        self._restarts = 0
+        self.recovery = Recovery(config, clock)
+        self.metrics = Metrics()
+        self.memory_limit = config.memory_limit
+        self.must_renew = False  # it ends to be started anew, and nothing is wrong
+        self.failed: str | None = None  # why it must be started anew
+        self.on_failure: Callable[[], None] = lambda: None
+        self._notifier = Notifier(os.environ)
+        self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
+        self._loop_task: asyncio.Task[None] | None = None
+        self._stalls = 0  # looks in a row at a loop that hangs
+        self._seen_s = clock.monotonic()
+        self._probe: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open everything; what was opened is closed again if a later part fails."""
@@ -8178,64 +12075,120 @@ class Server:
     async def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         directory = self.config.data_dir
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        self.store = Store(os.path.join(directory, "schedulezero.db"), self.config, self.clock)
+        self.store = self._open_store()
         self._closers.append(self.store.close)
+        self.store.took = self.metrics.commits.observe
         self.store.open(loop)
+        with suppress(StoreUnavailable):  # the store says so itself
+            await self.recovery.reseal(self.store)
         now_us = self.clock.now_us()
-        self._guard = ClockGuard(now_us, self.clock.monotonic(), self.store.seen_us())
+        seen_us = max(self.store.seen_us(), self.recovery.seal.sealed_us)
+        self._guard = ClockGuard(now_us, self.clock.monotonic(), seen_us)
         self.store.look = self._look_at_clock
         self.gateway = Gateway(self.config, self.clock, self.store, loop)
         self._closers.append(self.gateway.close)
         self.events = Events(loop, f"{now_us:x}", self._encode_event)
-        self.dispatcher = Dispatcher(self.store, self.gateway, self.clock, self.events.publish)
+        self.dispatcher = Dispatcher(self.store, self.gateway, self.clock, self._publish)
         self._closers.append(self.dispatcher.close)
+        self.dispatcher.adopt()  # before the loop turns: a handler that is back must be known
         self.store.changed = partial(self.events.publish, "schedule")
+        self.access = Access(self.config, self.clock, self.store.note)
         self.api = Api(self)
         self.http = HttpServer(self.api.handle, clock=self.clock)
+        self.http.answered = self.metrics.count_request
         try:
-            await self.http.start(self.config.http_host, self.config.http_port)
+            self._tls = open_tls(self.config) if self.config.tls_cert else None
+            await self.http.start(self.config.http_host, self.config.http_port, self._tls)
         except OSError as error:
             address = f"{self.config.http_host}:{self.config.http_port}"
             raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
-        await self.declare(self.config)
-        self.dispatcher.adopt()
-        self._tasks = [loop.create_task(self._schedule()), loop.create_task(self._keep_house())]
+        await self._declare_or_wait(self.config)
+        self._tasks = [
+            loop.create_task(task) for task in (self._schedule(), self._keep_house(), self._tend())
+        ]
+        self._tell()
+
+    def _open_store(self) -> Store:
+        """Recover the database if need be, and open it; on a full disk in the ballast's room."""
+        try:
+            self.recovery.prepare()
+            return Store(self.recovery.path, self.config, self.clock, self.recovery.seal.last_id)
+        except DiskFull:
+            if not Ballast(ballast_path(self.recovery.path)).release():
+                raise
+        return self._open_store()
 
     async def close(self) -> None:
         """Stop accepting, finish what is being answered, commit what is queued."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *filter(None, (self._loop_task, self._probe))]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if hasattr(self, "http"):
             self.dispatcher.close()
             await self.http.close(CLOSE_S)
+            self.access.sessions.save()
         if hasattr(self, "store") and self.store.state == "ok":
             with suppress(ScheduleZeroError):
                 await self.store.save_seen(self.clock.now_us())
+                await self.recovery.reseal(self.store, is_open=False)
         for close in reversed(self._closers):
             close()
+
+    def secure(self, config: Config) -> None:
+        """Apply what a configuration says on access. Raises ConfigError, then nothing changed."""
+        fixed = {key: getattr(self.config, key) for key in ("http_host", "http_port", "data_dir")}
+        if not (self._tls and config.tls_cert):
+            fixed |= {"tls_cert": self.config.tls_cert, "tls_key": self.config.tls_key}
+        config = replace(config, **fixed)
+        check_access(config)
+        if self._tls:
+            load_certificate(self._tls, config)
+        self.access.apply(config)
 
     @property
     def address(self) -> str:
         """The URL of the dashboard."""
         host = self.config.http_host
         shown = f"[{host}]" if ":" in host else host
-        return f"http://{shown}:{self.http.port}"
+        return f"{'https' if self._tls else 'http'}://{shown}:{self.http.port}"
 
     def health(self) -> tuple[dict[str, str], str]:
         """Each check with `ok` or a sentence, and `ok`, `degraded` or `failed` for all."""
-        quiet_s = self.clock.monotonic() - self.store.last_turn_s
+        quiet_s = self._quiet_s
         stalled = quiet_s > STALLED_S
         checks = {
             "store": self.store.state,
             "scheduler": f"the scheduling loop is silent for {quiet_s:.0f} s" if stalled else "ok",
             "clock": self.store.holding or "ok",
+            "recovery": self.recovery.incident or "ok",
         }
         if checks["store"] != "ok" or stalled:
             return checks, "failed"
-        return checks, "degraded" if checks["clock"] != "ok" else "ok"
+        return checks, "ok" if set(checks.values()) == {"ok"} else "degraded"
+
+    @property
+    def _quiet_s(self) -> float:
+        return self.clock.monotonic() - self.store.last_turn_s
+
+    def fail(self, sentence: str) -> None:
+        """End the server, so that it is started anew."""
+        if self.failed is None:
+            log_server.critical("the server ends, to be started anew: %s", sentence)
+            self.failed = sentence
+            self.on_failure()
 
     # Declared schedules
+
+    async def _declare_or_wait(self, config: Config) -> None:
+        """As declare, but when the store cannot take it now, again when it can."""
+        try:
+            await self.declare(config)
+        except StoreUnavailable as error:
+            log_server.error("the declared schedules wait: %s", error)
+            self._undeclared = config
+        else:
+            self._undeclared = None
 
     async def declare(self, config: Config) -> None:
         """Make the schedules of the configuration file so: create, update, remove its own."""
@@ -8289,41 +12242,129 @@ class Server:
     # Tasks
 
     async def _schedule(self) -> None:
-        """Run APScheduler's loop, again and again if it fails."""
-        delay_s = RESTART_S[0]
-        while True:
-            began_s = self.clock.monotonic()
+        """Run APScheduler's loop, and again whenever it ends; too often in a row is a failure."""
+        failures = 0
+        while failures < MAX_LOOP_FAILURES:
+            began_s = self.store.last_turn_s = self.clock.monotonic()
+            self._loop_task = asyncio.create_task(self._run_scheduler())
             try:
-                scheduler = apscheduler.AsyncScheduler(
-                    self.store,
-                    identity="schedulezero",
-                    role=apscheduler.SchedulerRole.scheduler,
-                    cleanup_interval=None,
-                    logger=logging.getLogger("schedulezero.apscheduler"),
-                )
-                async with scheduler:
-                    await scheduler.run_until_stopped()
-            except Exception:
-                log_server.exception("the scheduling loop failed; it is started again")
-            if self.clock.monotonic() - began_s > 60:
-                delay_s = RESTART_S[0]
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RESTART_S[1])
+                await asyncio.wait({self._loop_task})
+            finally:
+                self._loop_task.cancel()
+            cause = None if self._loop_task.cancelled() else self._loop_task.exception()
+            log_server.error("the scheduling loop ended; it is started again", exc_info=cause)
+            is_steady = self.clock.monotonic() - began_s >= STEADY_S
+            failures = 1 if is_steady else failures + 1
+            await asyncio.sleep(min(RESTART_S[0] * 2 ** (failures - 1), RESTART_S[1]))
+        self.fail(f"the scheduling loop ended {failures} times in a row")
+
+    async def _run_scheduler(self) -> None:
+        scheduler = apscheduler.AsyncScheduler(
+            self.store,
+            identity="schedulezero",
+            role=apscheduler.SchedulerRole.scheduler,
+            cleanup_interval=None,  # type: ignore[arg-type]
+            logger=logging.getLogger("schedulezero.apscheduler"),
+        )
+        async with scheduler:
+            await scheduler.run_until_stopped()
+
+    async def _tend(self) -> None:
+        """Each second: help store and scheduling loop out of trouble, or end the server."""
+        while self.failed is None:
+            await asyncio.sleep(TEND_EVERY_S)
+            try:
+                await self._help_store()
+                self._help_loop()
+                self._tell()
+            except Exception:  # the next second may do better
+                log_server.exception("the server could not look after itself")
+
+    async def _help_store(self) -> None:
+        store = self.store
+        if store.is_displaced:
+            await self.recovery.rescue(store)
+            self.fail("the database was deleted, moved or replaced")
+        elif store.lost is not None:
+            self.recovery.suspect()
+            self.fail(store.lost)
+        elif store.state == "ok":
+            if self._undeclared is not None:
+                await self._declare_or_wait(self._undeclared)
+        elif self._probe is None or self._probe.done():  # a disk that hangs never answers
+            self._probe = asyncio.create_task(store.probe())
+
+    def _help_loop(self) -> None:
+        """Restart a scheduling loop that hangs; but while the disk does, so would the next."""
+        if self._quiet_s <= STALLED_S or self.store.hung_s > HUNG_S:
+            self._stalls = 0 if self._quiet_s <= STALLED_S else self._stalls
+            return
+        self._stalls += 1
+        if self._stalls * TEND_EVERY_S > STALLED_S:
+            self.fail(f"the scheduling loop is silent for {self._quiet_s:.0f} s")
+        elif self._stalls == 1 and self._loop_task is not None:
+            log_server.error("the scheduling loop is silent for %.0f s", self._quiet_s)
+            self._loop_task.cancel()
+
+    def _tell(self) -> None:
+        """Tell systemd. What a new start cannot cure, as a full disk, does not stop its watchdog."""
+        checks, status = self.health()
+        wrong = [sentence for sentence in checks.values() if sentence != "ok"]
+        is_alive = self._quiet_s <= STALLED_S and self.store.hung_s <= HUNG_S
+        self._notifier.tell("; ".join([status, *wrong]), is_alive=is_alive)
 
     async def _keep_house(self) -> None:
-        """Prune history and note the time, now and then."""
-        seen_s = self.clock.monotonic()
+        """Now and then: prune history, note the time, seal and back up the database."""
+        chores = (
+            self._prune, self._note_time, self._seal, self._back_up, self._check_pages,
+            self._watch_memory,
+        )  # fmt: skip
+        await asyncio.sleep(FIRST_HOUSE_S)
         while True:
-            await asyncio.sleep(PRUNE_EVERY_S)
-            try:
-                oldest_us = self.clock.now_us() - round(self.config.max_age_days * 86_400e6)
-                while await self.store.prune(self.config.max_executions, oldest_us) == PRUNE_ROWS:
-                    pass
-                if self.clock.monotonic() - seen_s >= SEEN_EVERY_S:
-                    await self.store.save_seen(self.clock.now_us())
-                    seen_s = self.clock.monotonic()
-            except ScheduleZeroError as error:
-                log_server.warning("history was not pruned: %s", error)
+            for chore in chores:
+                try:
+                    await chore()
+                except DatabaseDamaged as error:
+                    self.recovery.suspect()
+                    self.fail(str(error))
+                except StoreUnavailable as error:
+                    log_server.info("put off: %s", error)
+                except Exception:  # the other chores go on
+                    log_server.exception("%s failed", chore.__name__)
+            await asyncio.sleep(HOUSE_EVERY_S)
+
+    async def _watch_memory(self) -> None:
+        """Over the limit, end to be started anew. What runs goes on at its handlers meanwhile."""
+        if self.memory_limit is None or not is_over(load_rss_bytes(), self.memory_limit):
+            return
+        gc.collect()
+        if is_over(used := load_rss_bytes(), self.memory_limit):
+            sentence = "%d MB are in use, the limit is %d: the server starts anew"
+            log_server.warning(sentence, (used or 0) >> 20, self.memory_limit)
+            self.must_renew = True
+            self.on_failure()
+
+    async def _prune(self) -> None:
+        now_us = self.clock.now_us()
+        while await self.store.prune(now_us) == MAX_PRUNED:
+            pass
+        await self.store.remove_exhausted(now_us - round(self.config.max_age_days * 86_400e6))
+
+    async def _note_time(self) -> None:
+        now_s = self.clock.monotonic()
+        if now_s - self._seen_s >= SEEN_EVERY_S:
+            await self.store.save_seen(self.clock.now_us())
+            self._seen_s = now_s
+
+    async def _seal(self) -> None:
+        await self.recovery.reseal(self.store)
+
+    async def _back_up(self) -> None:
+        await self.recovery.back_up_if_due(self.store)
+
+    async def _check_pages(self) -> None:
+        if self.recovery.must_check and (damage := await self.recovery.check()):
+            raise DatabaseDamaged(damage)
 
     def _look_at_clock(self) -> None:
         """Each turn of the scheduling loop: has the wall clock been set, may fires go on?"""
@@ -8333,6 +12374,7 @@ class Server:
         if reading.step_us:
             log_server.warning("the clock stepped by %+.1f s", reading.step_us / 1e6)
             self.events.publish("clock", {"step_s": reading.step_us / 1e6})
+            self.metrics.count_step(reading.step_us)
         if reading.step_us > 0:
             self.store.reason = Reason.CLOCK_STEP
         elif reading.froze:
@@ -8350,12 +12392,23 @@ class Server:
         else:
             log_server.warning("%d fire times moved after the clock went back", moved)
 
+    def _publish(self, kind: str, value: Any) -> None:
+        """Tell what the dispatcher has done: to the counters, the log and whoever watches."""
+        if kind == "execution":
+            self.metrics.count_execution(value)
+            if value.status in FAILED:
+                log_execution(value)
+        self.events.publish(kind, value)
+
     def _encode_event(self, kind: str, value: Any) -> bytes | None:
         """The JSON of an event's value; None if there is nothing left to tell."""
         if kind == "execution":
             value = render_execution(value)
         elif kind == "schedule":
-            schedule = self.store.schedule(value)
+            try:
+                schedule = self.store.schedule(value)
+            except StoreUnavailable:
+                return None
             value = render_schedule(schedule) if schedule else {"id": value, "deleted": True}
         elif kind == "handler":
             info = self.gateway.handler(value)
@@ -8373,7 +12426,11 @@ def run_server(config: Config, *, lifeline_fd: int | None = None) -> int:
     gc.collect()
     gc.freeze()  # what is imported stays: no collection need look at it again
     sys.setswitchinterval(SWITCH_S)
-    return asyncio.run(_serve(config, lifeline_fd))
+    try:
+        return asyncio.run(_serve(config, lifeline_fd))
+    except DatabaseRefused as error:
+        log_server.critical("the database is left as it is, and nothing is started: %s", error)
+        return EXIT_CONFIG  # which the governor and systemd do not answer with another start
 
 
 async def _serve(config: Config, lifeline_fd: int | None) -> int:
@@ -8384,6 +12441,7 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
     if lifeline_fd is not None:
         loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
     server = Server(config, Clock())
+    server.on_failure = stopping.set
     reloading: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -8402,14 +12460,21 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
             loop.remove_reader(lifeline_fd)
         await server.close()
     log_server.info("stopped")
-    return EXIT_OK
+    if server.failed is not None:
+        return EXIT_FAILED
+    return EXIT_RENEW if server.must_renew else EXIT_OK
 
 
 async def _reload(server: Server) -> None:
-    """SIGHUP: apply the declared schedules of the file as it is now; keep the old ones if wrong."""
+    """SIGHUP: apply the declared schedules of the file as it is now, and who may do what; read
+    the TLS files again. Keep the old ones if wrong.
+    """
     try:
         config = load_config(server.config.path, os.environ, server.config.deployment)
+        server.secure(config)
         await server.declare(config)
+        set_log_level(config.log_level)
+        server.memory_limit = config.memory_limit
     except ScheduleZeroError as error:
         log_server.error("the configuration was not reloaded: %s", error)
     else:
@@ -8423,16 +12488,21 @@ RESET_S: Final = 60.0  # up for so long, a death is no longer one of a series
 START_S: Final = 1.0  # up for so long, a child counts as running
 SERVER_DRAIN_S: Final = 5.0  # kept back of DRAIN_S for the server, which stops last
 LOG_TICK_S: Final = 2.0  # between two looks at the size of the handlers' logs
+LOG_PRUNE_S: Final = 60.0  # between two looks at the size of all logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
+NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
 ORPHAN_GRACE_S: Final = 7.0  # for a server and Python handlers without a governor
 ECHO_S: Final = 0.5  # between two looks at what the handlers wrote, in the foreground
 
 # What a reload cannot change under a running server; the old value stays until a restart.
-FIXED_KEYS: Final = ("http_host", "http_port", "zmq_host", "zmq_port", "data_dir", "log_dir")
+FIXED_KEYS: Final = (
+    "http_host", "http_port", "zmq_host", "zmq_port", "zmq_security", "handler_secret",
+    "callback_networks", "data_dir", "log_dir", "log_format", "log_to", "log_max_mb",
+)  # fmt: skip
 
 log_governor: Final = logging.getLogger("schedulezero.governor")
 
@@ -8469,6 +12539,7 @@ class ChildEvent(enum.StrEnum):
     UP = "up"
     DEATH = "death"  # within RESET_S of its start
     LATE_DEATH = "late_death"
+    RENEWAL = "renewal"  # exit code 79: it asks to be started anew
     REFUSAL = "refusal"  # exit code 78
     STOP = "stop"
 
@@ -8485,11 +12556,13 @@ NEXT_STATE: Final[Mapping[tuple[ChildState, ChildEvent], ChildState]] = MappingP
         (ChildState.STARTING, ChildEvent.STOP): ChildState.STOPPING,
         (ChildState.RUNNING, ChildEvent.DEATH): ChildState.BACKOFF,
         (ChildState.RUNNING, ChildEvent.LATE_DEATH): ChildState.EXITED,
+        (ChildState.RUNNING, ChildEvent.RENEWAL): ChildState.EXITED,
         (ChildState.RUNNING, ChildEvent.REFUSAL): ChildState.FATAL,
         (ChildState.RUNNING, ChildEvent.STOP): ChildState.STOPPING,
         (ChildState.STOPPING, ChildEvent.STOP): ChildState.STOPPING,
         (ChildState.STOPPING, ChildEvent.DEATH): ChildState.STOPPED,
         (ChildState.STOPPING, ChildEvent.LATE_DEATH): ChildState.STOPPED,
+        (ChildState.STOPPING, ChildEvent.RENEWAL): ChildState.STOPPED,
         (ChildState.STOPPING, ChildEvent.REFUSAL): ChildState.STOPPED,
         (ChildState.STOPPED, ChildEvent.STOP): ChildState.STOPPED,
         (ChildState.BACKOFF, ChildEvent.STOP): ChildState.STOPPED,
@@ -8522,6 +12595,8 @@ def restart_delay_s(failures: int) -> float:
 def exit_event(exit_code: int, up_s: float) -> ChildEvent:
     if exit_code == EXIT_CONFIG:
         return ChildEvent.REFUSAL
+    if exit_code == EXIT_RENEW and up_s >= RESET_S:  # sooner it cannot have helped
+        return ChildEvent.RENEWAL
     return ChildEvent.LATE_DEATH if up_s >= RESET_S else ChildEvent.DEATH
 
 
@@ -8533,6 +12608,12 @@ def next_status(
     if event is ChildEvent.SPAWN:
         restarts = status.restarts + (status.spawned_s > 0)
         return replace(status, state=state, spawned_s=now_s, start_s=None, restarts=restarts)
+    if event is ChildEvent.RENEWAL:
+        start_s = None if state is ChildState.STOPPED else now_s
+        # As if never spawned: the start to come is no restart after a death.
+        return replace(
+            status, state=state, start_s=start_s, failures=0, spawned_s=0.0, reason=reason
+        )
     if event not in DYING:
         return replace(status, state=state, start_s=None)
     failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
@@ -8572,6 +12653,16 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     return fd
 
 
+def signal_governor(pid: int, number: signal.Signals) -> None:
+    """Ask a running governor for something: SIGTERM to stop, SIGHUP to reload."""
+    os.kill(pid, number)
+
+
+def end_server(pid: int) -> None:
+    """Have a server end that its governor then starts again."""
+    os.kill(pid, signal.SIGTERM)
+
+
 def find_governor(data_dir: str) -> int | None:
     """The pid that holds the data directory, None if nobody does. Never a stale pid.
 
@@ -8609,10 +12700,6 @@ def read_start(pid: int) -> str:
         return "-"
 
 
-def status_path(data_dir: str) -> str:
-    return os.path.join(data_dir, "status.json")
-
-
 def log_paths(config: Config) -> dict[str, tuple[str, ...]]:
     """The log files of the governor, the server and each configured handler, by name."""
     paths: dict[str, tuple[str, ...]] = {
@@ -8629,26 +12716,37 @@ def handler_log_paths(log_dir: str, handler_id: str) -> tuple[str, str]:
     return os.path.join(directory, "handler.log"), os.path.join(directory, "errors.log")
 
 
-def trim_log(path: str) -> None:
-    """Keep a log that a child writes to bounded: past LOG_FILE_BYTES, copy its end and empty it.
+def trim_log(path: str, most_bytes: int) -> None:
+    """Keep a log that a child writes to bounded: past `most_bytes`, copy its end and empty it.
 
     The child goes on appending to the same file, so it need not know. Lines written between the
     copy and the emptying are lost. Raises OSError.
     """
-    if not os.path.exists(path) or (size := os.path.getsize(path)) <= LOG_FILE_BYTES:
+    if not os.path.exists(path) or (size := os.path.getsize(path)) <= most_bytes:
         return
     with open(path, "r+b") as file:
         try:
-            file.seek(size - LOG_FILE_BYTES)
+            file.seek(size - most_bytes)
             with open(path + ".new", "wb") as copy:
-                for _ in range(0, LOG_FILE_BYTES, COPY_BYTES):  # bounded, however fast it grows
-                    copy.write(file.read(COPY_BYTES))
+                for start in range(0, most_bytes, COPY_BYTES):  # bounded, however fast it grows
+                    copy.write(file.read(min(COPY_BYTES, most_bytes - start)))
             for number in range(LOG_BACKUPS - 1, 0, -1):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{path}.{number}", f"{path}.{number + 1}")
             os.replace(path + ".new", path + ".1")
         finally:  # on a full disk room counts for more than the lines
             file.truncate(0)
+
+
+def walk_logs(log_dir: str) -> Iterator[tuple[str, int, float]]:
+    """Path, size and time of last change of each log file, also of handlers that are no more."""
+    for directory, _, names in os.walk(log_dir):
+        for name in names:
+            path = os.path.join(directory, name)
+            if re.fullmatch(r".+\.log(\.\d+|\.new)?", name):
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(path)
+                    yield path, found.st_size, found.st_mtime
 
 
 # Handlers: what stands in the configuration, made to run.
@@ -8698,12 +12796,41 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
         config=spec.config,
         drain_s=DRAIN_S - SERVER_DRAIN_S - 1,  # it is killed a second later
         log_level=config.log_level,
+        join=library.read_join(join) if (join := join_string(spec, config)) else None,
+        secret=config.handler_secret or None,
     )
     server = connect_endpoint(config.zmq_host, config.zmq_port)
     code: int = library.serve(
         ":".join(found), handler_id=spec.handler_id, server=server, options=options
     )
     return code
+
+
+def serve_handler(spec: HandlerSpec, config: Config) -> int:
+    """Be a configured handler in this process until told to stop; the exit code."""
+    os.environ.update(spec.env)
+    os.chdir(spec.cwd or config.directory)
+    os.environ.pop("SCHEDULEZERO_HANDLER_SECRET", None)  # for the handler, not for its jobs
+    if spec.command:
+        if config.handler_secret:
+            os.environ["SCHEDULEZERO_HANDLER_SECRET"] = config.handler_secret
+        if join := join_string(spec, config):
+            os.environ["SCHEDULEZERO_JOIN"] = join
+        exec_command(spec)
+    return serve_python_handler(spec, config)
+
+
+def join_string(spec: HandlerSpec, config: Config) -> str | None:
+    """What lets a handler that is started here in; its key is made when it first starts. None
+    where the link is not encrypted.
+    """
+    if choose_security(config) == "null":
+        return None
+    keys = KeyFile(config)
+    pair = keys.open_server(make_keypair)
+    key = keys.open_local(spec.handler_id, make_keypair, Clock().now_us())
+    endpoint = connect_endpoint(config.zmq_host, config.zmq_port)
+    return encode_join(Join(spec.handler_id, endpoint, pair.public, key.secret or ""))
 
 
 def load_module(path: str, name: str) -> Any:
@@ -8727,28 +12854,30 @@ def exec_command(spec: HandlerSpec) -> NoReturn:
         os._exit(EXIT_CONFIG)
 
 
-def serve_warden(read_fd: int) -> int:
+# A shell needs a tenth of the memory that another Python would. It reads lines with a group and
+# the seconds that it has to end by itself, 0 for programs; without seconds the group has ended.
+WARDEN: Final = """\
+while read -r pid grace; do
+  kept=
+  for entry in $groups; do [ "${entry%:*}" = "$pid" ] || kept="$kept $entry"; done
+  groups="$kept${grace:+ $pid:$grace}"
+done
+for entry in $groups; do [ "${entry#*:}" = 0 ] && kill -s KILL -- "-${entry%:*}"; done
+sleep "$1"
+for entry in $groups; do [ "${entry#*:}" = 0 ] || kill -s KILL -- "-${entry%:*}"; done
+"""
+
+
+def serve_warden(read_fd: int) -> NoReturn:
     """Wait for the governor's end, then kill what it left running.
 
-    The governor writes a line for each group it starts, with the seconds it has to end by
-    itself, and one without seconds when the group has ended. When nobody can write any more, the
-    governor is dead. This reaches what a lifeline cannot: programs, what they started, and
-    handlers that hang.
+    When nobody can write to the pipe any more, the governor is dead. This reaches what a lifeline
+    cannot: programs, what they started, and handlers that hang. Raises OSError.
     """
-    for number in range(3):  # whoever reads the governor's output must see its end
+    os.dup2(read_fd, 0)
+    for number in (1, 2):  # whoever reads the governor's output must see its end
         replace_fd(number, os.open(os.devnull, os.O_RDWR))
-    groups: dict[int, float] = {}
-    with open(read_fd, encoding="ascii") as lines:
-        for line in lines:
-            pid, *seconds = line.split()
-            groups.pop(int(pid), None)
-            groups.update({int(pid): float(grace_s) for grace_s in seconds})
-    for grace_s in sorted(set(groups.values())):  # 0 for programs, ORPHAN_GRACE_S for the rest
-        time.sleep(grace_s)
-        for group, granted_s in groups.items():
-            if granted_s == grace_s:
-                signal_group(group, signal.SIGKILL)
-    return EXIT_OK
+    os.execv("/bin/sh", ["sh", "-c", WARDEN, "schedulezero-warden", f"{ORPHAN_GRACE_S:g}"])
 
 
 def replace_fd(number: int, fd: int) -> None:
@@ -8822,7 +12951,7 @@ class Child:
     successor: HandlerSpec | None = None  # takes its place once it has stopped
     is_leaving: bool = False  # is forgotten once it has stopped
     must_reload: bool = False  # the server is to be told, once it is up
-    errors_bytes: int = 0  # the length of errors.log when it was started
+    errors_bytes: int = 0  # the length of its error log when it was started
     tails: tuple[Tail, ...] = ()  # its logs, followed in the foreground
 
     @property
@@ -8854,7 +12983,8 @@ class Governor:
         self._load = load
         self._echo = echo
         self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
-        self._children |= {s.handler_id: Child(s.handler_id, s) for s in config.handlers}
+        own = [spec for spec in config.handlers if spec.autostart]
+        self._children |= {spec.handler_id: Child(spec.handler_id, spec) for spec in own}
         self._pid = os.getpid()
         self._started_us = clock.now_us()
         self._stop_s: float | None = None  # when all must have ended; None: not stopping
@@ -8863,7 +12993,7 @@ class Governor:
         self._reload_error: str | None = None
         self._written: dict[str, Any] = {}
         self._received: set[int] = set()
-        self._tick_s = 0.0
+        self._tick_s = self._prune_s = 0.0
         # Nothing is ever written here. Its end, which the kernel brings about however this
         # process dies, tells the children.
         self._lifeline_fd, self._lifeline_write_fd = os.pipe()
@@ -8900,8 +13030,11 @@ class Governor:
         if now_s >= self._tick_s:
             self._tick_s = now_s + LOG_TICK_S
             self._trim_logs()
-        if self._warden_pid is None:
-            self._start_warden()
+            if now_s >= self._prune_s:
+                self._prune_s = now_s + LOG_PRUNE_S
+                self._prune_logs()
+            if self._warden_pid is None:
+                self._start_warden()
         for child in list(self._children.values()):
             self._advance(child, now_s)
         self._write_status()
@@ -8973,9 +13106,9 @@ class Governor:
         )  # fmt: skip
 
     def _spawn(self, child: Child) -> None:
-        child.errors_bytes = self._errors_bytes(child)
+        child.errors_bytes = size_of(self._error_log(child))
         child.must_reload = False  # it starts with what is loaded now
-        if self._echo and child.spec and not child.tails:
+        if self._echo and child.spec and not child.tails and not self._is_logless:
             child.tails = tuple(map(follow_log, self._handler_logs(child)))
         try:
             child.pid = self._fork(lambda: self._live(child))
@@ -8983,7 +13116,7 @@ class Governor:
             self._change(child, ChildEvent.SPAWN)
             self._change(child, ChildEvent.DEATH, f"cannot fork: {error.strerror}")
             return
-        self._tell_warden(f"{child.pid} {child.grace_s}")
+        self._tell_warden(f"{child.pid} {child.grace_s:g}")
         self._change(child, ChildEvent.SPAWN)
 
     def _fork(self, live: Callable[[], int]) -> int:
@@ -9006,7 +13139,7 @@ class Governor:
             os.close(read_fd)
         for child in self._children.values():
             if child.pid:
-                self._tell_warden(f"{child.pid} {child.grace_s}")
+                self._tell_warden(f"{child.pid} {child.grace_s:g}")
 
     def _tell_warden(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # it died; the next one is told everything
@@ -9028,7 +13161,7 @@ class Governor:
         signal_group(child.pid, signal.SIGKILL)  # what it started and left behind
         self._tell_warden(str(child.pid))
         up_s = self._clock.monotonic() - child.status.spawned_s
-        reason = describe_exit(exit_code) + (self._last_error(child) if exit_code else "")
+        reason = describe_exit(exit_code) + (self._last_error(child) if exit_code > 0 else "")
         child.pid = child.kill_s = None
         self._change(child, exit_event(exit_code, up_s), reason)
         if child.status.state is ChildState.FATAL and child.spec is None:
@@ -9037,20 +13170,18 @@ class Governor:
         elif self._stop_s is not None:
             self._stop_next()
 
-    def _errors_bytes(self, child: Child) -> int:
-        with contextlib.suppress(OSError):
-            return os.path.getsize(self._handler_logs(child)[1]) if child.spec else 0
-        return 0
+    def _error_log(self, child: Child) -> str:
+        return (
+            self._handler_logs(child)[1] if child.spec else log_paths(self._config)[child.name][0]
+        )
 
     def _last_error(self, child: Child) -> str:
-        """`: ` and the last line this child wrote to errors.log, if it wrote one."""
-        if child.spec is None or self._errors_bytes(child) == child.errors_bytes:
+        """`: ` and the last line this child wrote to its error log, if it wrote one."""
+        try:
+            lines = read_tail(self._error_log(child), 1, start=child.errors_bytes)
+        except OSError:
             return ""
-        with contextlib.suppress(OSError), open(self._handler_logs(child)[1], "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 1_000))
-            lines = file.read(1_000).decode(errors="replace").strip().splitlines()
-            return ": " + escape_controls(lines[-1])[:300] if lines else ""
-        return ""
+        return f": {lines[0].strip()[:300]}" if lines else ""
 
     # Inside the child, between fork and its own life.
 
@@ -9066,6 +13197,9 @@ class Governor:
             code = live()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else EXIT_FAILED
+        except ScheduleZeroError as error:
+            code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+            log_governor.error("%s", error)
         except BaseException:
             log_governor.exception("a child failed")
         finally:
@@ -9081,27 +13215,33 @@ class Governor:
         if child.spec is None:
             directory = os.path.join(config.log_dir, SERVER_NAME)
             is_foreground = self._echo is not None
-            configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=is_foreground)
+            configure_logging(
+                directory, SERVER_NAME, config.log_level,
+                is_foreground=is_foreground, style=log_style(config),
+            )  # fmt: skip
             return run_server(config, lifeline_fd=self._lifeline_fd)
         self._redirect_output(child)
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(HANDLER_OOM_SCORE))
-        os.environ.update(child.spec.env)
-        os.chdir(child.spec.cwd or config.directory)
-        if child.spec.command:
-            exec_command(child.spec)
-        return serve_python_handler(child.spec, config)
+        for name in NOTIFY_VARIABLES:  # the server's alone
+            os.environ.pop(name, None)
+        return serve_handler(child.spec, config)
 
     def _redirect_output(self, child: Child) -> None:
         """stdout to handler.log, stderr to errors.log; appended to, so that they can be emptied."""
         for number, path in enumerate(self._handler_logs(child), start=1):
+            if self._is_logless:  # it writes where the governor does
+                break
             os.makedirs(os.path.dirname(path), exist_ok=True)
             replace_fd(number, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
         replace_fd(0, os.open(os.devnull, os.O_RDONLY))
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        # The governor's own log file is not the handler's.
-        logging.basicConfig(level=self._config.log_level, stream=sys.stderr, force=True)
-        logging.getLogger().handlers[0].setFormatter(LogFormatter())
+        log_to_stderr(self._config)  # the governor's own log file is not the handler's
+
+    @property
+    def _is_logless(self) -> bool:
+        """Whether no log files are written. In the background they always are."""
+        return self._echo is not None and self._config.log_to == "stdout"
 
     def _handler_logs(self, child: Child) -> tuple[str, str]:
         return handler_log_paths(self._config.log_dir, child.name)
@@ -9113,12 +13253,22 @@ class Governor:
                     self._echo(child.name, line)
 
     def _trim_logs(self) -> None:
+        most_bytes = log_style(self._config).file_bytes or LOG_FILE_BYTES
         for child in self._children.values():
             for path in self._handler_logs(child) if child.spec else ():
                 try:
-                    trim_log(path)
+                    trim_log(path, most_bytes)
                 except OSError as error:
                     log_governor.warning("cannot rotate %s: %s", path, error.strerror)
+
+    def _prune_logs(self) -> None:
+        """Keep all logs together within their bound: those of former handlers count as well."""
+        config = self._config
+        kept = [path for paths in log_paths(config).values() for path in paths]
+        for path in surplus_logs(walk_logs(config.log_dir), config.log_max_mb << 20, kept):
+            log_governor.info("the logs take more than %d MB: %s goes", config.log_max_mb, path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     # Stopping: handlers first, because their last results need a server that takes them.
 
@@ -9177,8 +13327,9 @@ class Governor:
         if fixed:
             log_governor.warning("takes effect after a restart: %s", ", ".join(fixed))
         self._reload_error = None
+        set_log_level(loaded.log_level)
         self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
-        self._apply_handlers({spec.handler_id: spec for spec in self._config.handlers})
+        self._apply_handlers({s.handler_id: s for s in self._config.handlers if s.autostart})
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
 
@@ -9241,7 +13392,528 @@ class Governor:
 
 def http_url(config: Config) -> str:
     """Where a browser on this machine finds the server."""
-    return connect_endpoint(config.http_host, config.http_port).replace("tcp://", "http://", 1)
+    scheme = "https" if config.tls_cert else "http"
+    return connect_endpoint(config.http_host, config.http_port).replace("tcp", scheme, 1)
+
+
+# --- systemd ----------------------------------------------------------------------------------
+#
+# Units for this installation as it is. Pure, but for the paths of this program and its Python.
+
+UNIT_DIRECTORY: Final = "/etc/systemd/system"
+UNIT_STOP_S: Final = round(DRAIN_S + 5)
+UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
+MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
+HOMES: Final = ("/home/", "/root/", "/run/user/")
+
+# For every unit, also of handlers that run whatever a user has written.
+LAX_SETTINGS: Final = """\
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+"""
+STRICT_SETTINGS: Final = """\
+ProtectSystem=strict
+PrivateDevices=yes
+PrivateUsers=yes
+ProtectHostname=yes
+ProtectProc=invisible
+ProcSubset=pid
+RemoveIPC=yes
+KeyringMode=private
+MemoryDenyWriteExecute=yes
+RestrictNamespaces=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+CapabilityBoundingSet=
+AmbientCapabilities=
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+"""
+
+
+def unit_name(config: Config) -> str:
+    return f"schedulezero-{config.deployment}.service"
+
+
+def render_unit(config: Config, environ: Mapping[str, str]) -> str:
+    """The unit of governor, server and handlers: what they need is allowed and nothing else."""
+    name = unit_name(config)
+    directories = (os.path.dirname(config.data_dir), os.path.dirname(config.log_dir))
+    lines = [
+        f"# Save as {UNIT_DIRECTORY}/{name}, make the user, and then:",
+        f"#   systemctl daemon-reload && systemctl enable --now {name}",
+        "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
+        "[Unit]",
+        f"Description=ScheduleZero ({config.deployment})",
+        "Wants=network-online.target time-sync.target",  # a Pi starts with the clock of its last run
+        "After=network-online.target time-sync.target",
+        "",
+        "[Service]",
+        "Type=notify",
+        "NotifyAccess=all",
+        "TimeoutStartSec=10min",
+        f"WatchdogSec={UNIT_WATCHDOG_S}",
+        *_service_lines(config, environ, ["run"]),
+        "RestartPreventExitStatus=2 75 78",
+        *_directory_lines("StateDirectory", "/var/lib/", directories[0]),
+        *_directory_lines("LogsDirectory", "/var/log/", directories[1]),
+        "UMask=0077",
+        f"ProtectHome={'read-only' if _is_in_home(config) else 'yes'}",
+        *LAX_SETTINGS.splitlines(),
+        *STRICT_SETTINGS.splitlines(),
+        *_network_lines(config),
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines)
+
+
+def render_handler_unit(config: Config, environ: Mapping[str, str]) -> str:
+    """A template for units of single handlers, which may do what their user may."""
+    name = f"schedulezero-{config.deployment}-handler@"
+    lines = [
+        f"# Save as {UNIT_DIRECTORY}/{name}.service; for a handler ID of the configuration, with",
+        f"# `autostart: false`: systemctl enable --now {name}ID",
+        "[Unit]",
+        f"Description=ScheduleZero ({config.deployment}) handler %i",
+        "Wants=network-online.target",
+        f"After=network-online.target {unit_name(config)}",
+        "",
+        "[Service]",
+        "Type=exec",
+        *_service_lines(config, environ, ["handler", "%i"]),
+        "RestartPreventExitStatus=2 78",
+        "UMask=0027",
+        *LAX_SETTINGS.splitlines(),
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines)
+
+
+def _service_lines(
+    config: Config, environ: Mapping[str, str], command: Iterable[str]
+) -> Iterable[str]:
+    home = os.path.dirname(os.path.abspath(__file__))
+    words = [sys.executable, "-m", "schedulezero", "--deployment", config.deployment]
+    words += ["--config", config.path] if config.path else []
+    variables = {name: environ[name] for name in _variables() if environ.get(name)}
+    variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
+    variables["SCHEDULEZERO_LOG_DIR"] = os.path.dirname(config.log_dir)
+    variables["MALLOC_ARENA_MAX"] = "2"
+    yield "User=schedulezero"
+    yield f"WorkingDirectory={home.replace('%', '%%')}"  # quotes would be part of it
+    yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
+    yield "ExecReload=kill -HUP $MAINPID"
+    for name, value in sorted(variables.items()):
+        yield f"Environment={quote_setting(f'{name}={value}')}"
+    yield "Restart=on-failure"
+    yield "RestartSec=2"
+    yield "KillMode=mixed"
+    yield f"TimeoutStopSec={UNIT_STOP_S}"
+    yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
+
+
+def _directory_lines(setting: str, root: str, directory: str) -> Iterable[str]:
+    """Where systemd makes directories it makes this one; elsewhere it is there already."""
+    if directory.startswith(root):
+        return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
+    return [f"ReadWritePaths={quote_setting(directory)}"]
+
+
+def _is_in_home(config: Config) -> bool:
+    """Whether something that is needed stands where users have their own."""
+    places = [__file__, sys.prefix, sys.base_prefix, config.directory]
+    places += [config.data_dir, config.log_dir, *filter(None, (config.tls_cert, config.tls_key))]
+    places += [spec.cwd or "" for spec in config.handlers]
+    return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
+
+
+def _network_lines(config: Config) -> Iterable[str]:
+    """Without handlers of its own, and for this machine alone, nothing has to leave it."""
+    is_local = is_loopback(config.http_host) and is_loopback(config.zmq_host)
+    if is_local and not any(spec.autostart for spec in config.handlers):
+        return ["IPAddressDeny=any", "IPAddressAllow=localhost"]
+    return []
+
+
+def quote_unit(text: str) -> str:
+    """A word of a unit's command: `%` and `$` are its own, and blanks separate."""
+    return quote_setting(text).replace("$", "$$")
+
+
+def quote_setting(text: str) -> str:
+    """A word of a unit's other settings, which take `$` as it is."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"' if any(char in text for char in " \t'\"\\;") else text
+
+
+# --- Doctor -----------------------------------------------------------------------------------
+#
+# Each check is a pure function of what was looked up for it; `diagnose` does the looking up.
+
+PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
+REQUIREMENTS: Final = (
+    ("apscheduler", (4, 0, 0), (4, 0, 1), "==4.0.0a6"),  # name, from, below, as it is written
+    ("pyzmq", (25,), (28,), ">=25,<28"),
+    ("pyyaml", (6,), (7,), ">=6,<7"),
+)
+LITTLE_ROOM_BYTES: Final = 512 << 20
+NO_ROOM_BYTES: Final = 32 << 20
+LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
+CHECK_DATABASE_S: Final = 60.0
+LATE_BACKUPS: Final = 2.5  # in intervals between two
+FIRST_CREDIBLE_US: Final = 1_735_689_600_000_000  # 2025: this program was not there before
+CLOCK_UNSYNCHRONISED: Final = 5  # TIME_ERROR in adjtimex(2)
+TIMEX_BYTES: Final = 256  # more than struct timex has on any platform
+PRIVATE_FILES: Final = (TOKENS_FILE, SESSIONS_FILE, ADMIN_TOKEN_FILE, KEYS_FILE, SECRETS_FILE)
+
+
+class Verdict(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"  # it runs, but not as well or as safely as it could
+    FAILED = "failed"  # it does not run, or will not for long
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What one check found, and what helps."""
+
+    check: str
+    verdict: Verdict
+    sentence: str
+    fix: str | None = None
+
+
+def render_diagnosis(found: Diagnosis) -> list[str]:
+    mark = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAILED: "FAILED"}[found.verdict]
+    lines = [f"{mark:8} {found.check:14} {found.sentence}"]
+    return lines if found.fix is None else [*lines, f"{'':8} {'':14} fix: {found.fix}"]
+
+
+def well(check: str, sentence: str) -> Diagnosis:
+    return Diagnosis(check, Verdict.OK, sentence)
+
+
+def warned(check: str, sentence: str, fix: str) -> Diagnosis:
+    return Diagnosis(check, Verdict.WARNING, sentence, fix)
+
+
+def failed(check: str, sentence: str, fix: str) -> Diagnosis:
+    return Diagnosis(check, Verdict.FAILED, sentence, fix)
+
+
+# The program.
+
+
+def check_python(version: tuple[int, int]) -> Diagnosis:
+    first, last = PYTHONS
+    shown = ".".join(map(str, version))
+    if version < first:
+        return failed("python", f"{shown} is too old", "install Python 3.11 or newer")
+    if version > last:
+        return warned("python", f"{shown} is newer than any tested", "use Python 3.13 if it fails")
+    return well("python", shown)
+
+
+def check_requirement(
+    name: str, low: Sequence[int], high: Sequence[int], rule: str, version: str | None
+) -> Diagnosis:
+    fix = f"python -m pip install '{name}{rule}'"
+    if version is None:
+        return failed(name, "is not installed", fix)
+    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"a|b|rc|\.dev", version)[0])]
+    if not list(low) <= numbers < list(high) or (rule.startswith("==") and rule[2:] != version):
+        return failed(name, f"{version} is not {rule}", fix)
+    return well(name, version)
+
+
+def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) -> Diagnosis:
+    """`path`: where Python keeps the compiled program."""
+    if is_cached:
+        return well("bytecode", "cached")
+    fix = f"make {os.path.dirname(path)} writable, or compile once: python -m compileall FILE"
+    if is_off:
+        fix = "unset PYTHONDONTWRITEBYTECODE"
+    if is_off or not can_write:
+        return warned("bytecode", "compiled at each start, for 17 MB more in each process", fix)
+    return well("bytecode", "cached by the next start")
+
+
+# The machine.
+
+
+def check_clock(is_synchronised: bool | None, now_us: int) -> Diagnosis:
+    fix = "timedatectl set-ntp true, or install chrony"
+    if now_us < FIRST_CREDIBLE_US:
+        return failed("clock", f"it is not {iso_of(now_us)}", fix)
+    if is_synchronised is None:
+        return warned("clock", "the kernel does not tell whether it is synchronised", fix)
+    if not is_synchronised:
+        return warned("clock", "not synchronised: schedules fire when it says so", fix)
+    return well("clock", "synchronised")
+
+
+def check_zones(count: int, timezone: str, is_there: bool) -> Diagnosis:
+    fix = "apt install tzdata, or python -m pip install tzdata"
+    if not count:
+        return failed("time zones", "there is no time zone database", fix)
+    if not is_there:
+        return failed("time zones", f"{timezone} is not among the {count} of this machine", fix)
+    return well("time zones", f"{count}, schedules in {timezone}")
+
+
+def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis:
+    shown = f"{free_bytes >> 20} MB free on {path}"
+    fix = "delete something, or set data_dir to a larger disk"
+    if free_bytes < NO_ROOM_BYTES or free_inodes == 0:
+        return failed("disk", shown if free_inodes else f"no inode is free on {path}", fix)
+    if free_bytes < LITTLE_ROOM_BYTES:
+        return warned("disk", shown, fix)
+    return well("disk", shown)
+
+
+# The installation.
+
+
+def check_directory(name: str, path: str, nearest: str, can_write: bool) -> Diagnosis:
+    """`nearest`: the path itself, or of the directories above it the first that is there."""
+    if not can_write:
+        user = os.environ.get("USER") or f"uid {os.geteuid()}"
+        return failed(name, f"{user} cannot write to {nearest}", f"chown -R {user} {nearest}")
+    return well(name, path if path == nearest else f"{path}, made by the first start")
+
+
+def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
+    """`files`: path and mode of what is nobody else's business."""
+    open_files = [path for path, mode in files if mode & 0o077]
+    if open_files:
+        sentence = f"others can read {', '.join(open_files)}"
+        return failed("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
+    return well("secrecy", "keys and tokens are readable by their owner alone")
+
+
+def check_ports(
+    config: Config, pid: int | None, status: int | None, trouble: str | None
+) -> Diagnosis:
+    """`status`: what the server's health answers; `trouble`: why a port could not be had."""
+    if pid is None:
+        if trouble:
+            return failed("ports", trouble, "end what has the port, or set another")
+        return well("ports", f"{config.http_port} and {config.zmq_port} are free")
+    if status is None:
+        fix = f"schedulezero.py --deployment {config.deployment} logs server"
+        return failed("server", f"pid {pid} runs, but {http_url(config)} does not answer", fix)
+    if status != 200:
+        return failed("server", f"not healthy: {status}", f"see {http_url(config)}/api/health")
+    return well("server", f"pid {pid} answers on {http_url(config)}")
+
+
+def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
+    """`finding`: a sentence where it could not be looked at."""
+    restore = (
+        "schedulezero.py restore FILE with one of the backups; the next start does so by itself"
+    )
+    if isinstance(finding, str):
+        return failed("database", finding, "start the newer program, or correct data_dir")
+    if finding.condition is Condition.DAMAGED:
+        return failed("database", finding.sentence, restore)
+    if finding.condition is Condition.EMPTY:
+        return well("database", "made by the first start")
+    if wal_bytes > LONG_WAL_BYTES:
+        sentence = f"sound, but its log has {wal_bytes >> 20} MB"
+        return warned("database", sentence, "end what reads it, or restart the server")
+    if finding.condition is Condition.UNCHECKED:
+        return well("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
+    return well("database", "sound")
+
+
+def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: bool) -> Diagnosis:
+    fix = "see the server's log; meanwhile: schedulezero.py backup FILE"
+    if not every_h:
+        return warned("backups", "are switched off", "set backup: {every_hours: 24}")
+    if newest_us is None:
+        return (
+            well("backups", "none yet") if not has_data else warned("backups", "there is none", fix)
+        )
+    age_h = (now_us - newest_us) / 3_600e6
+    if age_h > LATE_BACKUPS * every_h:
+        return warned("backups", f"the newest is {age_h:.0f} hours old", fix)
+    return well("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
+
+
+def check_leftovers(paths: Sequence[str]) -> Diagnosis:
+    if paths:
+        sentence = f"left by something that went wrong: {', '.join(paths)}"
+        return warned("leftovers", sentence, f"when nobody needs them: rm {' '.join(paths)}")
+    return well("leftovers", "none")
+
+
+def check_logs(used_bytes: int, most_mb: int) -> Diagnosis:
+    shown = f"{used_bytes >> 20} of {most_mb} MB"
+    if used_bytes > 1.1 * (most_mb << 20):
+        return warned("logs", shown, "nothing, if the server runs: within a minute the oldest go")
+    return well("logs", shown)
+
+
+def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
+    """A unit's user, its comments and empty lines are the installer's own."""
+    if present is None:
+        return well("unit", "not installed")
+    before, after = (
+        [line for line in text.splitlines() if line and not line.startswith(("#", "User="))]
+        for text in (present, wanted)
+    )
+    changes = [
+        line
+        for line in difflib.unified_diff(before, after, lineterm="", n=0)
+        if not line.startswith(("---", "+++", "@@"))
+    ]
+    if changes:
+        sentence = f"{path} is not what this version would write: {'; '.join(changes[:4])}"
+        return warned("unit", sentence, "compare with: schedulezero.py systemd")
+    return well("unit", path)
+
+
+# Looking things up.
+
+
+def diagnose(
+    load: Callable[[], Config],
+    environ: Mapping[str, str],
+    clock: Clock,
+    ask: Callable[[Config], int | None],
+    unit_directory: str = UNIT_DIRECTORY,
+) -> list[Diagnosis]:
+    """Everything that can be checked. `ask` gives the status of a running server's health."""
+    found = [check_python((sys.version_info[0], sys.version_info[1]))]
+    for name, low, high, rule in REQUIREMENTS:
+        found.append(check_requirement(name, low, high, rule, load_version(name)))
+    found += [look_at_bytecode(), check_clock(is_clock_synchronised(), clock.now_us())]
+    try:
+        config = load()
+    except ConfigError as error:
+        fix = "correct it; schedulezero.py check says when it is right"
+        return [*found, failed("configuration", str(error), fix)]
+    found.append(well("configuration", config.path or "the defaults"))
+    found += look_at_installation(config, clock, ask)
+    path = os.path.join(unit_directory, unit_name(config))
+    found.append(check_unit(path, load_text(path), render_unit(config, environ)))
+    return found
+
+
+def look_at_installation(
+    config: Config, clock: Clock, ask: Callable[[Config], int | None]
+) -> Iterator[Diagnosis]:
+    zones = zoneinfo.available_timezones()
+    yield check_zones(len(zones), config.timezone, config.timezone in zones)
+    for name, path in (("data", config.data_dir), ("logs", config.log_dir)):
+        nearest = nearest_directory(path)
+        yield check_directory(
+            f"{name} directory", path, nearest, os.access(nearest, os.W_OK | os.X_OK)
+        )
+    room = os.statvfs(nearest_directory(config.data_dir))
+    inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
+    yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
+    yield check_secrecy(load_modes(config))
+    pid = find_governor(config.data_dir)
+    trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
+    yield check_ports(config, pid, ask(config) if pid else None, trouble)
+    yield check_logs(sum(size for _, size, _ in walk_logs(config.log_dir)), config.log_max_mb)
+    yield from look_at_database(config, clock.now_us())
+
+
+def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    try:
+        finding: Finding | str = inspect_database(path, CHECK_DATABASE_S)
+    except StoreUnavailable as error:
+        finding = str(error)
+    yield check_database(finding, size_of(path + "-wal"))
+    if not os.path.isdir(config.data_dir):
+        return
+    backups = list_backups(config.data_dir)
+    newest_us = stamp_us(os.path.basename(backups[0])) if backups else None
+    yield check_backups(newest_us, config.backup_every_hours, now_us, os.path.exists(path))
+    yield check_leftovers([*list_set_aside(config.data_dir), *list_unfinished(config.data_dir)])
+
+
+def load_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def look_at_bytecode() -> Diagnosis:
+    source = os.path.abspath(__file__)
+    if not os.path.isfile(source):  # inside of a zip archive, which holds it compiled
+        return check_bytecode(source, True, False, False)
+    path = importlib.util.cache_from_source(source)
+    is_cached = os.path.exists(path) and os.path.getmtime(path) >= os.path.getmtime(source)
+    can_write = os.access(nearest_directory(os.path.dirname(path)), os.W_OK)
+    return check_bytecode(path, is_cached, can_write, sys.dont_write_bytecode)
+
+
+def is_clock_synchronised() -> bool | None:
+    """What the kernel knows of it, which whoever keeps the time tells it; None: it does not."""
+    try:
+        import ctypes
+
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
+    except (ImportError, OSError, AttributeError):  # not Linux
+        return None
+    return None if state < 0 else bool(state != CLOCK_UNSYNCHRONISED)
+
+
+def nearest_directory(path: str) -> str:
+    """The path, or of the directories above it the first that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def load_modes(config: Config) -> list[tuple[str, int]]:
+    """The files that hold secrets, with their modes."""
+    paths = [os.path.join(config.data_dir, name) for name in PRIVATE_FILES]
+    paths += [config.tls_key] if config.tls_key else []
+    return [(path, stat.S_IMODE(os.stat(path).st_mode)) for path in paths if os.path.exists(path)]
+
+
+def load_text(path: str) -> str | None:
+    """A file's text; None if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def port_trouble(config: Config, kind: str) -> str | None:
+    """Why the `http` or `zmq` port cannot be listened on, with the key to change."""
+    host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, type_, protocol, _, address in found[:1]:
+            with socket.socket(family, type_, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except socket.gaierror:
+        return f"{kind}_host {host} is no address of this machine"
+    except OSError as error:
+        return f"{kind}_port {port} on {host}: {error.strerror}"
+    return None
 
 
 # --- Command line -----------------------------------------------------------------------------
@@ -9329,8 +14001,21 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
                       help="how many lines of each log (default: %(default)s)")  # fmt: skip
     add("server", command_server, "run the server alone, in the foreground")
+    handler = add("handler", command_handler, "run one configured handler, in the foreground")
+    handler.add_argument("name", metavar="NAME", help="the handler's id")
     add("check", command_check, "validate the configuration and say what it would run")
-    add("systemd", command_systemd, "print a systemd unit for this installation")
+    systemd = add("systemd", command_systemd, "print a systemd unit for this installation")
+    systemd.add_argument("--handlers", action="store_true",
+                         help="a template for units of handlers that `autostart: false` leaves out")  # fmt: skip
+    doctor = add("doctor", command_doctor, "look for what is wrong and say what helps")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    add_token_commands(add("token", command_token_list, "make, list and revoke tokens"))
+    add_key_commands(add("handler-key", command_key_list, "let handlers elsewhere in, or no more"))
+    add_secret_commands(add("secret", command_secret_list, "set what jobs may use but not show"))
+    backup = add("backup", command_backup, "copy the database to a file, also while it is in use")
+    backup.add_argument("file", metavar="FILE", help="a file that does not exist yet")
+    restore = add("restore", command_restore, "put a backup in the place of the database")
+    restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
     return parser
 
 
@@ -9353,6 +14038,8 @@ def load_arguments(arguments: Arguments) -> Config:
 def load_checked(arguments: Arguments) -> Config:
     """The configuration, with everything it names found to be there and sound."""
     config = load_arguments(arguments)
+    check_access(config)
+    choose_security(config)
     check_handlers(config)
     check_schedules(config)
     return config
@@ -9377,16 +14064,20 @@ def command_run(arguments: Arguments) -> int:
     run_as_module(arguments)
     config = load_checked(arguments)
     clock = Clock()
-    make_directories(config)
+    make_directories(config, is_foreground=not arguments.is_background)
     lock_fd = open_lock(config.data_dir, clock)
-    check_ports(config)
+    require_ports(config)
     directory = os.path.join(config.log_dir, "governor")
     is_foreground = not arguments.is_background
-    configure_logging(directory, "governor", config.log_level, is_foreground=is_foreground)
-    if is_foreground:
+    configure_logging(
+        directory, "governor", config.log_level,
+        is_foreground=is_foreground, style=log_style(config),
+    )  # fmt: skip
+    if is_foreground and config.log_to == "file":
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
         print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
               f"logs in {config.log_dir}; Ctrl-C stops", flush=True)  # fmt: skip
+    make_first_token(config, clock)
     echo = print_handler_line if is_foreground else None
     return Governor(config, clock, lock_fd, lambda: load_checked(arguments), echo=echo).run()
 
@@ -9400,15 +14091,28 @@ def command_server(arguments: Arguments) -> int:
     config = load_checked(arguments)
     make_directories(config)
     lock_fd = open_lock(config.data_dir, Clock())
-    check_ports(config)
+    require_ports(config)
     directory = os.path.join(config.log_dir, SERVER_NAME)
-    configure_logging(directory, SERVER_NAME, config.log_level, is_foreground=True)
+    configure_logging(
+        directory, SERVER_NAME, config.log_level, is_foreground=True, style=log_style(config)
+    )
     print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: server alone",
           flush=True)  # fmt: skip
+    make_first_token(config, Clock())
     try:
         return run_server(config, lifeline_fd=None)
     finally:
         os.close(lock_fd)
+
+
+def command_handler(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    specs = {spec.handler_id: spec for spec in config.handlers}
+    if arguments.name not in specs:
+        hint = suggest(arguments.name, specs)
+        raise NotFound(f"no handler {arguments.name!r} is configured{hint}")
+    log_to_stderr(config)
+    return serve_handler(specs[arguments.name], config)
 
 
 def run_as_module(arguments: Arguments) -> None:
@@ -9435,9 +14139,12 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
     return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def make_directories(config: Config) -> None:
+def make_directories(config: Config, *, is_foreground: bool = True) -> None:
     """Make the directories of the deployment, and see that they can be written to."""
-    for path in (config.data_dir, os.path.join(config.log_dir, "governor")):
+    make_data_directory(config)
+    has_logs = config.log_to == "file" or not is_foreground
+    logs = [os.path.join(config.log_dir, "governor")] if has_logs else []
+    for path in (config.data_dir, *logs):
         try:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
@@ -9446,20 +14153,19 @@ def make_directories(config: Config) -> None:
             raise Unavailable(f"cannot write to {path}")
 
 
-def check_ports(config: Config) -> None:
+def make_data_directory(config: Config) -> None:
+    """What is in it concerns nobody else: the database holds parameters and results."""
+    try:
+        os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"cannot make {config.data_dir}: {error.strerror}") from None
+
+
+def require_ports(config: Config) -> None:
     """Raise Unavailable, with the key to change, if the server could not listen."""
     for kind in ("http", "zmq"):
-        host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            for family, type_, protocol, _, address in found[:1]:
-                with socket.socket(family, type_, protocol) as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(address)
-        except socket.gaierror:
-            raise Unavailable(f"{kind}_host {host} is no address of this machine") from None
-        except OSError as error:
-            raise Unavailable(f"{kind}_port {port} on {host}: {error.strerror}") from None
+        if trouble := port_trouble(config, kind):
+            raise Unavailable(trouble)
 
 
 # In the background.
@@ -9467,10 +14173,11 @@ def check_ports(config: Config) -> None:
 
 def command_start(arguments: Arguments) -> int:
     config = load_checked(arguments)
-    make_directories(config)
+    make_directories(config, is_foreground=False)
     if pid := find_governor(config.data_dir):
         raise AlreadyRunning(config.data_dir, pid)
-    check_ports(config)
+    require_ports(config)
+    make_first_token(config, Clock())
     arguments.is_background = True
     paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
     before = {path: size_of(path) for path in paths}
@@ -9489,7 +14196,8 @@ def command_start(arguments: Arguments) -> int:
     print(f"schedulezero: not started: {failure}", file=sys.stderr)
     for path, size in before.items():
         for line in read_tail(path, TAIL_LINES, start=size):
-            print(f"  {line}", file=sys.stderr)
+            if " INFO " not in line[:32] and '"level": "INFO"' not in line[:64]:
+                print(f"  {line}", file=sys.stderr)
     return process.returncode or EXIT_FAILED
 
 
@@ -9502,6 +14210,8 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return f"the governor ended with {describe_exit(process.returncode)}"
         shown = read_status(config, process.pid)
         server: Mapping[str, Any] = next(iter(shown.get("children", [])), {})
+        if server.get("state") == ChildState.FATAL:
+            process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
             return f"the server ended with {server['reason']}"
         if server.get("pid") and fetch_health(config) == 200:
@@ -9512,10 +14222,10 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
 
 def fetch_health(config: Config) -> int | None:
     """The HTTP status of /api/health; None if there was no answer."""
-    host = http_url(config).removeprefix("http://").rpartition(":")[0].strip("[]")
+    host = http_url(config).partition("://")[2].rpartition(":")[0]
     request = f"GET /api/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     try:
-        with socket.create_connection((host, config.http_port), timeout=2.0) as connection:
+        with connect_http(host.strip("[]"), config) as connection:
             connection.sendall(request.encode("ascii"))
             parts = connection.recv(64).split()
     except OSError:
@@ -9523,10 +14233,23 @@ def fetch_health(config: Config) -> int | None:
     return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
 
 
+def connect_http(host: str, config: Config) -> socket.socket:
+    """A connection to the server that runs, or is about to. Raises OSError."""
+    connection = socket.create_connection((host, config.http_port), timeout=2.0)
+    if not config.tls_cert:
+        return connection
+    import ssl
+
+    # The certificate is for other names than this address, and nothing secret is sent.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(connection)
+
+
 def command_stop(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     pid = find_running(config)
-    os.kill(pid, signal.SIGTERM)
+    signal_governor(pid, signal.SIGTERM)
     clock = Clock()
     give_up_s = clock.monotonic() + STOP_TIMEOUT_S
     while find_governor(config.data_dir) == pid:
@@ -9555,7 +14278,7 @@ def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
     before = read_status(config, pid).get("reloads", 0)
-    os.kill(pid, signal.SIGHUP)
+    signal_governor(pid, signal.SIGHUP)
     clock = Clock()
     give_up_s = clock.monotonic() + RELOAD_TIMEOUT_S
     while (shown := read_status(config, pid)).get("reloads", 0) == before:
@@ -9566,6 +14289,55 @@ def command_reload(arguments: Arguments) -> int:
         raise ConfigError(f"not reloaded: {shown['reload_error']}")
     print(f"ScheduleZero ({config.deployment}) reloaded")
     return EXIT_OK
+
+
+# Backups.
+
+
+def command_backup(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    path, target = os.path.join(config.data_dir, DATABASE_FILE), os.path.abspath(arguments.file)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no database {path}")
+    if os.path.exists(target):
+        raise Conflict(f"there is a file {target} already")
+    copy_database(path, target)
+    print(f"{target}: {size_of(target)} bytes, checked")
+    return EXIT_OK
+
+
+def command_restore(arguments: Arguments) -> int:
+    """Leave the backup where the next start takes it from; if a server runs, have it start anew."""
+    config = load_arguments(arguments)
+    source = os.path.abspath(arguments.file)
+    if not os.path.isfile(source):
+        raise NotFound(f"there is no file {source}")
+    os.makedirs(config.data_dir, exist_ok=True)
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    try:
+        stage_restore(source, path)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{source} cannot be restored: {error}") from None
+    pid = find_governor(config.data_dir)
+    shown = read_status(config, pid) if pid else {}
+    server = next((child for child in shown.get("children", []) if child["pid"]), None)
+    if server is None:
+        print(f"{source} is restored by the next start{' of the server' if pid else ''}")
+        return EXIT_OK
+    end_server(server["pid"])
+    wait_until_taken(config, path)
+    print(f"{source} is restored; what was due since it was made may run again")
+    return EXIT_OK
+
+
+def wait_until_taken(config: Config, path: str) -> None:
+    """Wait until the server has started anew with the restored database."""
+    clock = Clock()
+    give_up_s = clock.monotonic() + START_TIMEOUT_S
+    while os.path.exists(path + STAGED) or fetch_health(config) != 200:
+        if clock.monotonic() >= give_up_s:
+            raise Unavailable(f"the server did not start anew within {START_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
 
 
 # Looking.
@@ -9650,6 +14422,11 @@ def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
         )
         for process in processes
     ]
+    return render_table(rows)
+
+
+def render_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in cells)
@@ -9716,7 +14493,8 @@ def command_check(arguments: Arguments) -> int:
     print(f"  logs       {config.log_dir}, level {config.log_level}")
     print(f"  time zone  {config.timezone}")
     for spec in config.handlers:
-        print(f"  handler    {spec.handler_id}: {spec.run or ' '.join(spec.command)}")
+        by_itself = "" if spec.autostart else " (started by something else)"
+        print(f"  handler    {spec.handler_id}: {spec.run or ' '.join(spec.command)}{by_itself}")
     for schedule_id, entry in config.schedules.items():
         trigger = parse_trigger(entry["trigger_config"], timezone=config.timezone, now=EPOCH)
         target = f"{entry['handler_id']}.{entry['method_name']}"
@@ -9724,81 +14502,227 @@ def command_check(arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def command_systemd(arguments: Arguments) -> int:
-    print(render_unit(load_checked(arguments), os.environ))
+# Keys of handlers.
+
+
+def add_key_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    create = commands.add_parser("create", help="make a key and print its join string, this once")
+    create.add_argument("name", metavar="NAME", help="the handler id that the key may serve")
+    create.add_argument("--endpoint", metavar="ADDRESS", help="tcp://host:port where the handler "
+                        "reaches this server, if not by this machine's address")  # fmt: skip
+    create.set_defaults(command=command_key_create)
+    listing = commands.add_parser("list", help="show who is enrolled")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(command=command_key_list)
+    revoke = commands.add_parser("revoke", help="end a handler's key, and its connection with it")
+    revoke.add_argument("name", metavar="NAME")
+    revoke.set_defaults(command=command_key_revoke)
+    for command in (create, listing, revoke):
+        add_common_options(command, default=argparse.SUPPRESS)
+
+
+def command_key_create(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    name = arguments.name
+    if not is_identifier(name):
+        raise InvalidField("name", f"the name must be {IDENTIFIER_RULE}")
+    endpoint = arguments.endpoint or endpoint_for_others(config)
+    if not is_tcp_address(endpoint):
+        raise InvalidField("endpoint", "--endpoint must be tcp://host:port")
+    make_data_directory(config)
+    keys = KeyFile(config)
+    server, pair = keys.open_server(make_keypair), make_keypair()
+    keys.change(lambda now: now.enrol(HandlerKey(name, pair.public, Clock().now_us())))
+    print(encode_join(Join(name, endpoint, server.public, pair.secret)))
+    print(f"It is shown only now. Start the handler with it: handler.py CLASS --join STRING, or "
+          f"SCHEDULEZERO_JOIN. It connects to {endpoint}.", file=sys.stderr)  # fmt: skip
+    if choose_security(config) == "null":
+        print(f"The link is not encrypted on zmq_host {config.zmq_host}; set zmq_security: curve "
+              "for the key to count.", file=sys.stderr)  # fmt: skip
     return EXIT_OK
 
 
-def render_unit(config: Config, environ: Mapping[str, str]) -> str:
-    """A systemd unit that runs this installation as it runs now."""
-    home = os.path.dirname(os.path.abspath(__file__))
-    command = [sys.executable, "-m", "schedulezero", "--deployment", config.deployment]
-    if config.path:
-        command += ["--config", config.path]
-    variables = {name: environ[name] for name in _variables() if environ.get(name)}
-    variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
-    variables["SCHEDULEZERO_LOG_DIR"] = os.path.dirname(config.log_dir)
-    settings = [f"Environment={quote_unit(f'{k}={v}')}" for k, v in sorted(variables.items())]
-    return UNIT.format(
-        deployment=config.deployment,
-        home=quote_unit(home),
-        command=" ".join(quote_unit(part) for part in [*command, "run"]),
-        environment="\n".join(settings),
-        stop_s=round(STOP_TIMEOUT_S),
-        data_dir=quote_unit(os.path.dirname(config.data_dir)),
-        log_dir=quote_unit(os.path.dirname(config.log_dir)),
-    )
+def endpoint_for_others(config: Config) -> str:
+    """Where handlers reach the server; a wildcard address is none that one can connect to."""
+    host = config.zmq_host
+    return connect_endpoint(local_address() if host in ("0.0.0.0", "::") else host, config.zmq_port)
 
 
-def quote_unit(text: str) -> str:
-    """A word of a unit file: `%` and `$` are its own, and blanks separate."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{text}"' if any(char in text for char in " \t'\"\\;") else text
+def command_key_list(arguments: Arguments) -> int:
+    keys = KeyFile(load_arguments(arguments)).load()
+    shown: list[dict[str, str]] = [
+        {"name": key.handler_id, "origin": "local" if key.secret else "join",
+         "public": key.public, "created_at": iso_of(key.created_us // 10**6 * 10**6) or ""}
+        for key in keys.handlers
+    ]  # fmt: skip
+    if arguments.json:
+        print(json.dumps({"keys": shown, "server": keys.server and keys.server.public}))
+        return EXIT_OK
+    rows = [("NAME", "ORIGIN", "CREATED", "PUBLIC KEY")]
+    rows += [(key["name"], key["origin"], key["created_at"], key["public"]) for key in shown]
+    print(render_table(rows))
+    return EXIT_OK
 
 
-UNIT: Final = """\
-# systemctl: save as /etc/systemd/system/schedulezero-{deployment}.service, set User=, then
-# systemctl daemon-reload && systemctl enable --now schedulezero-{deployment}
-[Unit]
-Description=ScheduleZero ({deployment})
-Wants=network-online.target
-After=network-online.target time-sync.target
+def command_key_revoke(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    KeyFile(config).change(lambda keys: keys.revoke(arguments.name))
+    print(f"key of {arguments.name} revoked; a server that runs ends its connection now")
+    if any(spec.handler_id == arguments.name for spec in config.handlers):
+        print("It is started by the configuration, and gets a new key when it starts again.")
+    return EXIT_OK
 
-[Service]
-Type=simple
-User=schedulezero
-WorkingDirectory={home}
-ExecStart={command}
-ExecReload=kill -HUP $MAINPID
-{environment}
-Restart=on-failure
-RestartSec=2
-RestartPreventExitStatus=2 75 78
-KillMode=mixed
-TimeoutStopSec={stop_s}
-UMask=0027
 
-NoNewPrivileges=yes
-ProtectSystem=strict
-ReadWritePaths={data_dir} {log_dir}
-ProtectHome=read-only
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-LockPersonality=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
+# Secrets.
 
-[Install]
-WantedBy=multi-user.target"""
+
+def add_secret_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    setting = commands.add_parser("set", help="set a secret; its value is read from stdin")
+    setting.add_argument("name", metavar="NAME", help='what {"$secret": "NAME"} refers to')
+    setting.set_defaults(command=command_secret_set)
+    listing = commands.add_parser("list", help="show the names of the secrets")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(command=command_secret_list)
+    delete = commands.add_parser("delete", help="forget a secret")
+    delete.add_argument("name", metavar="NAME")
+    delete.set_defaults(command=command_secret_delete)
+    for command in (setting, listing, delete):
+        add_common_options(command, default=argparse.SUPPRESS)
+
+
+def command_secret_set(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    if sys.stdin.isatty():
+        value = getpass.getpass(f"Value of {arguments.name}: ")
+    else:
+        try:
+            value = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).decode().removesuffix("\n")
+        except UnicodeDecodeError:
+            raise InvalidField("value", "a secret is UTF-8 text") from None
+    make_data_directory(config)
+    Secrets(config).set(arguments.name, value)
+    print(f"secret {arguments.name} set")
+    return EXIT_OK
+
+
+def command_secret_list(arguments: Arguments) -> int:
+    names = Secrets(load_arguments(arguments)).names()
+    if arguments.json:
+        print(json.dumps({"secrets": [{"name": n, "origin": o} for n, o in names.items()]}))
+        return EXIT_OK
+    print(render_table([("NAME", "ORIGIN"), *names.items()]))
+    return EXIT_OK
+
+
+def command_secret_delete(arguments: Arguments) -> int:
+    Secrets(load_arguments(arguments)).delete(arguments.name)
+    print(f"secret {arguments.name} deleted")
+    return EXIT_OK
+
+
+# Tokens.
+
+
+def add_token_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    create = commands.add_parser("create", help="make a token; it is shown this once")
+    create.add_argument("name", metavar="NAME", help="who it is for; the audit shows it")
+    roles = [str(role) for role in Role if role is not Role.ANYONE]
+    create.add_argument("--role", choices=roles, required=True,
+                        help="viewer reads, operator also runs and pauses, admin may do all")  # fmt: skip
+    create.add_argument("--expires", type=int, metavar="DAYS", help="not at all if not given")
+    create.set_defaults(command=command_token_create)
+    listing = commands.add_parser("list", help="show the tokens, but not what they are")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(command=command_token_list)
+    revoke = commands.add_parser("revoke", help="end a token and the sessions begun with it")
+    revoke.add_argument("name", metavar="NAME")
+    revoke.set_defaults(command=command_token_revoke)
+    for command in (create, listing, revoke):
+        add_common_options(command, default=argparse.SUPPRESS)
+
+
+def command_token_create(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    name, days = arguments.name, arguments.expires
+    if not is_identifier(name):
+        raise InvalidField("name", f"the name must be {IDENTIFIER_RULE}")
+    if days is not None and not 1 <= days <= MAX_TOKEN_DAYS:
+        raise InvalidField("expires", f"--expires must be from 1 to {MAX_TOKEN_DAYS} days")
+    make_data_directory(config)
+    now_us = Clock().now_us()
+    tokens = TokenFile(config.data_dir)
+    was_open = not requires_login(config, tokens.is_present)
+    token = tokens.create(name, Role(arguments.role), days and now_us + days * DAY_US, now_us)
+    print(token)
+    print("It is shown only now.", file=sys.stderr)
+    if was_open:
+        print(f"From now on {http_url(config)} demands a token or a login.", file=sys.stderr)
+    return EXIT_OK
+
+
+def command_token_list(arguments: Arguments) -> int:
+    tokens = TokenFile(load_arguments(arguments).data_dir).all()
+    now_us = Clock().now_us()
+    shown: list[dict[str, Any]] = [
+        {"name": token.name, "role": token.role, "id": token.token_id,
+         "created_at": iso_of(token.created_us // 1_000_000 * 1_000_000),
+         "expires_at": iso_of(token.expires_us and token.expires_us // 1_000_000 * 1_000_000),
+         "expired": not token.is_valid_at(now_us)}
+        for token in tokens
+    ]  # fmt: skip
+    if arguments.json:
+        print(json.dumps({"tokens": shown}))
+        return EXIT_OK
+    rows = [("NAME", "ROLE", "TOKEN", "CREATED", "EXPIRES")]
+    for token in shown:
+        expires = f"{token['expires_at'] or '-'}{' (expired)' if token['expired'] else ''}"
+        begin = f"sz_{token['id']}_..."
+        rows.append((token["name"], token["role"], begin, token["created_at"], expires))
+    print(render_table(rows))
+    return EXIT_OK
+
+
+def command_token_revoke(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    if not os.path.isdir(config.data_dir):
+        raise NotFound(f"there is no token '{arguments.name}'")
+    TokenFile(config.data_dir).revoke(arguments.name)
+    print(f"token {arguments.name} revoked")
+    return EXIT_OK
+
+
+def make_first_token(config: Config, clock: Clock) -> None:
+    """Where a login is required from the start, see to it that somebody can log in."""
+    tokens = TokenFile(config.data_dir)
+    if tokens.is_present or not requires_login(config, has_tokens=False):
+        return
+    path = tokens.create_first(clock.now_us())
+    if path is None:
+        return
+    print(f"A token of role admin is in {path}", flush=True)
+    if not os.environ.get("JOURNAL_STREAM"):  # systemd would keep it in its journal
+        with open(path, encoding="utf-8") as file:
+            print(f"  {file.read().strip()}\nIt is shown only now.", flush=True)
+
+
+def command_systemd(arguments: Arguments) -> int:
+    render = render_handler_unit if arguments.handlers else render_unit
+    print(render(load_checked(arguments), os.environ))
+    return EXIT_OK
+
+
+def command_doctor(arguments: Arguments) -> int:
+    """Look at everything, also when the configuration itself is what is wrong."""
+    diagnoses = diagnose(lambda: load_checked(arguments), os.environ, Clock(), fetch_health)
+    is_well = not any(found.verdict is Verdict.FAILED for found in diagnoses)
+    if arguments.json:
+        print(json.dumps({"ok": is_well, "checks": [asdict(found) for found in diagnoses]}))
+    else:
+        print("\n".join(line for found in diagnoses for line in render_diagnosis(found)))
+    return EXIT_OK if is_well else EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -9,42 +9,59 @@ import { openRun } from "./run.js";
 
 const BULK_AT_ONCE = 6;
 
-/** The actions by name; each gets the data attributes of what asked. `page` is what main.js offers. */
+/** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
-  const { ctx, say, go, reload, attempt } = page;
-  const { selected } = ctx();
-  const handlerOf = (id) => ctx().get("handlers")?.data?.handlers.find((handler) => handler.id === id);
-  const started = (id, what) => {
-    say(`${what} started.`, { view: "executions", id });
-    reload();
+  const actions = { ...scheduleActions(page), ...bulkActions(page), ...executionActions(page) };
+  return Object.fromEntries(Object.entries(actions)
+    .map(([name, act]) => [name, (data = {}) => page.attempt(() => act(data))]));
+}
+
+function scheduleActions(page) {
+  const ctx = () => page.ctx();
+  const told = (call, done) => async ({ id }) => {
+    await call(id);
+    page.say(`Schedule ${id} ${done}.`);
+    page.refresh();
   };
+  const saved = (id, done) => {
+    page.say(`Schedule ${id} ${done}.`);
+    page.refresh();
+    page.go({ view: "schedules", id });
+  };
+  const openForm = (copy) => async ({ id }) => openScheduleForm(ctx, { schedule: await api.loadSchedule(id), copy, onDone: saved });
+  return {
+    "new-schedule": ({ handler: handler_id, method: method_name }) =>
+      openScheduleForm(ctx, { call: handler_id ? { handler_id, method_name } : {}, onDone: saved }),
+    "edit-schedule": openForm(false),
+    "duplicate-schedule": openForm(true),
+    "pause-schedule": told(api.pauseSchedule, "paused"),
+    "resume-schedule": told(api.resumeSchedule, "resumed"),
+    "run-schedule": async ({ id }) => {
+      const { execution_id } = await api.runSchedule(id);
+      page.say(`Schedule ${id} started.`, { view: "executions", id: execution_id });
+      page.refresh();
+    },
+    "delete-schedule": ({ id }) => deleteSchedule(page, id),
+  };
+}
 
-  async function editSchedule(id, copy) {
-    const schedule = await api.loadSchedule(id);
-    openScheduleForm(ctx, { schedule, copy, onDone: saved });
-  }
+async function deleteSchedule(page, id) {
+  const isAgreed = await confirmAction({
+    title: `Delete ${id}?`, label: "delete",
+    text: "Queued runs of this schedule are cancelled, running ones finish, and its history stays.",
+  });
+  if (!isAgreed) return;
+  await api.deleteSchedule(id);
+  page.selected.delete(id);
+  page.say(`Schedule ${id} deleted.`);
+  if (page.route.id === id) page.go({ view: "schedules" });
+  page.refresh();
+}
 
-  function saved(id, what) {
-    say(`Schedule ${id} ${what}.`);
-    reload();
-    go({ view: "schedules", id });
-  }
-
-  async function deleteSchedule({ id }) {
-    const agreed = await confirmAction({
-      title: `Delete ${id}?`, label: "delete",
-      text: "Queued runs of this schedule are cancelled, running ones finish, and its history stays.",
-    });
-    if (!agreed) return;
-    await api.deleteSchedule(id);
-    selected.delete(id);
-    say(`Schedule ${id} deleted.`);
-    if (ctx().route.id === id) go({ view: "schedules" });
-    reload();
-  }
-
-  /** Pause or resume all that are selected, a few at a time; tells how many it was. */
-  async function each(change, done) {
+/** Pause or resume all that are selected, a few at a time; tells how many it was. */
+function bulkActions(page) {
+  const each = (change, done) => async () => {
+    const { selected } = page;
     const ids = [...selected];
     const failures = [];
     let next = 0;
@@ -52,49 +69,34 @@ export function createActions(page) {
       while (next < ids.length) {
         const id = ids[next++];
         await change(id).then(() => selected.delete(id), (error) => failures.push(error));
-        say(`${formatCount(next)} of ${formatPlural(ids.length, "schedule")} ${done} …`);
+        page.say(`${formatCount(next)} of ${formatPlural(ids.length, "schedule")} ${done} …`);
       }
     };
     await Promise.all(Array.from({ length: BULK_AT_ONCE }, work));
-    say(`${formatPlural(ids.length - failures.length, "schedule")} ${done}.`
+    page.say(`${formatPlural(ids.length - failures.length, "schedule")} ${done}.`
       + (failures.length ? ` ${formatCount(failures.length)} not: ${failures[0].message}` : ""));
-    reload();
-  }
-
-  const simple = (call, done) => async ({ id }) => {
-    await call(id);
-    say(`Schedule ${id} ${done}.`);
-    reload();
+    page.refresh();
   };
+  return { "bulk-pause": each(api.pauseSchedule, "paused"), "bulk-resume": each(api.resumeSchedule, "resumed") };
+}
 
-  function runMethod({ handler, method }) {
-    const known = methodsOf(handlerOf(handler)).find(({ name }) => name === method);
-    if (known) openRun({ handler_id: handler, method: known, onDone: (id) => go({ view: "executions", id }) });
-  }
-
-  const actions = {
-    "run-schedule": async ({ id }) => started((await api.runSchedule(id)).execution_id, `Schedule ${id}`),
-    "pause-schedule": simple(api.pauseSchedule, "paused"),
-    "resume-schedule": simple(api.resumeSchedule, "resumed"),
-    "edit-schedule": ({ id }) => editSchedule(id, false),
-    "duplicate-schedule": ({ id }) => editSchedule(id, true),
-    "delete-schedule": deleteSchedule,
-    "new-schedule": ({ handler, method }) =>
-      openScheduleForm(ctx, { call: handler ? { handler_id: handler, method_name: method } : {}, onDone: saved }),
-    "bulk-pause": () => each(api.pauseSchedule, "paused"),
-    "bulk-resume": () => each(api.resumeSchedule, "resumed"),
-    "run-method": runMethod,
+function executionActions(page) {
+  return {
+    "run-method": ({ handler: handler_id, method: name }) => {
+      const handler = page.resources.get("handlers")?.data?.handlers.find(({ id }) => id === handler_id);
+      const method = methodsOf(handler).find((one) => one.name === name);
+      if (method) openRun({ handler_id, method, onDone: (id) => page.go({ view: "executions", id }) });
+    },
     "cancel-execution": async ({ id }) => {
       await api.cancelExecution(id);
-      say(`Execution ${id} is told to stop.`);
-      reload();
+      page.say(`Execution ${id} is told to stop.`);
+      page.refresh();
     },
     "run-again": async ({ id }) => {
-      const { handler_id, method_name, job_params } = await api.request("GET", `/api/executions/${encodeURIComponent(id)}`);
+      const { handler_id, method_name, job_params } = await api.loadExecution(id);
       const { execution_id } = await api.runMethod({ handler_id, method_name, job_params });
-      go({ view: "executions", id: execution_id });
-      say(`${handler_id}.${method_name} started again.`);
+      page.go({ view: "executions", id: execution_id });
+      page.say(`${handler_id}.${method_name} started again.`);
     },
   };
-  return Object.fromEntries(Object.entries(actions).map(([name, act]) => [name, (data = {}) => attempt(() => act(data))]));
 }

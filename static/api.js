@@ -48,6 +48,7 @@ export const deleteSchedule = (id) => request("DELETE", at("schedules", id));
 export const loadSchedule = (id) => request("GET", at("schedules", id));
 export const createSchedule = (body) => request("POST", "/api/schedule", { body });
 export const changeSchedule = (id, body) => request("PATCH", at("schedules", id), { body });
+export const loadExecution = (id) => request("GET", at("executions", id));
 export const cancelExecution = (id) => request("POST", at("executions", id, "cancel"));
 export const runMethod = (body) => request("POST", "/api/run_now", { body: { ...body, wait: false } });
 export const previewTrigger = (trigger_config, count, signal) =>

@@ -81,5 +81,5 @@ export function dayStrip(slots, times) {
       s("svg", { viewBox: `0 0 ${slots.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
         s("path", { class: "grid", d: hours.map(([i]) => `M${i} 0V100`).join("") }), slots.map(column))),
     h("figcaption", { "aria-hidden": "true" }, s("svg", { class: "hours" }, hours.map(([i, hour]) =>
-      s("text", { x: `${(i / slots.length) * 100}%`, y: "1em", class: hour % 6 ? "odd" : null }, `${String(hour).padStart(2, "0")}:00`)))));
+      s("text", { x: `${(i / slots.length) * 100}%`, y: "1em", class: [hour % 6 && "odd", i < 2 && "first"].filter(Boolean).join(" ") }, `${String(hour).padStart(2, "0")}:00`)))));
 }

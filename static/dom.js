@@ -1,12 +1,13 @@
 // Elements from data, and one keyed reconcile. Nothing here ever parses markup.
 
-const SVG = "http://www.w3.org/2000/svg";
-
 /** A new HTML element. Props are attributes; null and false leave one out. */
 export const h = (tag, props, ...children) => build(document.createElement(tag), props, children);
 
 /** A new SVG element. */
-export const s = (tag, props, ...children) => build(document.createElementNS(SVG, tag), props, children);
+export const s = (tag, props, ...children) => build(document.createElementNS("http://www.w3.org/2000/svg", tag), props, children);
+
+/** `node` with the children that `make` gives, made only if `version` is not what the page shows. */
+export const lazy = (node, version, make) => Object.assign(build(node, { "data-version": version }, []), { make });
 
 function build(node, props, children) {
   for (const [name, value] of Object.entries(props ?? {})) {
@@ -19,27 +20,27 @@ function build(node, props, children) {
 /** Make the children of `root` equal to `wanted`. Nodes that stay keep focus, scroll and selection. */
 export function patch(root, ...wanted) {
   const focused = document.activeElement;
-  reconcile(root, build(root.cloneNode(false), null, wanted));
+  reconcileChildren(root, [...build(root.cloneNode(false), null, wanted).childNodes]);
+  root.querySelectorAll("input,select,textarea").forEach(showDefault);
   if (root.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
 }
 
+/** A control shows what its attributes say, except the text the user is typing. */
+function showDefault(control) {
+  if (control.type === "checkbox" || control.type === "radio") control.checked = control.defaultChecked;
+  else if (control !== document.activeElement) control.value = control.options ? control.querySelector("[selected]")?.value ?? "" : control.defaultValue;
+}
+
 const keyOf = (node) => node.dataset?.key ?? node.id ?? "";
+const fill = (node) => (node.make ? node.append(...node.make()) : node.querySelectorAll?.("[data-version]").forEach(fill));
 
 function reconcile(old, next) {
-  if (old.nodeType === Node.TEXT_NODE) {
-    if (old.data !== next.data) old.data = next.data;
-    return;
-  }
-  for (const { name } of [...old.attributes]) {
-    if (name !== "open" && !next.hasAttribute(name)) old.removeAttribute(name);
-  }
-  for (const { name, value } of next.attributes) {
-    if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  }
-  reconcileChildren(old, [...next.childNodes]);
-  if (next.type === "checkbox" || next.type === "radio") old.checked = next.checked;
-  // What is being typed belongs to the user.
-  else if (old.matches("input,select,textarea") && old !== document.activeElement && old.value !== next.value) old.value = next.value;
+  if (!next.make && old.isEqualNode(next)) return;
+  if (old.nodeType === Node.TEXT_NODE) return void (old.data = next.data);
+  const isStale = !next.make || old.dataset.version !== next.dataset.version;
+  for (const { name } of [...old.attributes]) if (name !== "open" && !next.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of next.attributes) if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+  if (isStale) reconcileChildren(old, next.make?.() ?? [...next.childNodes]);
 }
 
 function reconcileChildren(parent, wanted) {
@@ -48,16 +49,12 @@ function reconcileChildren(parent, wanted) {
   const keyed = new Map([...parent.children].filter(keyOf).map((node) => [keyOf(node), node]));
   let cursor = parent.firstChild;
   for (const next of wanted) {
-    const key = keyOf(next);
-    const found = key ? keyed.get(key) : cursor && !keyOf(cursor) && cursor;
+    const found = keyOf(next) ? keyed.get(keyOf(next)) : cursor && !keyOf(cursor) && cursor;
     const match = found && found.nodeName === next.nodeName ? found : null;
-    if (match === cursor && match) cursor = cursor.nextSibling;
+    if (match && match === cursor) cursor = cursor.nextSibling;
     else parent.insertBefore(match ?? next, cursor);
     if (match) reconcile(match, next);
+    else fill(next);
   }
-  while (cursor) {
-    const rest = cursor.nextSibling;
-    cursor.remove();
-    cursor = rest;
-  }
+  for (let rest; cursor; cursor = rest) [rest] = [cursor.nextSibling, cursor.remove()];
 }

@@ -1,13 +1,13 @@
 // Executions: the history with its filters, and the page of one execution with its live log.
 
-import { h } from "./dom.js";
-import { EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural } from "./format.js";
-import { PAGE_ROWS, SPANS, executionsUrl, isFinal, isShown, joinLog, readLog, stateOfExecution, upsertExecution } from "./model.js";
+import { h, lazy } from "./dom.js";
+import { EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural, prettyJson } from "./format.js";
+import { SPANS, executionsUrl, isFinal, isShown, joinLog, readLog, renderRoute, stateOfExecution, upsertExecution } from "./model.js";
 import { button, call, cell, empty, facts, frame, heading, link, missing, row, select, state, table, unseenHeading, when } from "./pieces.js";
 
 export const title = ({ route }) => (route.id == null ? "Executions" : `Execution ${route.id}`);
 
-export function resources({ route, now, pages }) {
+export function resources({ route, now }) {
   if (route.id != null) {
     return {
       execution: {
@@ -16,13 +16,18 @@ export function resources({ route, now, pages }) {
       },
     };
   }
-  const limit = PAGE_ROWS * pages;
   return {
     executions: {
-      url: executionsUrl(route.query, now, limit), every: 5_000,
-      on: { execution: (data, changed) => ({ ...data, records: upsertExecution(data.records, changed, isShown(route.query, changed), limit) }) },
+      url: executionsUrl(route.query, now), every: 5_000,
+      on: { execution: (data, changed) => ({ ...data, records: changedRecords(data.records, changed, route.query) }) },
     },
   };
+}
+
+/** New executions come in front of the newest page only. */
+function changedRecords(records, changed, query) {
+  const isKnown = records.some(({ execution_id: id }) => id === changed.execution_id);
+  return isKnown || !query.before ? upsertExecution(records, changed, isShown(query, changed)) : records;
 }
 
 /** Events tell the execution, not its attempts: those are loaded when it changed its state. */
@@ -38,14 +43,24 @@ export const render = (ctx) => (ctx.route.id == null ? renderList(ctx) : renderO
 function renderList(ctx) {
   const resource = ctx.get("executions");
   const records = resource?.data?.records ?? [];
-  const more = records.length >= PAGE_ROWS * ctx.pages;
+  const { route } = ctx;
   return [
     unseenHeading("Executions"),
     toolbar(ctx),
-    frame({ title: "Executions", name: "list", note: resource?.data && `${formatCount(records.length)}${more ? "+" : ""}` },
+    frame({ title: "Executions", name: "list", note: route.query.before && "older ones" },
       missing(resource) ?? (records.length ? history(ctx, records, { busy: resource.loading }) : empty("no execution matches")),
-      more && h("p", { class: "pager" }, button("more", "older executions"))),
+      pager(route, resource?.data)),
   ];
+}
+
+function pager(route, data) {
+  const { query } = route;
+  if (!data || (!query.before && !data.next_cursor)) return null;
+  const to = (before, label, id) => h("a", {
+    id, href: before === undefined ? null : renderRoute({ ...route, query: { ...query, before } }), "aria-disabled": before === undefined ? "true" : null,
+  }, label);
+  return h("nav", { class: "pager", "aria-label": "Pages" },
+    to(query.before ? "" : undefined, "« newest", "page-previous"), to(data.next_cursor ?? undefined, "older ›", "page-next"));
 }
 
 function toolbar({ route: { query }, get }) {
@@ -65,7 +80,7 @@ export function history(ctx, records, { schedule = true, busy } = {}) {
   const heads = [["state-of", "status"], ["name", "call"], schedule && ["schedule-of", "schedule"], ["started", "scheduled"],
     ["took num", "took"], ["tries num", h("abbr", { title: "attempts" }, "try")], ["outcome", "outcome"]].filter(Boolean);
   return table({ caption: "Executions, newest first", name: "history", wide: true, busy, heads }, records.map((execution) => row("execution", execution.execution_id,
-    cell("state-of", state(stateOfExecution(execution))),
+    cell(`state-of ${fresh(execution, ctx)}`, state(stateOfExecution(execution))),
     cell("name", link("executions", execution.execution_id, call(execution))),
     schedule && cell("schedule-of", execution.schedule_id ? link("schedules", execution.schedule_id) : h("span", { class: "dim" }, "run now")),
     cell("started", when(execution.scheduled_at, ctx)),
@@ -73,6 +88,11 @@ export function history(ctx, records, { schedule = true, busy } = {}) {
     cell("num tries", execution.attempt_number > 1 ? String(execution.attempt_number) : h("span", { class: "dim" }, execution.attempt_number || "–")),
     cell("outcome dim", outcome(execution, ctx)))));
 }
+
+const FRESH_MS = 2_000;
+
+/** Marks what ended a moment ago, for a short glow. */
+export const fresh = ({ completed_at: at }, { now }) => (at && now - Date.parse(at) < FRESH_MS ? "fresh" : "");
 
 function took(execution, { now }) {
   if (execution.duration_ms != null) return formatDuration(execution.duration_ms);
@@ -136,13 +156,13 @@ const about = (ctx, execution) => frame({ title: "Times", name: "about" }, facts
   ["completed", execution.completed_at ? when(execution.completed_at, ctx) : null],
   [execution.status === "running" ? "running for" : "took", took(execution, ctx)],
   ["stands for", execution.coalesced ? `${formatPlural(execution.coalesced, "more fire")} missed before` : null],
-  ["parameters", Object.keys(execution.job_params ?? {}).length ? h("pre", null, JSON.stringify(execution.job_params, null, 2)) : "none"],
+  ["parameters", Object.keys(execution.job_params ?? {}).length ? h("pre", null, prettyJson(execution.job_params)) : "none"],
 ]));
 
 function ended(execution) {
   if (!isFinal(execution)) return underWay(execution);
   if (execution.status === "success") {
-    return frame({ title: "Result", name: "outcome" }, execution.result == null ? empty("no result") : h("pre", null, JSON.stringify(execution.result, null, 2)));
+    return frame({ title: "Result", name: "outcome" }, execution.result == null ? empty("no result") : h("pre", null, prettyJson(execution.result)));
   }
   return frame({ title: "Error", name: "error" },
     execution.reason && h("p", { class: "dim" }, REASONS[execution.reason] ?? execution.reason),
@@ -174,11 +194,12 @@ function attempts(ctx, execution) {
 }
 
 function log(ctx, execution) {
-  const lines = joinLog(readLog(execution.log), ctx.logOf(execution.execution_id));
+  const lines = joinLog(readLog(execution.log), ctx.log);
   const aside = execution.status === "running" && ctx.link.state === "live" ? state("live") : null;
   if (!lines.length && isFinal(execution)) return null;
   return frame({ title: "Log", name: "log", aside, note: lines.length ? formatPlural(lines.length, "line") : null },
-    lines.length ? h("div", { class: "lines", "data-stick": execution.status === "running", tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" }, lines.map((line) => logLine(line, ctx)))
+    lines.length ? lazy(h("div", { class: "lines", "data-stick": execution.status === "running", tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" }),
+      `${lines.length} ${lines.at(-1)} ${ctx.times.zone}`, () => lines.map((line) => logLine(line, ctx)))
       : empty("nothing written yet"));
 }
 

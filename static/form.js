@@ -195,9 +195,9 @@ const KINDS = {
 
 function fires({ preview, previewing, ctx }) {
   const content = preview?.fire_times?.length
-    ? [h("p", { class: "bright" }, preview.description ?? preview.trigger), fireList(preview.fire_times, ctx())]
+    ? [h("p", { class: "bright", "aria-live": "polite" }, preview.description ?? preview.trigger), fireList(preview.fire_times, ctx())]
     : h("p", { class: "empty" }, preview?.unknown ?? (previewing ? "…" : "no fire times to show"));
-  return frame({ title: "It will fire", name: "preview" }, h("div", { "aria-live": "polite", "aria-busy": previewing ? "true" : null }, content));
+  return frame({ title: "It will fire", name: "preview" }, h("div", { "aria-busy": previewing ? "true" : null }, content));
 }
 
 function policy(form) {

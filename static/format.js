@@ -5,6 +5,10 @@ const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
 
+const COUNT = new Intl.NumberFormat("en-US");
+const MAX_CELL = 2_000; // characters
+const MAX_JSON = 20_000;
+
 const pad = (number) => String(number).padStart(2, "0");
 
 /** Milliseconds as a length of time with two units at most: "12 ms", "3.2 s", "4 min 05 s". */
@@ -28,7 +32,7 @@ export function formatRelative(ms) {
 }
 
 /** 12,345 */
-export const formatCount = (n) => (n == null ? "–" : Math.round(n).toLocaleString("en-US"));
+export const formatCount = (n) => (n == null ? "–" : COUNT.format(Math.round(n)));
 
 /** A share in 0..1 as "97.8 %"; never rounds an imperfect share up to 100. */
 export function formatPercent(share) {
@@ -47,10 +51,20 @@ export function formatBytes(bytes) {
 /** "1 schedule", "2 schedules" */
 export const formatPlural = (n, noun) => `${formatCount(n)} ${noun}${n === 1 ? "" : "s"}`;
 
+const texts = new WeakMap(); // rendering again each second must not encode a megabyte again
+
 /** JSON on one line, cut to `limit` characters. */
 export function formatJson(value, limit = 120) {
-  const text = value === undefined ? "" : JSON.stringify(value);
-  return text.length > limit ? `${text.slice(0, limit - 1)}…` : text;
+  const isObject = typeof value === "object" && value !== null;
+  const text = (isObject && texts.get(value)) || cut(value === undefined ? "" : JSON.stringify(value), MAX_CELL);
+  if (isObject) texts.set(value, text);
+  return cut(text, limit);
+}
+
+/** JSON over several lines, cut where it gets too long to read. */
+export function prettyJson(value) {
+  const text = JSON.stringify(value, null, 2);
+  return text.length > MAX_JSON ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(text.length - MAX_JSON)} more characters` : text;
 }
 
 /** job_params as `a=1 b="x"`; empty text for none. */
@@ -62,13 +76,23 @@ export const cut = (text, limit = 80) => (text.length > limit ? `${text.slice(0,
 /** The first line of an error or result, short enough for a table cell. */
 export const firstLine = (text, limit = 160) => cut(String(text ?? "").split("\n", 1)[0], limit);
 
-/** Text for times in one zone. Building one is slow (Intl); using it is fast. */
+const MAX_KNOWN = 5_000;
+
+/** Text for times in one zone. Intl is slow, so what was told once is remembered. */
 export function createTimes(zone) {
   const format = new Intl.DateTimeFormat("en-GB", {
     timeZone: zone, hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", weekday: "short",
     hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "shortOffset",
   });
-  const split = (ms) => Object.fromEntries(format.formatToParts(ms).map(({ type, value }) => [type, value]));
+  const known = new Map();
+  const split = (ms) => {
+    const second = Math.floor(ms / SECOND);
+    if (!known.has(second)) {
+      if (known.size >= MAX_KNOWN) known.clear();
+      known.set(second, Object.fromEntries(format.formatToParts(ms).map(({ type, value }) => [type, value])));
+    }
+    return known.get(second);
+  };
   return {
     zone,
     /** 16:02:11 */

@@ -40,7 +40,8 @@ function renderList(ctx, handlers) {
     unseenHeading("Handlers"),
     frame({ title: "Handlers", name: "list", note: formatCount(handlers.length) }, handlers.length
       ? table({ caption: "Handlers", name: "handlers", wide: true, heads }, handlers.map((handler) => listRow(ctx, handler)))
-      : empty("no handler has registered yet. A handler is a small program that offers methods: see handler.py.")),
+      : [empty("no handler has registered yet. A handler is a small program that offers methods; to try one:"),
+        h("pre", null, `python handler.py Example --server tcp://${location.hostname}:${ctx.config?.zmq_port ?? 4242}`)]),
   ];
 }
 

@@ -53,11 +53,11 @@ export function schedulesUrl({ search, handler, state, sort, page }) {
 export const SPANS = { "1h": 60, "24h": 1440, "7d": 10_080 };
 
 /** `now` is rounded down to whole minutes, so that the address stays the same between two renders. */
-export function executionsUrl({ status, handler, schedule, span }, now, limit = PAGE_ROWS) {
+export function executionsUrl({ status, handler, schedule, span, before }, now) {
   const minutes = SPANS[span];
   const since = minutes && new Date((Math.floor(now / MINUTE) - minutes) * MINUTE).toISOString();
   return `/api/executions${renderQuery({
-    status, handler_id: handler, schedule_id: schedule, since, limit,
+    status, handler_id: handler, schedule_id: schedule, since, limit: PAGE_ROWS, cursor: before,
   })}`;
 }
 
@@ -74,6 +74,12 @@ export function stateOfSchedule(schedule) {
   if (schedule.quarantined) return "quarantined";
   if (schedule.paused) return "paused";
   return schedule.next_fire_time ? "active" : "finished";
+}
+
+/** The trigger in words, without the zone if that is the server's own. */
+export function wordsOf({ description, trigger }, config) {
+  const own = ` ${config?.timezone}`;
+  return description?.endsWith(own) ? description.slice(0, -own.length) : description ?? trigger;
 }
 
 /** Whether a history filtered by the query of the executions view shows this execution. */
@@ -93,7 +99,7 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
 
 // ---- Captured logs ------------------------------------------------------------------------------
 
-export const MAX_LOG_LINES = 5_000;
+export const MAX_LOG_LINES = 3_000;
 
 /** The stored log of an execution as lines [unix_s, level, text]; what is no such line has only a text. */
 export function readLog(log) {
@@ -148,10 +154,10 @@ export function knownFires(schedule, told, first, end, slotMs) {
   const next = Date.parse(schedule.next_fire_time);
   const step = intervalMs(schedule);
   if (step && step < slotMs) return null;
-  const fires = told?.map(({ at }) => Date.parse(at)) ?? [next];
-  for (let fire = next + step; step && fire < end; fire += step) fires.push(fire);
-  if (told?.length > 1 && fires.at(-1) < end && (fires.at(-1) - fires[0]) / (fires.length - 1) < slotMs) return null;
-  return fires.filter((fire) => fire >= first && fire < end);
+  const ahead = told?.map(({ at }) => Date.parse(at)) ?? [];
+  if (ahead.length > 1 && ahead.at(-1) < end && (ahead.at(-1) - ahead[0]) / (ahead.length - 1) < slotMs) return null;
+  for (let fire = next + step; step && fire < end; fire += step) ahead.push(fire);
+  return [...new Set([next, ...ahead])].filter((fire) => fire >= first && fire < end);
 }
 
 /** Fires per slot of the coming span, and how many schedules fire too often to be shown there:
@@ -198,8 +204,7 @@ const everywhere = (state) => Object.fromEntries(
 
 const LINK = {
   opened: everywhere("live"),
-  unsupported: { ...everywhere("polling"), disconnected: "disconnected" },
-  answered: { disconnected: "polling" },
+  unsupported: everywhere("polling"),
   lost: { ...everywhere("disconnected"), live: "connecting" },
   unreachable: { ...everywhere("disconnected"), live: "live" },
   slept: everywhere("asleep"),

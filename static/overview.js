@@ -3,8 +3,8 @@
 import { dayStrip, durationRanges, gauge, minuteBars } from "./charts.js";
 import { h } from "./dom.js";
 import { formatCount, formatDuration, formatPercent, formatPlural, firstLine, EXECUTION_STATUSES } from "./format.js";
-import { fillMinutes, fillSlots, isFailed, isFinal, stateOfExecution, upsertExecution } from "./model.js";
-import { outcome, progress } from "./executions.js";
+import { fillMinutes, fillSlots, isFailed, isFinal, stateOfExecution, upsertExecution, wordsOf } from "./model.js";
+import { fresh, outcome, progress } from "./executions.js";
 import { button, call, cell, empty, frame, link, missing, row, shape, state, table, unseenHeading, when } from "./pieces.js";
 
 const RUNNING_ROWS = 20;
@@ -20,12 +20,12 @@ const PREVIEW_MS = 900_000;
 export const title = () => "Overview";
 
 export function resources({ get }) {
-  const previewed = (get("day")?.data?.schedules ?? []).filter(({ trigger_config: config }) => config.type === "cron").slice(0, PREVIEWED);
+  const previewed = (get("day")?.data?.schedules ?? []).filter(({ trigger_config: config, quarantined }) => config.type === "cron" && !quarantined).slice(0, PREVIEWED);
   return {
     ...Object.fromEntries(previewed.map(({ id, trigger_config }) => [`fires of ${id}`, {
       url: "/api/triggers/preview", body: { trigger_config, count: PREVIEWED_FIRES }, every: PREVIEW_MS, refresh: PREVIEW_MS,
     }])),
-    stats: { url: "/api/executions/stats", on: { execution: "reload" }, every: 3_000 },
+    stats: { url: "/api/executions/stats", on: { execution: "reload" }, every: 5_000 },
     running: {
       url: `/api/executions?status=running,queued&limit=${RUNNING_ROWS}`, every: 2_000,
       on: { execution: (data, execution) => ({ ...data, records: upsertExecution(data.records, execution, !isFinal(execution), RUNNING_ROWS) }) },
@@ -42,7 +42,7 @@ export function resources({ get }) {
       url: `/api/schedules?sort=next_fire_time&paused=false&limit=${DAY_ROWS}`, every: 30_000, on: { schedule: "reload" },
     },
     next: {
-      url: `/api/schedules?sort=next_fire_time&paused=false&limit=${NEXT_ROWS}`, every: 1_000,
+      url: `/api/schedules?sort=next_fire_time&paused=false&limit=${NEXT_ROWS}`, every: 2_000,
       on: { schedule: "reload", execution: "reload" },
     },
   };
@@ -91,7 +91,8 @@ function outcomes(stats) {
 
 function durations(stats) {
   const waiting = missing(stats);
-  const rows = Object.entries(stats?.data?.by_handler ?? {}).map(([name, tally]) => [name, tally.duration_ms]);
+  const busiest = Object.entries(stats?.data?.by_handler ?? {}).sort(([, a], [, b]) => b.total - a.total);
+  const rows = busiest.map(([name, tally]) => [name, tally.duration_ms]);
   const known = rows.filter(([, duration]) => duration?.p50 != null).slice(0, 6);
   return frame({ title: "Duration", name: "duration" },
     waiting ?? (known.length ? durationRanges(known) : empty("no successful runs yet")));
@@ -134,7 +135,7 @@ function elapsed(execution, { now, times }) {
 function lately(ctx) {
   const resource = ctx.get("lately");
   const rows = (resource?.data?.records ?? []).map((execution) => row("execution", execution.execution_id,
-    cell("mark", shape(execution.status)),
+    cell(`mark ${fresh(execution, ctx)}`, shape(execution.status)),
     cell("name", link("executions", execution.execution_id, call(execution))),
     cell("grow dim", outcome(execution, ctx)),
     cell("num took", execution.duration_ms == null ? "" : formatDuration(execution.duration_ms)),
@@ -150,7 +151,7 @@ function next(ctx) {
   const schedules = (resource?.data?.schedules ?? []).filter((schedule) => schedule.next_fire_time);
   const rows = schedules.map((schedule) => row("schedule", schedule.id,
     cell("name", link("schedules", schedule.id, schedule.name ?? schedule.id)),
-    cell("grow dim", schedule.description ?? schedule.trigger),
+    cell("grow dim", wordsOf(schedule, ctx.config)),
     cell("end", when(schedule.next_fire_time, ctx))));
   return frame({ title: "Fires next", name: "next", aside: button("new-schedule", "new schedule") },
     missing(resource) ?? (rows.length

@@ -8,82 +8,102 @@ import { bestMatches, methodsOf } from "./model.js";
 import { button } from "./pieces.js";
 
 const SEARCH_DELAY_MS = 150;
+const FOUND_ROWS = 8;
 
-/** Open the palette. `commands`: [{text, hint?, run()}]; `goTo(view, id)` opens what was found. */
-export function openPalette({ commands, handlers, goTo, run }) {
-  const fixed = [
-    ...commands,
-    ...handlers.flatMap((handler) => [
+/** Open the palette. `commands`: [{text, hint?, run()}]; `goTo(view, id)` opens what was found, and
+ *  `runMethod(handler_id, name)` the dialog of a method. */
+export function openPalette(options) {
+  new Palette(options);
+}
+
+class Palette {
+  query = "";
+  chosen = 0;
+  found = [];
+
+  constructor({ commands, handlers, goTo, runMethod }) {
+    this.goTo = goTo;
+    this.fixed = [...commands, ...handlers.flatMap((handler) => [
       { text: `handler ${handler.id}`, run: () => goTo("handlers", handler.id) },
-      ...methodsOf(handler).map((method) => ({ text: `run ${handler.id}.${method.name}`, run: () => run(handler.id, method.name) })),
-    ]),
-  ];
-  let query = "";
-  let chosen = 0;
-  let found = [];
-  let timer;
-  const items = () => bestMatches(query, [...fixed, ...found]);
+      ...methodsOf(handler).map(({ name }) => ({ text: `run ${handler.id}.${name}`, run: () => runMethod(handler.id, name) })),
+    ])];
+    Object.assign(this, openDialog({
+      name: "palette", label: "Commands", render: () => this.render(), onAct: (_, { at }) => this.choose(Number(at)),
+      onClose: () => clearTimeout(this.timer),
+    }));
+    this.dialog.addEventListener("input", ({ target }) => this.enter(target.value));
+    this.dialog.addEventListener("keydown", (event) => this.press(event));
+  }
 
-  const { dialog, update, close } = openDialog({
-    name: "palette", label: "Commands", onClose: () => clearTimeout(timer),
-    render() {
-      const list = items();
-      return [
-        h("input", { type: "text", id: "palette-input", role: "combobox", "aria-expanded": "true", "aria-controls": "palette-list", "aria-autocomplete": "list",
-          "aria-activedescendant": list.length ? `choice-${chosen}` : null, "aria-label": "Command", placeholder: "command, schedule, handler", autocomplete: "off", spellcheck: "false" }),
-        h("ul", { id: "palette-list", role: "listbox", "aria-label": "Commands" }, list.map((item, i) =>
-          h("li", { id: `choice-${i}`, role: "option", "aria-selected": String(i === chosen), "data-act": "choose", "data-at": i },
-            h("span", null, item.text), item.hint && h("kbd", null, item.hint)))),
-        list.length ? null : h("p", { class: "empty" }, "nothing found"),
-      ];
-    },
-    onAct: (_, { at }) => choose(Number(at)),
-  });
+  items() {
+    return bestMatches(this.query, [...this.fixed, ...this.found]);
+  }
 
-  function choose(at) {
-    const item = items()[at];
-    close();
+  render() {
+    const items = this.items();
+    return [
+      h("input", {
+        type: "text", id: "palette-input", role: "combobox", "aria-expanded": "true", "aria-controls": "palette-list",
+        "aria-autocomplete": "list", "aria-activedescendant": items.length ? `choice-${this.chosen}` : null,
+        "aria-label": "Command", placeholder: "command, schedule, handler", autocomplete: "off", spellcheck: "false",
+      }),
+      h("ul", { id: "palette-list", role: "listbox", "aria-label": "Commands" }, items.map((item, i) =>
+        h("li", { id: `choice-${i}`, role: "option", "aria-selected": String(i === this.chosen), "data-act": "choose", "data-at": i },
+          h("span", null, item.text), item.hint && h("kbd", null, item.hint)))),
+      items.length ? null : h("p", { class: "empty" }, "nothing found"),
+    ];
+  }
+
+  choose(at) {
+    const item = this.items()[at];
+    this.close();
     item?.run();
   }
 
-  async function search() {
-    const wanted = query;
-    const { schedules } = await request("GET", `/api/schedules?limit=8&search=${encodeURIComponent(wanted)}`).catch(() => ({ schedules: [] }));
-    if (wanted !== query || !dialog.open) return;
-    found = schedules.map(({ id, name }) => ({ text: `schedule ${name ? `${name} (${id})` : id}`, run: () => goTo("schedules", id) }));
-    update();
+  enter(query) {
+    Object.assign(this, { query, chosen: 0, found: [] });
+    clearTimeout(this.timer);
+    if (query.trim()) this.timer = setTimeout(() => this.search(query), SEARCH_DELAY_MS);
+    this.update();
   }
 
-  dialog.addEventListener("input", ({ target }) => {
-    [query, chosen, found] = [target.value, 0, []];
-    clearTimeout(timer);
-    if (query.trim()) timer = setTimeout(search, SEARCH_DELAY_MS);
-    update();
-  });
-  dialog.addEventListener("keydown", (event) => {
+  async search(query) {
+    const { schedules } = await request("GET", `/api/schedules?limit=${FOUND_ROWS}&search=${encodeURIComponent(query)}`)
+      .catch(() => ({ schedules: [] }));
+    if (query !== this.query || !this.dialog.open) return;
+    this.found = schedules.map(({ id, name }) =>
+      ({ text: `schedule ${name ? `${name} (${id})` : id}`, run: () => this.goTo("schedules", id) }));
+    this.update();
+  }
+
+  press(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    const count = items().length;
-    if (step && count) chosen = (chosen + step + count) % count;
-    else if (event.key === "Enter") return choose(chosen);
-    else return;
+    const count = this.items().length;
+    if (event.key === "Enter") this.choose(this.chosen);
+    if (!step || !count) return;
     event.preventDefault();
-    update();
-    dialog.querySelector("[aria-selected=true]").scrollIntoView({ block: "nearest" });
-  });
+    this.chosen = (this.chosen + step + count) % count;
+    this.update();
+    this.dialog.querySelector("[aria-selected=true]").scrollIntoView({ block: "nearest" });
+  }
 }
 
 /** Show the keys, and the switch for them. */
 export function openHelp(settings) {
+  const isOn = () => settings.get("keys") !== "off";
   const { update } = openDialog({
     name: "help", label: "Keys",
-    render: () => [h("h2", null, "Keys"),
-      h("dl", { class: settings.get("keys") === "off" ? "off" : null }, KEYS.map(({ key, text, on }) =>
-        [h("dt", null, h("kbd", null, key)), h("dd", null, text, on ? h("span", { class: "dim" }, on === "any" ? " (on a row)" : ` (on its row or page)`) : null)])),
-      h("p", null, h("label", null, h("input", { type: "checkbox", "data-act": "switch", checked: settings.get("keys") !== "off" }), " single-key shortcuts")),
-      h("p", { class: "buttons" }, button("close", "close"))],
+    render: () => [
+      h("h2", null, "Keys"),
+      h("dl", { class: isOn() ? null : "off" }, KEYS.map(({ key, text, on }) => [h("dt", null, h("kbd", null, key)), h("dd", null, text, where(on))])),
+      h("p", null, h("label", null, h("input", { type: "checkbox", "data-act": "switch", checked: isOn() }), " single-key shortcuts")),
+      h("p", { class: "buttons" }, button("close", "close", { autofocus: true })),
+    ],
     onAct() {
-      settings.set("keys", settings.get("keys") === "off" ? "on" : "off");
+      settings.set("keys", isOn() ? "off" : "on");
       update();
     },
   });
 }
+
+const where = (on) => on && h("span", { class: "dim" }, on === "any" ? " (on a row or page)" : ` (on ${on === "execution" ? "an" : "a"} ${on})`);

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { formatCount, formatDuration, formatJson, formatParams, formatPlural } from "./format.js";
-import { PAGE_ROWS, methodsOf, renderRoute, schedulesUrl, signature, stateOfSchedule, upsertExecution } from "./model.js";
+import { PAGE_ROWS, methodsOf, renderRoute, schedulesUrl, signature, stateOfSchedule, upsertExecution, wordsOf } from "./model.js";
 import { button, call, cell, empty, facts, frame, heading, link, missing, row, select, state, table, unseenHeading, when } from "./pieces.js";
 import { history } from "./executions.js";
 
@@ -100,7 +100,7 @@ function listRow(ctx, schedule) {
     cell("state-of", state(name)),
     cell("name", link("schedules", id, schedule.name ?? id, { title: id })),
     cell("call-of", h("span", { title: parameters }, call(schedule))),
-    cell("trigger", h("span", { title: schedule.trigger }, schedule.description ?? schedule.trigger)),
+    cell("trigger", h("span", { title: `${schedule.description} = ${schedule.trigger}` }, wordsOf(schedule, ctx.config))),
     cell("next", when(name === "paused" ? null : schedule.next_fire_time, ctx)),
     cell("last", when(schedule.last_fire_time, ctx, "rel")),
     cell("acts", button("run-schedule", "run", { data: { id }, title: "Run now" }),

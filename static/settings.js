@@ -1,7 +1,7 @@
 // What the user prefers, kept in the browser.
 
 export const CHOICES = {
-  theme: ["auto", "light", "dark"], contrast: ["auto", "more"], zone: ["server", "browser", "UTC"], keys: ["on", "off"],
+  theme: ["auto", "light", "dark"], contrast: ["auto", "more", "less"], zone: ["server", "browser", "UTC"], keys: ["on", "off"],
 };
 
 /** Settings that fall back to their first choice, and live in memory only where storage is forbidden. */
@@ -22,6 +22,12 @@ export function createSettings(storage) {
     return get(name);
   };
   return { get, set, next };
+}
+
+/** Put theme and contrast on the root element; without a choice the system's wish counts. */
+export function showLook(settings, root, wantsContrast) {
+  root.dataset.theme = settings.get("theme");
+  root.dataset.contrast = { auto: wantsContrast ? "more" : "less" }[settings.get("contrast")] ?? settings.get("contrast");
 }
 
 function read(storage, name) {

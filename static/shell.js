@@ -13,7 +13,7 @@ export function renderTop(ctx) {
       href: ctx.listHash(view), "data-key": view, "aria-current": route.view === view ? "page" : null,
     }, h("kbd", { "aria-hidden": "true" }, i + 1), h("span", null, view[0].toUpperCase() + view.slice(1))))),
     h("p", { class: "vitals" }, health(ctx), link(ctx),
-      h("time", { class: "clock", title: `${times.full(now)}; press z for another zone` }, times.clock(now), " ", h("span", { class: "dim" }, times.zone))),
+      button("zone", h("time", { class: "clock" }, times.clock(now), " ", h("span", { class: "dim" }, times.zone)), { title: `${times.full(now)}; press for another time zone` })),
   ];
 }
 

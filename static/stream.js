@@ -7,79 +7,90 @@ const UNSUPPORTED_MS = 30_000; // how long to poll before asking for the stream 
 const HIDDEN_MS = 60_000; // a tab hidden for longer closes its stream
 
 /**
- * Follow `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data};
- * `onLink` gets "opened", "unsupported", "lost", "unreachable", "slept" and "woke".
- * Returns a function that tries again at once.
+ * Follows `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data}; `onLink`
+ * gets "opened", "unsupported" (an answer, but no stream), "lost", "unreachable" (again no answer),
+ * "slept" and "woke".
  */
-export function openStream(url, { onEvents, onLink }) {
-  let lastId = "";
-  let failures = 0;
-  let controller = new AbortController();
-  let hurry = () => {};
+export class Stream {
+  #lastId = "";
+  #failures = 0;
+  #controller = new AbortController();
+  #hurry = () => {};
 
-  const pause = (ms) => new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    hurry = () => {
-      clearTimeout(timer);
-      resolve();
-    };
-  });
+  constructor(url, { onEvents, onLink }) {
+    Object.assign(this, { url, onEvents, onLink });
+  }
 
-  async function read(response) {
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let text = "";
-    let watchdog;
+  async follow() {
+    this.#watchTab();
     for (;;) {
-      clearTimeout(watchdog);
-      watchdog = setTimeout(() => controller.abort(), SILENCE_MS);
+      if (document.hidden && this.#controller.signal.aborted) await this.#sleep();
+      const ended = await this.#connect().catch(() => "lost");
+      this.#failures += 1;
+      if (ended === "unsupported") this.onLink("unsupported");
+      else this.onLink(this.#failures > 1 ? "unreachable" : "lost");
+      await this.#pause(ended === "unsupported" ? UNSUPPORTED_MS : backoff(this.#failures, Math.random()));
+    }
+  }
+
+  /** Try again at once, if it is waiting to. */
+  retry() {
+    this.#hurry();
+  }
+
+  async #connect() {
+    this.#controller = new AbortController();
+    const watchdog = this.#hangUpAfterSilence();
+    const response = await fetch(this.url, {
+      headers: this.#lastId ? { "Last-Event-ID": this.#lastId } : {}, cache: "no-store", signal: this.#controller.signal,
+    }).finally(() => clearTimeout(watchdog));
+    if (!response.ok) return "unsupported";
+    this.#failures = 0;
+    this.onLink("opened");
+    await this.#read(response.body.pipeThrough(new TextDecoderStream()).getReader());
+    return "lost";
+  }
+
+  async #read(reader) {
+    let text = "";
+    for (;;) {
+      const watchdog = this.#hangUpAfterSilence();
       const { value, done } = await reader.read().finally(() => clearTimeout(watchdog));
       if (done) return;
       const { events, rest } = parseEvents(text + value);
       text = rest;
-      lastId = events.findLast((event) => event.id != null)?.id ?? lastId;
-      if (events.length) onEvents(events);
+      this.#lastId = events.findLast((event) => event.id != null)?.id ?? this.#lastId;
+      if (events.length) this.onEvents(events);
     }
   }
 
-  async function connect() {
-    controller = new AbortController();
-    const response = await fetch(url, {
-      headers: lastId ? { "Last-Event-ID": lastId } : {}, cache: "no-store", signal: controller.signal,
+  #hangUpAfterSilence() {
+    return setTimeout(() => this.#controller.abort(), SILENCE_MS);
+  }
+
+  #pause(ms) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.#hurry = () => {
+        clearTimeout(timer);
+        resolve();
+      };
     });
-    if (!response.ok) return response.status < 500 || response.status === 503 ? "unsupported" : "unreachable";
-    failures = 0;
-    onLink("opened");
-    await read(response);
-    return "lost";
   }
 
-  async function follow() {
-    for (;;) {
-      if (document.hidden && controller.signal.aborted) {
-        onLink("slept");
-        await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-        onLink("woke");
-      }
-      const wasOpen = failures === 0;
-      const ended = await connect().catch(() => (wasOpen ? "lost" : "unreachable"));
-      if (ended === "unsupported") {
-        onLink("unsupported");
-        await pause(UNSUPPORTED_MS);
-        continue;
-      }
-      failures += 1;
-      onLink(failures > 1 ? "unreachable" : "lost");
-      await pause(backoff(failures, Math.random()));
-    }
+  async #sleep() {
+    this.onLink("slept");
+    await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+    this.onLink("woke");
   }
 
-  let hidden;
-  document.addEventListener("visibilitychange", () => {
-    clearTimeout(hidden);
-    if (document.hidden) hidden = setTimeout(() => controller.abort(), HIDDEN_MS);
-    else hurry();
-  });
-  addEventListener("online", () => hurry());
-  follow();
-  return () => hurry();
+  #watchTab() {
+    let hidden;
+    document.addEventListener("visibilitychange", () => {
+      clearTimeout(hidden);
+      if (document.hidden) hidden = setTimeout(() => this.#controller.abort(), HIDDEN_MS);
+      else this.#hurry();
+    });
+    addEventListener("online", () => this.#hurry());
+  }
 }

@@ -26,7 +26,8 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def make_rows() -> dict[str, Row]:
         Row("idle_cpu", "  CPU", "%", 0.3),
         Row("idle_wakeups", "  wake-ups per second, server", "/s"),
         Row("idle_wakeups_all", "  wake-ups per second, with governor and handler", "/s"),
-        Row("idle_written", "  written per hour, all three", "KiB"),
+        Row("idle_written", "  written per hour, from windows of 20 s, all three", "KiB"),
         Row("pss", "governor + server + one handler: PSS", "MiB", 42),
         Row("cold_start", "cold start to healthy", "s", 0.5),
         Row("first_start", "  the very first, compiling to bytecode", "s"),
@@ -101,6 +102,10 @@ class Usage(NamedTuple):
     switches: int  # voluntary: each is a sleep that somebody ended
     written_bytes: int
 
+    def since(self, before: Usage) -> Usage:
+        cpu_s, switches = self.cpu_s - before.cpu_s, self.switches - before.switches
+        return Usage(cpu_s, switches, self.written_bytes - before.written_bytes)
+
 
 def read_field(path: str, name: str) -> int:
     for line in Path(path).read_text().splitlines():
@@ -120,18 +125,12 @@ def memory_mib(pid: int, kind: str) -> float:
     return read_field(f"/proc/{pid}/smaps_rollup", kind) / 1024
 
 
-def busy_s() -> float:
-    """CPU seconds this machine has spent on anything, since it booted."""
+def foreign_s() -> float:
+    """CPU seconds the machine has given to others: not to us and our descendants that ended."""
     user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split()[1:9]
-    return sum(map(int, (user, nice, system, irq, softirq))) / TICKS
-
-
-def own_s() -> float:
-    """CPU seconds of this process and of all its descendants that have ended."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    own = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    busy_s = sum(map(int, (user, nice, system, irq, softirq))) / TICKS
+    return busy_s - sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 # The appliance
@@ -155,6 +154,8 @@ class Installation:
             shutil.copy(path, self.directory)
         shutil.copytree(root / "static", self.directory / "static")
         self._runs = 0
+        with self.run() as appliance:
+            self.first_start_s = appliance.start_s
 
     @contextlib.contextmanager
     def run(self, **settings: Any) -> Iterator[Appliance]:
@@ -182,7 +183,10 @@ class Appliance:
         (directory / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
         ours = ("SCHEDULEZERO_", "PYTHONDONTWRITEBYTECODE")
         environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        self._run = {"cwd": directory, "env": {**environ, "PYTHONPATH": str(installed)}}
+        self._run: dict[str, Any] = {
+            "cwd": directory,
+            "env": {**environ, "PYTHONPATH": str(installed)},
+        }
         self._command = [sys.executable, "-m", "schedulezero", "--config", "config.yaml"]
         self._output = (directory / "output.log").open("wb+")
         began = time.perf_counter()
@@ -288,9 +292,7 @@ class Bench(NamedTuple):
 
 
 def measure_start(bench: Bench) -> Figures:
-    """The first start of the installation, then others. Then the memory of all three."""
-    with bench.installation.run() as appliance:
-        yield "first_start", appliance.start_s
+    yield "first_start", bench.installation.first_start_s
     for _ in bench.times(5):
         with bench.installation.run() as appliance:
             yield "cold_start", appliance.start_s
@@ -309,33 +311,25 @@ def measure_run_now(bench: Bench) -> Figures:
             yield "run_now_32_p99", together["p99_ms"]
 
 
-def measure_burst(bench: Bench, count: int, every_s: float) -> tuple[list[float], float]:
-    """Lateness of each of `count` schedules due at one instant; the slowest health meanwhile."""
-    with bench.installation.run(history={"max_executions": 100_000}) as appliance:
-        due = round(time.time() + 3 + count / 500, 3)
-        made = appliance.load("schedule", count=count, trigger={"type": "date", "run_date": due})
-        if made["done_at"] > due - 1:
-            raise SystemExit(f"it took too long to make {count} schedules")
-        time.sleep(due - 0.5 - time.time())
-        health = appliance.load("health", after=due + 0.5, every_s=every_s)
-        executions = appliance.executions()
-        ended = {(execution["schedule_id"], execution["status"]) for execution in executions}
-        if len(executions) != count or len(ended) != count or {s for _, s in ended} != {"success"}:
-            raise SystemExit(f"{count} fires made {len(executions)} executions: {ended}")
-        return started_late_ms(executions), health["slowest_ms"]
-
-
-def measure_burst_1000(bench: Bench) -> Figures:
+def measure_burst(bench: Bench, count: int) -> Figures:
+    """Lateness of `count` schedules due at one instant; the slowest health answer meanwhile."""
     for _ in bench.times(3):
-        late_ms, _ = measure_burst(bench, 1000, 0.2)
-        yield "burst_1000", percentile(late_ms, 0.99)
-
-
-def measure_burst_10000(bench: Bench) -> Figures:
-    for _ in bench.times(3):
-        late_ms, slowest_ms = measure_burst(bench, 10_000, 0.02)
-        yield "burst_10000", percentile(late_ms, 0.99)
-        yield "burst_health", slowest_ms
+        with bench.installation.run(history={"max_executions": 100_000}) as appliance:
+            due = round(time.time() + 3 + count / 500, 3)
+            trigger = {"type": "date", "run_date": due}
+            made = appliance.load("schedule", count=count, trigger=trigger)
+            if made["done_at"] > due - 1:
+                raise SystemExit(f"it took too long to make {count} schedules")
+            time.sleep(due - 0.5 - time.time())
+            every_s = 0.02 if count > 1000 else 0.2
+            health = appliance.load("health", after=due + 0.5, every_s=every_s)
+            executions = appliance.executions()
+            good = {one["schedule_id"] for one in executions if one["status"] == "success"}
+            if not len(executions) == len(good) == count:
+                raise SystemExit(f"{count} fires made {len(executions)} rows, {len(good)} good")
+            yield f"burst_{count}", percentile(started_late_ms(executions), 0.99)
+            if count > 1000:
+                yield "burst_health", health["slowest_ms"]
 
 
 def measure_lateness(bench: Bench) -> Figures:
@@ -356,16 +350,13 @@ def measure_idle(bench: Bench) -> Figures:
             before, began = appliance.usage(), time.monotonic()
             time.sleep(20)
             after, took_s = appliance.usage(), time.monotonic() - began
-            used = {
-                name: Usage(*(b - a for a, b in zip(before[name], after[name], strict=True)))
-                for name in before
-            }
+            used = {name: after[name].since(before[name]) for name in before}
             yield "idle_rss", memory_mib(appliance.server, "Rss")
             yield "idle_cpu", used["server"].cpu_s / took_s * 100
             yield "idle_wakeups", used["server"].switches / took_s
             yield "idle_wakeups_all", sum(one.switches for one in used.values()) / took_s
             written = sum(one.written_bytes for one in used.values())
-            yield "idle_written", written / 1024 / took_s * 3600
+            yield "idle_written", written / 1024 / took_s * 3600  # what is rarer is not seen
 
 
 def measure_disk(bench: Bench) -> Figures:
@@ -406,18 +397,15 @@ def count_syncs(appliance: Appliance, seconds: float) -> float:
     return sum("sync" in line and "resumed" not in line for line in lines) / runs
 
 
-MEASUREMENTS: tuple[tuple[Callable[[Bench], Figures], tuple[str, ...]], ...] = (
-    (measure_start, ("cold_start", "first_start", "pss")),
-    (measure_run_now, ("run_now_1", "run_now_32", "run_now_32_p99")),
-    (measure_burst_1000, ("burst_1000",)),
-    (measure_burst_10000, ("burst_10000", "burst_health")),
-    (measure_lateness, ("late_p50", "late_p99")),
-    (
-        measure_idle,
-        ("idle_rss", "idle_cpu", "idle_wakeups", "idle_wakeups_all", "idle_written"),
-    ),
-    (measure_disk, ("disk_scheduled", "disk_run_now", "syncs")),
-)
+MEASUREMENTS: dict[str, Callable[[Bench], Figures]] = {  # by the keys of their rows
+    "cold_start first_start pss": measure_start,
+    "run_now_1 run_now_32 run_now_32_p99": measure_run_now,
+    "burst_1000": partial(measure_burst, count=1000),
+    "burst_10000 burst_health": partial(measure_burst, count=10_000),
+    "late_p50 late_p99": measure_lateness,
+    "idle_rss idle_cpu idle_wakeups idle_wakeups_all idle_written": measure_idle,
+    "disk_scheduled disk_run_now syncs": measure_disk,
+}
 
 
 # The others
@@ -441,9 +429,7 @@ def measure_yardsticks(seconds: float) -> dict[str, dict[str, float]]:
         say(f"yardstick {name}")
         command = [str(python), str(HERE / "yardsticks.py"), name, str(seconds)]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=180
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180)
             found[name] = json.loads(done.stdout)
         except subprocess.SubprocessError as error:
             say(f"{name} failed: {getattr(error, 'stderr', '') or error}")
@@ -463,7 +449,7 @@ def describe_machine(directory: Path) -> dict[str, Any]:
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     above = [mount for mount in mounts if directory.is_relative_to(mount[0])]
     return {
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": f"{os.cpu_count()} x {model} ({platform.machine()})",
         "memory_mib": read_field("/proc/meminfo", "MemTotal") // 1024,
         "kernel": platform.release(),
@@ -514,16 +500,15 @@ def print_table(rows: list[Row], yardsticks: dict[str, dict[str, float]]) -> Non
 def measure(bench: Bench, rows: dict[str, Row], wanted: set[str]) -> dict[str, float]:
     """Fill the rows; returns for each measurement the share of the machine others used, in %."""
     others: dict[str, float] = {}
-    for function, keys in MEASUREMENTS:
-        if not wanted.intersection(keys):
+    for keys, function in MEASUREMENTS.items():
+        if not wanted.intersection(keys.split()):
             continue
-        name = function.__name__.removeprefix("measure_")
+        name = keys.split()[0]
         say(f"{name}, loadavg {os.getloadavg()[0]:.2f}")
-        busy, own, began = busy_s(), own_s(), time.monotonic()
+        foreign, began = foreign_s(), time.monotonic()
         for key, value in function(bench):
             rows[key].runs.append(value)
-        foreign = max(0.0, (busy_s() - busy) - (own_s() - own))
-        took_s = time.monotonic() - began
+        foreign, took_s = max(0.0, foreign_s() - foreign), time.monotonic() - began
         others[name] = round(foreign / took_s / (os.cpu_count() or 1) * 100, 1)
         say(f"{name} took {took_s:.0f} s; others used {others[name]} % of the machine")
     return others

@@ -1,7 +1,7 @@
-"""Other schedulers doing the same work on the same machine: `python yardsticks.py NAME SECONDS`.
+"""Other schedulers at the same work: `python yardsticks.py NAME SECONDS` prints their figures.
 
-Prints one JSON object of figures. Each is called in its own process or through its own database:
-none of them goes through HTTP, so they are measured at an advantage.
+Each is called in its own process or through its own database: none of them goes through HTTP, so
+they are measured at an advantage.
 """
 
 from __future__ import annotations
@@ -9,34 +9,47 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from load import percentile
 
-LONG_S = 3600
+from bench import memory_mib, usage_of
+
+Figures = dict[str, float]
 
 
-def io_bytes(pid: int) -> int:
-    text = Path(f"/proc/{pid}/io").read_text()
-    return int(text.split("\nwrite_bytes: ")[1].split()[0])
+def figures_of(run_now: Callable[[int], list[float]], seconds: float) -> Figures:
+    """Rates from `run_now(clients)`, which gives the latency of each call in `seconds`."""
+    alone, together = run_now(1), run_now(32)
+    return {
+        "run_now_1": len(alone) / seconds,
+        "run_now_32": len(together) / seconds,
+        "run_now_32_p99": percentile(together, 0.99) * 1e3,
+    }
 
 
-def memory_mb(pid: int, kind: str) -> float:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(text.split(f"\n{kind}:")[1].split()[0]) / 1024
+def lateness_of(burst: list[float], each_second: list[float]) -> Figures:
+    """From seconds late."""
+    return {
+        "burst_1000": percentile(burst, 0.99) * 1e3,
+        "late_p50": percentile(each_second, 0.5) * 1e3,
+        "late_p99": percentile(each_second, 0.99) * 1e3,
+    }
 
 
-def cpu_s(pid: int) -> float:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+def idle(pid: int, seconds: float) -> Figures:
+    before = usage_of(pid).cpu_s
+    time.sleep(seconds)
+    used = usage_of(pid).cpu_s - before
+    return {"idle_cpu": used / seconds * 100, "idle_rss": memory_mib(pid, "Rss")}
 
 
 # huey: SqliteHuey, every commit synced, a consumer with threads that polls each millisecond
@@ -46,158 +59,122 @@ def huey_tasks(directory: str) -> tuple[Any, Any, Any]:
     from huey import SqliteHuey
 
     app = SqliteHuey(filename=f"{directory}/huey.db", fsync=True)
-
-    @app.task()
-    def nothing() -> int:
-        return 1
-
-    @app.task()
-    def note(due: float) -> float:
-        return time.time() - due
-
-    return app, nothing, note
-
-
-def huey_consumer(directory: str) -> None:
-    app, _, _ = huey_tasks(directory)
-    app.create_consumer(
-        workers=8, initial_delay=0.001, backoff=1.0, max_delay=0.001, scheduler_interval=1
-    ).run()
+    return (
+        app,
+        app.task(name="nothing")(lambda: 1),
+        app.task(name="late")(lambda due: time.time() - due),
+    )
 
 
 def wait(result: Any) -> Any:
     return result.get(blocking=True, timeout=60, backoff=1.0, max_delay=0.001)
 
 
-def huey_run_now(nothing: Any, clients: int, seconds: float) -> list[float]:
-    end = time.perf_counter() + seconds
-    latencies: queue.Queue[float] = queue.Queue()
-
-    def client() -> None:
-        while (began := time.perf_counter()) < end:
-            wait(nothing())
-            latencies.put(time.perf_counter() - began)
-
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return list(latencies.queue)
-
-
-def huey_lateness(note: Any, count: int, apart_s: float) -> list[float]:
-    """Of `count` tasks due from three seconds from now on; its scheduler looks once a second."""
-    first = time.time() + 3 + count / 400
-    results = []
-    for number in range(count):
-        due = first + number * apart_s
-        eta = datetime.fromtimestamp(due, timezone.utc)
-        results.append(note.schedule(args=(due,), eta=eta))
-    return [wait(result) for result in results]
-
-
-def measure_huey(seconds: float) -> dict[str, float]:
+def measure_huey(seconds: float) -> Figures:
     with tempfile.TemporaryDirectory() as directory:
-        _, nothing, note = huey_tasks(directory)
-        consumer = subprocess.Popen([sys.executable, __file__, "huey-consumer", directory],
-                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        _, nothing, late = huey_tasks(directory)
+        command = [sys.executable, __file__, "huey-consumer", directory]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        consumer = subprocess.Popen(command, **quiet)  # type: ignore[call-overload]
+        pids = (consumer.pid, os.getpid())
         try:
             wait(nothing())
-            return huey_figures(consumer.pid, nothing, note, seconds)
+            written = sum(usage_of(pid).written_bytes for pid in pids)
+            for _ in range(200):
+                wait(nothing())
+            written = sum(usage_of(pid).written_bytes for pid in pids) - written
+            return {
+                "disk_run_now": written / 200 / 1024,
+                **figures_of(lambda clients: huey_run_now(nothing, clients, seconds), seconds),
+                **lateness_of(huey_late(late, 1000, 0), huey_late(late, round(seconds * 2), 1)),
+                **idle(consumer.pid, seconds),
+            }
         finally:
             consumer.terminate()
             consumer.wait()
 
 
-def huey_figures(pid: int, nothing: Any, note: Any, seconds: float) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    written = io_bytes(pid) + io_bytes(os.getpid())
-    alone = huey_run_now(nothing, 1, seconds)
-    written = io_bytes(pid) + io_bytes(os.getpid()) - written
-    figures["run_now_1"] = len(alone) / seconds
-    figures["disk_run_now"] = written / len(alone) / 1000
-    together = huey_run_now(nothing, 32, seconds)
-    figures["run_now_32"] = len(together) / seconds
-    figures["run_now_32_p99"] = percentile(together, 0.99) * 1e3
-    figures["burst_1000"] = percentile(huey_lateness(note, 1000, 0.0), 0.99) * 1e3
-    late = huey_lateness(note, max(3, round(seconds * 2)), 1.0)
-    figures["late_p50"] = percentile(late, 0.5) * 1e3
-    figures["late_p99"] = percentile(late, 0.99) * 1e3
-    used, began = cpu_s(pid), time.monotonic()
-    time.sleep(seconds)
-    figures["idle_cpu"] = (cpu_s(pid) - used) / (time.monotonic() - began) * 100
-    figures["idle_rss"] = memory_mb(pid, "Rss")
-    return figures
+def huey_run_now(nothing: Any, clients: int, seconds: float) -> list[float]:
+    end = time.perf_counter() + seconds
+
+    def client(_: int) -> list[float]:
+        latencies = []
+        while (began := time.perf_counter()) < end:
+            wait(nothing())
+            latencies.append(time.perf_counter() - began)
+        return latencies
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(chain.from_iterable(pool.map(client, range(clients))))
+
+
+def huey_late(late: Any, count: int, apart_s: float) -> list[float]:
+    """Of `count` tasks due in a few seconds; its scheduler looks once a second."""
+    first = time.time() + 3 + count / 400
+    dues = [first + number * apart_s for number in range(count)]
+    results = [late.schedule((due,), eta=datetime.fromtimestamp(due, UTC)) for due in dues]
+    return [wait(result) for result in results]
 
 
 # APScheduler 4: memory store, everything in one process, nothing durable
-
-LATE: list[float] = []
 
 
 async def aps_nothing() -> int:
     return 1
 
 
-async def aps_note(due: float, step: float) -> None:
-    now = time.time()
-    LATE.append((now - due) % step if step else now - due)
-
-
-async def measure_apscheduler(seconds: float) -> dict[str, float]:
+async def measure_apscheduler(seconds: float) -> Figures:
     from apscheduler import AsyncScheduler
     from apscheduler.triggers.date import DateTrigger
     from apscheduler.triggers.interval import IntervalTrigger
 
-    figures: dict[str, float] = {}
     async with AsyncScheduler() as scheduler:
         await scheduler.start_in_background()
 
-        async def client(end: float, latencies: list[float]) -> None:
+        async def client(end: float) -> list[float]:
+            latencies = []
             while (began := time.perf_counter()) < end:
                 await scheduler.run_job(aps_nothing)
                 latencies.append(time.perf_counter() - began)
+            return latencies
 
-        for clients in (1, 32):
-            latencies: list[float] = []
+        async def run_now(clients: int) -> list[float]:
             end = time.perf_counter() + seconds
-            await asyncio.gather(*(client(end, latencies) for _ in range(clients)))
-            figures[f"run_now_{clients}"] = len(latencies) / seconds
-        figures["run_now_32_p99"] = percentile(latencies, 0.99) * 1e3
+            return list(
+                chain.from_iterable(await asyncio.gather(*(client(end) for _ in range(clients))))
+            )
 
-        async def late(triggers: list[Any], due: datetime, step: float, count: int) -> None:
-            LATE.clear()
-            for trigger in triggers:
-                await scheduler.add_schedule(aps_note, trigger, args=(due.timestamp(), step))
-            while len(LATE) < count:
-                await asyncio.sleep(0.1)
+        runs = {clients: await run_now(clients) for clients in (1, 32)}
+        late: list[float] = []
 
-        due = datetime.now(timezone.utc) + timedelta(seconds=5)
-        await late([DateTrigger(due) for _ in range(1000)], due, 0.0, 1000)
-        figures["burst_1000"] = percentile(LATE, 0.99) * 1e3
-        due = datetime.now(timezone.utc) + timedelta(seconds=1)
-        each_second = IntervalTrigger(seconds=1, start_time=due)
-        await late([each_second], due, 1.0, max(3, round(seconds * 2)))
-        figures["late_p50"] = percentile(LATE, 0.5) * 1e3
-        figures["late_p99"] = percentile(LATE, 0.99) * 1e3
-        for one in await scheduler.get_schedules():
-            await scheduler.remove_schedule(one.id)
+        async def note(due: float) -> None:
+            late.append(time.time() - due)
+
+        await scheduler.configure_task("note", func=note)
+        due = datetime.now(UTC) + timedelta(seconds=3)
         for _ in range(1000):
-            await scheduler.add_schedule(aps_nothing, IntervalTrigger(seconds=LONG_S))
-        await asyncio.sleep(2)  # the first fire of an interval is at once
-        used, began = cpu_s(os.getpid()), time.monotonic()
-        await asyncio.sleep(seconds)
-        figures["idle_cpu"] = (cpu_s(os.getpid()) - used) / (time.monotonic() - began) * 100
-        figures["idle_rss"] = memory_mb(os.getpid(), "Rss")
-    return figures
+            await scheduler.add_schedule("note", DateTrigger(due), args=(due.timestamp(),))
+        await asyncio.sleep(8)
+        burst = late[:]
+        due = datetime.now(UTC) + timedelta(seconds=1)
+        end = due + timedelta(seconds=seconds * 2)
+        each_second = IntervalTrigger(seconds=1, start_time=due, end_time=end)
+        await scheduler.add_schedule("note", each_second, args=(due.timestamp(),))
+        await asyncio.sleep(seconds * 2 + 2)
+        ticks = [one % 1 for one in late[1000:]]
+        for _ in range(1000):
+            first = datetime.now(UTC) + timedelta(hours=1)
+            await scheduler.add_schedule(aps_nothing, IntervalTrigger(hours=1, start_time=first))
+        rest = await asyncio.to_thread(idle, os.getpid(), seconds)
+    return {**figures_of(runs.__getitem__, seconds), **lateness_of(burst, ticks), **rest}
 
 
 if __name__ == "__main__":
-    name = sys.argv[1]
+    name, argument = sys.argv[1:]
     if name == "huey-consumer":
-        huey_consumer(sys.argv[2])
+        consume = {"workers": 8, "backoff": 1.0, "initial_delay": 0.001, "max_delay": 0.001}
+        huey_tasks(argument)[0].create_consumer(scheduler_interval=1, **consume).run()
     elif name == "huey":
-        print(json.dumps(measure_huey(float(sys.argv[2]))))
+        print(json.dumps(measure_huey(float(argument))))
     else:
-        print(json.dumps(asyncio.run(measure_apscheduler(float(sys.argv[2])))))
+        print(json.dumps(asyncio.run(measure_apscheduler(float(argument)))))

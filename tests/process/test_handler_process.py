@@ -435,7 +435,7 @@ def test_a_stuck_job_in_a_process_is_killed_with_all_it_started_and_replaced(
     server.control("cancel", id="e1:1", reason="timeout")
     result = server.result("e1:1")
     assert result["cancelled"] is True and "killed" in result["error"]
-    assert not any(is_alive(pid) for pid in pids)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids))
     server.call("e2:1", "greet")
     assert server.result("e2:1")["success"]
 

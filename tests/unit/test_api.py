@@ -43,6 +43,7 @@ class MemoryStore:
         self.runs: dict[str, sz.Execution] = {}
         self.interfering = 0  # edits by others that come between a read and a write
         self.failure: sz.ScheduleZeroError | None = None
+        self.noted: list[sz.AuditEntry] = []
 
     def schedule(self, schedule_id: str) -> sz.Schedule | None:
         return self.by_id.get(schedule_id)
@@ -125,6 +126,17 @@ class MemoryStore:
     def stats(self, since_us: int) -> dict[str, Any]:
         return {"total": len(self.runs)}
 
+    def note(self, entry: sz.AuditEntry) -> tuple[int, int]:
+        self.noted.append(replace(entry, number=len(self.noted) + 1))
+        return 0, len(self.noted)
+
+    def note_refusal(self, place: tuple[int, int], status: int) -> None:
+        self.noted[place[1] - 1] = replace(self.noted[place[1] - 1], status=status)
+
+    def audit(self, *, limit: int, before: int | None = None) -> list[sz.AuditEntry]:
+        newest = self.noted[: None if before is None else before - 1][::-1]
+        return newest[:limit]
+
     def errors(self, limit: int) -> list[sz.Execution]:
         return [run for run in self.runs.values() if run.status is sz.Status.ERROR][:limit]
 
@@ -196,11 +208,15 @@ class MemoryGateway:
     def handler(self, handler_id: str) -> sz.HandlerInfo | None:
         return self.known.get(handler_id)
 
+    def method_names(self, handler_id: str) -> list[str] | None:
+        known = self.known.get(handler_id)
+        return [method.name for method in known.methods] if known else None
+
 
 class QuietEvents:
     subscribers = 0
 
-    def subscribe(self, write: Any, last_event_id: str | None) -> Any:
+    def subscribe(self, write: Any, framing: Any, last_event_id: str | None) -> Any:
         write(f"last was {last_event_id}".encode())
         return lambda: None
 
@@ -231,8 +247,9 @@ class World:
     """A server without sockets, and a client of it."""
 
     def __init__(self) -> None:
-        self.config = sz.Config(timezone="Europe/Berlin")
+        self.config = sz.Config(timezone="Europe/Berlin", data_dir="/nonexistent")
         self.clock = FixedClock()
+        self.access = sz.Access(self.config, self.clock)
         self.started_monotonic = self.clock.monotonic() - 60
         self.store = MemoryStore(self.clock)
         self.dispatcher = MemoryDispatcher(self.store)
@@ -744,7 +761,9 @@ def test_executions_are_filtered(world: World) -> None:
 
 
 def test_a_record_has_the_fields_of_the_contract(world: World) -> None:
-    execution = replace(an_execution(1), completed_us=NOW_US + 1_500, result=[1], attempt=2)
+    execution = replace(
+        an_execution(1), completed_us=NOW_US + 1_500, duration_us=1_500, result=[1], attempt=2
+    )
     world.store.runs[execution.execution_id] = execution
     (record,) = world.ask("GET", "/api/executions")[1]["records"]
     assert record["execution_id"] == record["job_id"] == sz.encode_id(1)
@@ -831,7 +850,7 @@ def test_the_event_stream_starts_where_the_client_left(world: World) -> None:
     stream = world.send("GET", "/api/events", last_event_id="abc-7")
     written: list[bytes] = []
     stop = stream.start(lambda chunk: not written.append(chunk))
-    assert written == [b"last was abc-7"]
+    assert written == [b"retry: 1000\n\n", b"last was abc-7"]
     stop()
     world.events.subscribers = sz.MAX_SUBSCRIBERS
     assert world.send("GET", "/api/events").status == 503

@@ -27,10 +27,15 @@ SECTIONS = (
     "Gateway",
     "Dispatcher",
     "Events",
+    "Metrics",
+    "Access",
+    "WebSocket",
     "HTTP",
     "API",
     "Server",
     "Governor",
+    "systemd",
+    "Doctor",
     "Command line",
 )
 OWNERS = {
@@ -101,6 +106,7 @@ def test_a_section_names_only_what_stands_above_it_or_in_it() -> None:
         f"line {node.lineno}: {section_of(node.lineno)} names {node.id} of {home[node.id]}"
         for node in ast.walk(tree())
         if isinstance(node, ast.Name)
+        and isinstance(node.ctx, ast.Load)
         and node.id in home
         and order[home[node.id]] > order[section_of(node.lineno)]
     ]
@@ -118,6 +124,12 @@ def test_only_its_owner_touches(resource: str) -> None:
     assert users <= OWNERS[resource]
 
 
+def is_read_only(statement: ast.stmt) -> bool:
+    """Whether its annotation lets mypy refuse every change."""
+    annotation = ast.unparse(getattr(statement, "annotation", None) or ast.Constant(0))
+    return annotation.startswith("Final[") and re.search(r"\b(Mapping|Schema)\b", annotation) is not None
+
+
 def test_the_module_has_no_mutable_state() -> None:
     mutable = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
     wrong = [
@@ -125,6 +137,7 @@ def test_the_module_has_no_mutable_state() -> None:
         for name, statement in definitions()
         if isinstance(statement, ast.Assign | ast.AnnAssign)
         and isinstance(statement.value, mutable)
+        and not is_read_only(statement)
     ]
     assert not wrong, "\n".join(wrong)
     assert not [node.lineno for node in ast.walk(tree()) if isinstance(node, ast.Global)]

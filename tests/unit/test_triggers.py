@@ -17,6 +17,7 @@ import schedulezero as sz
 
 NOW = datetime(2027, 3, 3, 12, 0, 5, 250_000, tzinfo=UTC)  # a Wednesday
 BERLIN = "Europe/Berlin"
+US = timedelta(microseconds=1)
 
 
 def parse(config: Any, zone: str = "UTC", now: datetime = NOW) -> sz.Trigger:
@@ -118,6 +119,16 @@ def test_a_cron_trigger_keeps_within_its_bounds() -> None:
     assert next_fires(trigger, 9) == days
     assert trigger.count_between(NOW, NOW + timedelta(days=99)) == 3
     assert trigger.latest_until(NOW) is None
+    last = datetime(2027, 3, 12, 9, tzinfo=UTC)
+    assert trigger.next_after(last - US) == last == trigger.latest_until(last)
+
+
+def test_fires_end_with_the_last_year_wherever_its_midnight_is() -> None:
+    for zone, local in (("Pacific/Kiritimati", "2101-01-01 00:00"), ("America/New_York", "2100-12-31 00:00")):
+        last = parse({"type": "cron", "hour": 0}, zone).latest_until(datetime(2200, 1, 1, tzinfo=UTC))
+        assert last is not None and f"{last.astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M}" == local
+    first = parse({"type": "cron", "hour": 16}, "America/Los_Angeles").latest_until(sz.EPOCH)
+    assert first == sz.EPOCH
 
 
 def test_rare_fires_next_to_the_end_of_a_year_are_found_from_both_sides() -> None:
@@ -178,17 +189,26 @@ def test_an_interval_that_began_long_ago_goes_on_at_its_next_slot() -> None:
     assert next_fires(parse(config), 1) == ["Wed 2027-03-03 12:30:00"]
 
 
-def test_an_interval_made_while_the_clock_ran_ahead_is_rebased_onto_the_right_time() -> None:
-    ahead = NOW + timedelta(days=300, seconds=7)
-    trigger = parse({"type": "interval", "hours": 1}, now=ahead)
-    fire_at = trigger.rebased(NOW).next_after(NOW)
-    assert fire_at is not None and NOW < fire_at <= NOW + timedelta(hours=1)
-    assert (ahead - fire_at) % timedelta(hours=1) == timedelta(0)
-    given = parse({"type": "interval", "hours": 1, "start_time": "2028-01-01"}, now=ahead)
-    assert given.rebased(NOW) == given
+def test_an_interval_made_while_the_clock_ran_ahead_begins_again_on_the_right_time() -> None:
+    trigger = parse({"type": "interval", "hours": 1}, now=NOW + timedelta(days=300, seconds=1))
+    assert trigger.rebased(NOW, None).next_after(NOW) == NOW + timedelta(hours=1)
+    given = parse({"type": "interval", "hours": 1, "start_time": "2028-01-01"})
+    assert given.rebased(NOW, NOW + timedelta(days=400)) == given
     members = [{"type": "cron", "year": 2030}, {"type": "interval", "hours": 1}]
+    ahead = NOW + timedelta(days=9, seconds=1)
     either = parse({"type": "or", "triggers": [*members, INTERVAL | {"days": 1}]}, now=ahead)
-    assert either.rebased(NOW).next_after(NOW) == fire_at
+    assert either.rebased(NOW, None).next_after(NOW) == NOW + timedelta(hours=1)
+
+
+def test_an_interval_that_fired_in_a_wrong_future_never_uses_those_times_again() -> None:
+    trigger = parse({"type": "interval", "hours": 1})
+    assert trigger.rebased(NOW, NOW) == trigger
+    used = [NOW + timedelta(hours=n) for n in range(1, 9)]
+    for back_to in (NOW, NOW + timedelta(seconds=7)):
+        again = trigger.rebased(back_to, used[-1])
+        fires = [again.next() for _ in used]
+        assert fires[0] is not None and fires[0] - back_to <= timedelta(hours=1, microseconds=1)
+        assert not set(fires) & set(used)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +486,6 @@ def triggers(draw: Callable[[st.SearchStrategy[Any]], Any]) -> sz.Trigger:
 
 
 INSTANTS = st.datetimes(datetime(2027, 1, 1), datetime(2031, 1, 1), timezones=st.just(UTC))
-US = timedelta(microseconds=1)
 
 
 @settings(max_examples=100, deadline=None)

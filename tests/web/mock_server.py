@@ -223,7 +223,8 @@ def preview(config: Json, count: int = 5) -> Json:
     if config.get("timezone") == "Mars/Base":
         raise Refused(400, "'Mars/Base' is not a known time zone", "trigger_config.timezone")
     units = {"weeks": 604_800, "days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
-    step = sum(size * float(config.get(unit, 0)) for unit, size in units.items()) or 86_400
+    cron = 3600 if config.get("minute") else 86_400
+    step = sum(size * float(config.get(unit, 0)) for unit, size in units.items()) or cron
     start = datetime.now(UTC).replace(microsecond=0)
     fires = []
     for k in range(1, count + 1):

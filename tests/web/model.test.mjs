@@ -138,7 +138,7 @@ test("the link says since when it is down, and a late answer does not claim it i
   assert.deepEqual(told("opened"), { state: "live", since: 1 });
   assert.equal(told("opened", "lost").state, "connecting");
   assert.deepEqual(told("opened", "lost", "unreachable", "unreachable"), { state: "disconnected", since: 3 });
-  assert.equal(told("unreachable", "answered").state, "polling");
+  assert.equal(told("unreachable", "unsupported").state, "polling");
   assert.equal(told("unsupported").state, "polling");
   assert.equal(told("unsupported", "unreachable").state, "disconnected");
   assert.equal(told("opened", "unreachable").state, "live");

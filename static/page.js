@@ -1,0 +1,169 @@
+// The page: where it is, what it shows, what it says. Everything else acts through it.
+
+import { h, patch } from "./dom.js";
+import { createTimes } from "./format.js";
+import { bestZone, nextLink, nextOffset, parseRoute, renderRoute } from "./model.js";
+import { Resources } from "./resources.js";
+import { renderFacts, renderTop } from "./shell.js";
+
+const SAY_MS = 12_000;
+const BROWSER_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
+
+// What every view needs. The age of heartbeats is shown among the handlers only, and no event tells of it.
+const always = (view) => ({
+  config: { url: "/api/config", every: 60_000 },
+  health: {
+    url: "/api/health", every: 5_000, refresh: 10_000,
+    on: { health: (data, change) => ({ ...data, ...change }), clock: "reload" },
+  },
+  handlers: { url: "/api/handlers", every: 2_000, refresh: view === "handlers" ? 2_000 : 30_000, on: { handler: replaceHandler } },
+});
+
+function replaceHandler(data, handler) {
+  const at = data.handlers.findIndex(({ id }) => id === handler.id);
+  return at < 0 ? "reload" : { ...data, handlers: data.handlers.with(at, handler) };
+}
+
+export class Page {
+  route = parseRoute("");
+  times = createTimes(BROWSER_ZONE);
+  link = { state: "connecting", since: Date.now() };
+  held = false;
+  selected = new Set(); // ids of schedules
+  progress = new Map(); // by id of execution
+  log = []; // lines that events brought of the execution that is shown
+  #offset = 0;
+  #lists = {};
+  #isWanted = false;
+
+  /** `views` by name: modules with title, resources and render; `parts`: the elements to fill. */
+  constructor(views, settings, parts) {
+    Object.assign(this, { views, settings, parts });
+    this.resources = new Resources({ onChange: () => this.render(), onAnswer: (answer) => this.#hear(answer) });
+  }
+
+  get view() {
+    return this.views[this.route.view];
+  }
+
+  /** All that a view may look at, as it is now. */
+  ctx() {
+    const { route, times, link, held, selected, progress, log, settings, resources } = this;
+    return {
+      route, times, link, held, selected, progress, log, settings, now: Date.now() + this.#offset,
+      config: resources.get("config")?.data, get: (name) => resources.get(name), listHash: (view) => this.listHash(view),
+    };
+  }
+
+  /** The hash of a list as it was last filtered. */
+  listHash(view) {
+    return this.#lists[view] ?? renderRoute({ view });
+  }
+
+  // Rendering
+
+  /** Show what has changed, at the next frame. */
+  render() {
+    if (this.#isWanted || document.hidden) return;
+    this.#isWanted = true;
+    requestAnimationFrame(() => this.paint());
+  }
+
+  paint() {
+    this.#isWanted = false;
+    const { settings, view, parts: { top, main, facts } } = this;
+    this.times = bestZone(this.times, settings.get("zone"), this.ctx().config?.timezone, BROWSER_ZONE, createTimes);
+    if (!this.held) this.#sync(false);
+    const ctx = this.ctx();
+    const read = [...main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
+    patch(top, ...renderTop(ctx));
+    patch(main, ...view.render(ctx));
+    patch(facts, ...renderFacts(ctx));
+    for (const node of main.querySelectorAll("[data-stick]")) if (!read.includes(node)) node.scrollTop = node.scrollHeight;
+    document.title = `${this.link.state === "disconnected" ? "○ " : ""}${view.title(ctx)} · ${ctx.config?.instance_name ?? "ScheduleZero"}`;
+  }
+
+  #sync(isOther) {
+    this.resources.sync({ ...always(this.route.view), ...this.view.resources(this.ctx()) }, isOther);
+  }
+
+  /** Tell something in the status line; `to` makes it a link. */
+  say(text, to) {
+    const { status } = this.parts;
+    clearTimeout(this.silence);
+    this.silence = setTimeout(() => patch(status), SAY_MS);
+    patch(status, to ? h("a", { href: renderRoute(to) }, text) : text);
+  }
+
+  /** Do what the user asked; if the server refuses, tell why. */
+  async attempt(act) {
+    try {
+      await act();
+    } catch (error) {
+      this.say(`✗ ${error.message}`);
+      if (!("status" in error)) throw error;
+    }
+  }
+
+  // Where it is
+
+  /** Go to a route; with `replace` the one before is left out of the history. */
+  go(route, replace = false) {
+    const hash = renderRoute(route);
+    if (hash === location.hash) return;
+    if (replace) history.replaceState(null, "", hash);
+    else history.pushState(null, "", hash);
+    this.follow();
+  }
+
+  /** Show what the address says. */
+  follow() {
+    const before = this.route;
+    this.route = parseRoute(location.hash);
+    const { view, id } = this.route;
+    if (id == null) this.#lists[view] = renderRoute(this.route);
+    const hasMoved = before.view !== view || before.id !== id;
+    if (hasMoved) this.log = [];
+    this.#sync(hasMoved);
+    this.paint();
+    if (!hasMoved) return;
+    scrollTo(0, 0);
+    const { main } = this.parts;
+    (main.querySelector("h1") ?? main).focus({ preventScroll: true });
+  }
+
+  // The server
+
+  #hear(answer) {
+    if (answer instanceof Error) this.setLink("unreachable");
+    else this.#offset = nextOffset(this.#offset, answer, Date.now());
+  }
+
+  setLink(happened) {
+    const before = this.link;
+    this.link = nextLink(before, happened, Date.now() + this.#offset);
+    if (this.link !== before && ["live", "polling"].includes(this.link.state)) this.resources.expire();
+    this.render();
+  }
+
+  /** Look what has become of what the user did. */
+  refresh() {
+    this.resources.expire();
+    this.tick();
+  }
+
+  /** Load what is due. While nothing answers, the stream alone asks again, ever more slowly. */
+  tick() {
+    if (this.link.state !== "disconnected") this.resources.tick(this.link.state === "polling");
+  }
+
+  /** Hold the page still, or let it go on. */
+  hold() {
+    this.held = !this.held;
+    if (!this.held) this.resources.reload();
+    this.say(this.held ? "The page is held still. Press p to go on." : "The page follows again.");
+    this.render();
+  }
+}
+
+const isScrolledUp = (node) => node.scrollHeight - node.scrollTop - node.clientHeight > 8;

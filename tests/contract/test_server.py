@@ -1,0 +1,104 @@
+"""The server looks after itself: its loop is restarted, what nothing helps ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schedulezero as sz
+from schedulezero import Clock, Config, Server
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """A server in this process whose patience is short."""
+    monkeypatch.setattr(sz, "RESTART_S", (0.01, 0.02))
+    monkeypatch.setattr(sz, "TEND_EVERY_S", 0.02)
+    monkeypatch.setattr(sz, "STALLED_S", 0.4)
+    monkeypatch.setattr(sz, "NEXT_WAKE_S", (0.001, 0.05))
+    config = Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), log_dir=str(tmp_path))
+    made = Server(config, Clock())
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def until(condition: Callable[[], Any], within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Misbehaving:
+    """Stands in for `acquire_schedules`: does wrong so many times, then as it should."""
+
+    def __init__(self, server: Server, do: Callable[[], Any], times: int) -> None:
+        self.done = 0
+        self._do, self._times = do, times
+        self._right = server.store.acquire_schedules
+        server.store.acquire_schedules = self  # type: ignore[method-assign, assignment]
+
+    async def __call__(self, *arguments: Any) -> Any:
+        if self.done < self._times:
+            self.done += 1
+            await self._do()
+        return await self._right(*arguments)
+
+
+async def raise_group() -> None:
+    raise BaseExceptionGroup("all at once", [asyncio.CancelledError(), ValueError("no")])
+
+
+async def raise_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+async def raise_error() -> None:
+    raise LookupError("a fault of the program")
+
+
+async def hang() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("do", [raise_error, raise_group, raise_cancelled, hang])
+async def test_a_scheduling_loop_that_ends_or_hangs_is_started_again(
+    server: Server, do: Callable[[], Any]
+) -> None:
+    wrong = Misbehaving(server, do, times=1)
+    await until(lambda: wrong.done == 1)
+    turned_s = server.store.last_turn_s
+    await until(lambda: server.store.last_turn_s > turned_s + 0.1)
+    assert server.failed is None
+    assert server.health()[1] == "ok"
+
+
+async def test_a_scheduling_loop_that_keeps_ending_ends_the_server(server: Server) -> None:
+    told: list[str] = []
+    server.on_failure = lambda: told.append("failed")
+    Misbehaving(server, raise_error, times=1_000)
+    await until(lambda: told)
+    assert server.failed is not None and "5 times in a row" in server.failed
+
+
+async def test_a_chore_that_fails_leaves_the_others_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(now_us: int) -> int:
+        raise LookupError("a fault of the program")
+
+    monkeypatch.setattr(sz, "FIRST_HOUSE_S", 0.01)
+    monkeypatch.setattr(server.store, "prune", fail)
+    task = asyncio.create_task(server._keep_house())
+    await until(lambda: server.recovery.last_backup_us)
+    task.cancel()

@@ -1,0 +1,699 @@
+"""What the store promises beyond APScheduler: durability, group commit, guards, queries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schedulezero as sz
+from schedulezero import (
+    Attempt,
+    Clock,
+    Config,
+    Conflict,
+    Execution,
+    Overlap,
+    RetryPolicy,
+    Schedule,
+    Status,
+    Store,
+    StoreUnavailable,
+)
+
+pytestmark = pytest.mark.anyio
+MODULE_DIRECTORY = str(Path(sz.__file__).parent)
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Dial(Clock):
+    """A clock whose hand can be moved."""
+
+    def __init__(self) -> None:
+        self.us = 1_800_000_000_000_000
+
+    def now_us(self) -> int:
+        return self.us
+
+    def now(self) -> Any:
+        return sz.at_of(self.us)
+
+
+class Anything:
+    """An intake that admits everything."""
+
+    def admit(self, execution: Execution) -> Execution:
+        return execution
+
+    def accept(self, execution: Execution) -> None: ...
+
+    def withdraw(self, execution: Execution) -> None: ...
+
+
+@pytest.fixture
+async def open_store(tmp_path: Path) -> AsyncIterator[Callable[..., Store]]:
+    """Opens stores on one path, and closes them after the test."""
+    opened: list[Store] = []
+
+    def start(name: str = "test.db", clock: Clock | None = None, **config: Any) -> Store:
+        store = Store(str(tmp_path / name), replace(Config(), **config), clock or Dial())
+        opened.append(store)
+        store.open(asyncio.get_running_loop())
+        store.intake = Anything()
+        return store
+
+    yield start
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+async def store(open_store: Callable[..., Store]) -> Store:
+    return open_store()
+
+
+def files_of(path: Path) -> list[str]:
+    """The database file and those SQLite keeps beside it."""
+    return sorted(one.name for one in path.parent.glob(path.name + "*"))
+
+
+@contextmanager
+def held(store: Store) -> Iterator[None]:
+    """The writer stands still, so that what is queued meanwhile becomes one group."""
+    go_on, holding = threading.Event(), threading.Event()
+
+    def hold(db: sqlite3.Connection) -> None:
+        holding.set()
+        go_on.wait(5)
+
+    store.write(hold)
+    holding.wait(5)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def execution(store: Store, **fields: Any) -> Execution:
+    now_us = store.clock.now_us()
+    made = Execution(
+        store.new_id(), None, "worker", "work", {"n": 1}, Status.QUEUED, now_us, now_us, None
+    )
+    return replace(made, **fields)
+
+
+async def put(store: Store, **fields: Any) -> Execution:
+    return await store.add_execution(execution(store, **fields))
+
+
+def interval(seconds: float, now_us: int) -> dict[str, Any]:
+    config = {"type": "interval", "seconds": seconds}
+    return sz.parse_trigger(config, timezone="UTC", now=sz.at_of(now_us)).__getstate__()
+
+
+def schedule(store: Store, schedule_id: str = "a", **fields: Any) -> Schedule:
+    now_us = store.clock.now_us()
+    state = interval(60, now_us)
+    made = Schedule(
+        schedule_id, "worker", "work", {}, state, state, next_fire_us=now_us + 60_000_000
+    )
+    return replace(made, **fields)
+
+
+def found(store: Store, schedule_id: str = "a") -> Schedule:
+    schedule = store.schedule(schedule_id)
+    assert schedule is not None
+    return schedule
+
+
+# Group commit
+
+
+async def test_changes_that_wait_for_a_commit_share_the_next_one(store: Store) -> None:
+    with held(store):
+        before = store.commits
+        adding = [asyncio.ensure_future(put(store)) for _ in range(200)]
+        await asyncio.sleep(0)  # all are queued
+    await asyncio.gather(*adding)
+    assert store.commits - before <= 3
+    assert len(store.executions(limit=1_000)) == 200
+
+
+async def test_a_change_that_fails_in_a_group_fails_alone(store: Store) -> None:
+    await store.add_schedule_record(schedule(store, "taken"))
+    with held(store):
+        adding = [
+            asyncio.ensure_future(store.add_schedule_record(schedule(store, schedule_id)))
+            for schedule_id in ("a", "taken", "b", "taken", "c")
+        ]
+        await asyncio.sleep(0)
+        before = store.commits
+    outcomes = await asyncio.gather(*adding, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), Conflict] * 2 + [type(None)]
+    assert {s.schedule_id for s in store.schedules()[0]} == {"a", "b", "c", "taken"}
+    assert store.state == "ok"
+    assert store.commits - before <= 2  # those that did not fail still share one
+
+
+async def test_a_change_that_fails_leaves_nothing_of_itself_behind(store: Store) -> None:
+    def half(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO meta VALUES ('half', 1)")
+        raise Conflict("changed my mind")
+
+    def whole(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO meta VALUES ('whole', 1)")
+
+    with held(store):
+        writes = [store.write(change) for change in (whole, half)]
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert isinstance(outcomes[1], Conflict)
+    with closing(sqlite3.connect(store.path)) as db:
+        keys = {key for (key,) in db.execute("SELECT key FROM meta")}
+    assert "whole" in keys
+    assert "half" not in keys
+
+
+async def test_a_change_whose_caller_has_gone_is_stored_all_the_same(store: Store) -> None:
+    with held(store):
+        adding = asyncio.ensure_future(put(store))
+        await asyncio.sleep(0)
+        adding.cancel()
+    await store.write(lambda db: None)
+    assert len(store.executions(limit=10)) == 1
+
+
+async def test_what_is_queued_when_the_store_closes_is_committed(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store("closing.db")
+    for _ in range(50):
+        store.write(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES ('n', (SELECT 1))"))
+    last = store.write(lambda db: db.execute("INSERT INTO meta VALUES ('last', 1)"))
+    store.close()
+    with closing(sqlite3.connect(store.path)) as db:
+        assert db.execute("SELECT value FROM meta WHERE key = 'last'").fetchone() == (1,)
+    assert not last.cancelled()
+
+
+async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "BUSY_MS", 200)
+    store = open_store("locked.db")
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as intruder:
+        intruder.execute("BEGIN IMMEDIATE")
+        adding = [asyncio.ensure_future(put(store)) for _ in range(30)]
+        async with asyncio.timeout(2.0):  # thirty waits would be six seconds
+            outcomes = await asyncio.gather(*adding, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {StoreUnavailable}
+        assert store.state != "ok"
+        assert store.executions(limit=10) == []  # reading goes on
+        intruder.execute("ROLLBACK")
+    await put(store)
+    assert store.state == "ok"
+
+
+# Durability
+
+WRITER = """
+import asyncio, sys
+from schedulezero import *
+async def main():
+    store = Store(sys.argv[1], Config(), Clock())
+    store.open(asyncio.get_running_loop())
+    class Anything:
+        def admit(self, execution): return execution
+        def accept(self, execution): pass
+        withdraw = accept
+    store.intake = Anything()
+    async def client():
+        while True:
+            now_us = store.clock.now_us()
+            params = {"x": "y" * 300}
+            execution = Execution(
+                store.new_id(), None, "w", "m", params, Status.QUEUED, now_us, now_us, None
+            )
+            await store.add_execution(execution)
+            print(execution.execution_id, flush=True)
+    await asyncio.gather(*[client() for _ in range(8)])
+asyncio.run(main())
+"""
+
+
+def test_no_acknowledged_change_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = str(tmp_path / "killed.db")
+    acknowledged: list[str] = []
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    for _ in range(4):
+        writing = subprocess.Popen(
+            [sys.executable, "-c", WRITER, path],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={"PYTHONPATH": MODULE_DIRECTORY},
+        )
+        assert writing.stdout is not None
+        for _ in range(chance.randrange(1, 300)):
+            acknowledged.append(writing.stdout.readline().strip())
+        writing.kill()
+        acknowledged += writing.stdout.read().split("\n")[:-1]  # those printed before the kill
+        writing.stdout.close()
+        writing.wait(10)
+    store = Store(path, Config(), Clock())
+    stored = {execution.execution_id for execution in store.executions(limit=1_000_000)}
+    store.close()
+    assert len(acknowledged) == len(set(acknowledged)) > 4
+    assert set(acknowledged) <= stored, f"seed {seed}"
+
+
+async def test_what_was_stored_is_read_back_equal(store: Store) -> None:
+    retry = RetryPolicy(5, 0.5, 3.0, 9.0, 0.25)
+    whole = execution(
+        store, schedule_id="s", schedule_key=3, fire_us=5, deadline_us=7, retry=retry, timeout=1.5,
+        overlap=Overlap.REPLACE, reason="down", coalesced=4, coalesced_from_us=1,
+        job_params={"text": "ä\x00\U0001f642", "n": 2**63 - 1, "f": 1e-300, "deep": [[{}]]},
+    )  # fmt: skip
+    await store.add_execution(whole)
+    assert store.execution(whole.execution_id) == whole
+    plan = schedule(
+        store, name="Ünïcode", timeout=2.5, retry=retry, misfire_grace_time=0.0, max_jitter=3.5,
+        paused=True, origin="config",
+    )  # fmt: skip
+    await store.add_schedule_record(plan)
+    assert found(store) == replace(plan, key=1)
+
+
+# Ids
+
+
+async def test_ids_sort_by_time_and_come_back_as_numbers(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    ids = []
+    for _ in range(50):
+        ids.append(store.new_id())
+        store.clock.us += 500
+    assert ids == sorted(set(ids))
+    assert all(len(one) == sz.ID_CHARS for one in ids)
+    assert [sz.encode_id(sz.decode_id(one) or 0) for one in ids] == ids
+
+
+async def test_ids_grow_when_the_clock_goes_back_even_over_a_restart(
+    open_store: Callable[..., Store],
+) -> None:
+    clock = Dial()
+    store = open_store("ids.db", clock)
+    last = (await put(store)).execution_id
+    for back_us in (1, HOUR_US, clock.us):
+        clock.us -= back_us
+        following = (await put(store)).execution_id
+        assert following > last
+        last = following
+    store.close()
+    again = open_store("ids.db", clock)
+    assert again.new_id() > last
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0" * 11, "0" * 13, "i00000000000", "00000000000O", "ä" * 12, "-00000000001"]
+)
+async def test_what_is_no_execution_id_finds_nothing(store: Store, text: str) -> None:
+    await put(store)
+    assert sz.decode_id(text) is None
+    assert store.execution(text) is None
+    assert store.attempts(text) == []
+    assert store.log(text) is None
+    assert store.executions(limit=10, before=text) == []
+
+
+# Guards: of two changes at once exactly one takes place
+
+
+async def begun(store: Store, attempt: int = 1) -> Execution:
+    made = await put(store)
+    running = replace(made, attempt=attempt, started_us=5, instance="w/1", status=Status.RUNNING)
+    assert await store.claim_execution(running)
+    return running
+
+
+def ended(running: Execution, status: Status = Status.SUCCESS) -> Execution:
+    return replace(running, status=status, completed_us=9, result={"r": 1})
+
+
+async def test_only_a_queued_execution_can_be_claimed(store: Store) -> None:
+    running = await begun(store)
+    assert not await store.claim_execution(replace(running, attempt=2))
+    assert store.execution(running.execution_id) == running
+
+
+async def test_an_execution_ends_once(store: Store) -> None:
+    running = await begun(store)
+    assert await store.end_execution(ended(running))
+    lost = Attempt(1, "w/1", 5, 9, "lost")
+    assert not await store.end_execution(ended(running, Status.LOST), lost, "log")
+    stored = store.execution(running.execution_id)
+    assert stored is not None
+    assert (stored.status, stored.result) == (Status.SUCCESS, {"r": 1})
+    assert store.attempts(running.execution_id) == []
+    assert store.log(running.execution_id) is None
+    assert not await store.claim_execution(replace(running, attempt=2))
+    assert not await store.requeue_execution(replace(running, due_us=99), None, 1)
+
+
+async def test_the_end_of_an_older_attempt_does_not_end_a_newer_one(store: Store) -> None:
+    running = await begun(store)
+    failed = Attempt(1, "w/1", 5, 9, "error", "no", "Traceback")
+    waiting = replace(running, status=Status.QUEUED, due_us=77, instance=None, error="no")
+    assert await store.requeue_execution(waiting, failed, 1, "first\n")
+    assert store.execution(running.execution_id) == waiting
+    second = replace(waiting, status=Status.RUNNING, attempt=2, started_us=6, instance="w/2")
+    assert await store.claim_execution(second)
+    assert not await store.end_execution(ended(running))
+    assert await store.end_execution(ended(second), log="second\n")
+    assert store.attempts(running.execution_id) == [failed]
+    assert store.log(running.execution_id) == "first\nsecond\n"
+
+
+async def test_a_late_result_marks_only_an_attempt_of_its_instance_that_was_given_up(
+    store: Store,
+) -> None:
+    running = await begun(store)
+    execution_id = running.execution_id
+    assert not await store.record_late(execution_id, 1, "w/1", 11)
+    await store.end_execution(ended(running, Status.LOST), Attempt(1, "w/1", 5, 9, "lost"))
+    assert not await store.record_late(execution_id, 1, "w/2", 11)
+    assert not await store.record_late(execution_id, 2, "w/1", 11)
+    assert await store.record_late(execution_id, 1, "w/1", 11)
+    assert [(a.outcome, a.ended_us) for a in store.attempts(execution_id)] == [("late", 11)]
+
+
+async def test_live_executions_are_those_not_final_oldest_first(store: Store) -> None:
+    ids = [(await put(store)).execution_id for _ in range(3)]
+    done = await begun(store)
+    await store.end_execution(ended(done))
+    assert [e.execution_id for e in store.live_executions()] == ids
+
+
+# Schedules
+
+
+async def test_a_replaced_schedule_must_not_have_been_changed_meanwhile(store: Store) -> None:
+    await store.add_schedule_record(schedule(store))
+    known = found(store)
+    assert await store.replace_schedule(replace(known, name="first"), known.generation)
+    assert not await store.replace_schedule(replace(known, name="second"), known.generation)
+    assert (found(store).name, found(store).generation) == ("first", 1)
+    assert not await store.replace_schedule(replace(known, schedule_id="nobody"), 0)
+
+
+async def test_an_edit_of_the_name_does_not_turn_back_a_fire_of_meanwhile(store: Store) -> None:
+    await store.add_schedule_record(schedule(store))
+    known = found(store)
+    sql = "UPDATE schedules SET next_fire_us = 5, last_fire_us = 4"
+    await store.write(lambda db: db.execute(sql))
+    await store.replace_schedule(replace(known, name="new"), known.generation)
+    assert (found(store).next_fire_us, found(store).last_fire_us) == (5, 4)
+
+
+async def test_pause_and_resume_leave_no_catch_up(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    await store.add_schedule_record(schedule(store))
+    paused = await store.set_paused("a", True)
+    assert paused is not None
+    assert paused.paused
+    store.clock.us += 10 * HOUR_US
+    resumed = await store.set_paused("a", False)
+    assert resumed is not None
+    assert resumed.next_fire_us is not None
+    assert store.clock.us < resumed.next_fire_us <= store.clock.us + 60_000_000
+    assert await store.set_paused("nobody", True) is None
+
+
+async def test_a_deleted_schedule_made_anew_is_another_one(store: Store) -> None:
+    await store.add_schedule_record(schedule(store))
+    first = found(store)
+    assert await store.delete_schedule("a")
+    assert not await store.delete_schedule("a")
+    await store.add_schedule_record(schedule(store))
+    assert found(store).key != first.key
+
+
+async def test_schedules_are_filtered_searched_sorted_and_paged(store: Store) -> None:
+    for place, name in enumerate(("Über Nacht", None, "backup", "Backup two")):
+        await store.add_schedule_record(
+            schedule(
+                store, f"s{place}", name=name, handler_id=f"h{place % 2}", paused=place == 3,
+                next_fire_us=None if place == 0 else 1_000 - place,
+            )
+        )  # fmt: skip
+
+    def ids(**query: Any) -> list[str]:
+        return [s.schedule_id for s in store.schedules(**query)[0]]
+
+    assert ids(handler_id="h1") == ["s1", "s3"]
+    assert ids(paused=True) == ["s3"]
+    assert ids(paused=False, handler_id="h1") == ["s1"]
+    assert ids(search="BACKUP") == ["s2", "s3"]
+    assert ids(search="ÜBER") == ids(search="über") == ["s0"]
+    assert ids(search="100%") == ids(method_name="_ork") == []
+    assert ids(sort="next_fire_time") == ["s3", "s2", "s1", "s0"]
+    assert ids(limit=2, offset=1) == ["s1", "s2"]
+    assert store.schedules(limit=1)[1] == 4
+    assert set(sz.SCHEDULE_ORDERS) >= {"schedule_id", "next_fire_time", "name"}
+    for order in sz.SCHEDULE_ORDERS:
+        assert len(ids(sort=order)) == 4
+
+
+async def test_after_the_clock_went_back_an_interval_goes_on_soon(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    true_us = store.clock.us
+    store.clock.us += 1_000 * HOUR_US
+    await store.add_schedule_record(schedule(store, "ahead"))
+    await store.add_schedule_record(schedule(store, "done", next_fire_us=None))
+    store.clock.us = true_us
+    assert await store.replan(true_us) == 1
+    next_us = found(store, "ahead").next_fire_us
+    assert next_us is not None
+    assert true_us < next_us <= true_us + 61_000_000
+    assert found(store, "done").next_fire_us is None
+
+
+async def test_replanning_reaches_every_schedule_and_passes_the_unreadable(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    true_us = store.clock.us
+    store.clock.us += HOUR_US * 24
+    many = sz.PRUNE_ROWS + 20
+    await asyncio.gather(
+        *[store.add_schedule_record(schedule(store, f"s{n:04}")) for n in range(many)]
+    )
+    sql = "UPDATE schedules SET trigger_state = '{}' WHERE schedule_id = 's0003'"
+    await store.write(lambda db: db.execute(sql))
+    assert await store.replan(true_us) == many - 1
+
+
+# Executions: queries, history
+
+
+async def test_executions_come_newest_first_in_pages(store: Store) -> None:
+    ids = [(await put(store)).execution_id for _ in range(5)]
+    page = store.executions(limit=2)
+    assert [e.execution_id for e in page] == [ids[4], ids[3]]
+    page = store.executions(limit=2, before=page[-1].execution_id)
+    assert [e.execution_id for e in page] == [ids[2], ids[1]]
+
+
+async def test_executions_are_filtered(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    early = await put(store, handler_id="h1")
+    store.clock.us += HOUR_US
+    late = await put(store, schedule_id="s", fire_us=1)
+    failed = await begun(store)
+    await store.end_execution(ended(failed, Status.ERROR))
+
+    def ids(**query: Any) -> list[str]:
+        return [e.execution_id for e in store.executions(limit=10, **query)]
+
+    assert ids(handler_id="h1") == [early.execution_id]
+    assert ids(schedule_id="s") == [late.execution_id]
+    assert ids(status=("error", "lost")) == [failed.execution_id]
+    assert ids(since_us=store.clock.us) == [failed.execution_id, late.execution_id]
+    assert ids(status=("queued",), handler_id="worker") == [late.execution_id]
+    assert [e.execution_id for e in store.errors(10)] == [failed.execution_id]
+
+
+@pytest.mark.parametrize("since_us", [-(2**62), -1, 0, 253_402_300_799_999_999, 2**62])
+async def test_no_time_is_too_early_or_late_to_ask_for(store: Store, since_us: int) -> None:
+    await put(store)
+    expected = 1 if since_us <= 0 else 0
+    assert len(store.executions(limit=10, since_us=since_us)) == expected
+    assert store.stats(since_us)["total"] == expected
+
+
+async def test_stats_count_rate_and_measure(store: Store) -> None:
+    for status, took_ms in (("success", 10), ("success", 30), ("error", 5), ("missed", 0)):
+        done = replace(ended(await begun(store)), status=Status(status))
+        await store.end_execution(replace(done, duration_us=took_ms * 1_000))
+    stats = store.stats(0)
+    assert (stats["total"], stats["success_rate"]) == (4, pytest.approx(2 / 3))
+    assert stats["by_status"] == {"success": 2, "error": 1, "missed": 1}
+    assert stats["duration_ms"] == {"p50": 30, "p95": 30, "p99": 30, "max": 30}
+    assert stats["by_handler"]["worker"]["total"] == 4
+    assert store.stats(store.clock.now_us() + 1)["success_rate"] is None
+
+
+async def test_pruning_keeps_the_newest_and_what_is_not_final(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store("history.db", max_executions=5)
+    queued = await put(store)
+    finals = []
+    for _ in range(10):
+        running = await begun(store)
+        late = Attempt(1, "w/1", 5, 9, "late")
+        done = replace(ended(running), completed_us=store.clock.now_us())
+        await store.end_execution(done, late, "log of it")
+        finals.append(running.execution_id)
+    assert await store.prune(store.clock.now_us()) == 6
+    kept = [e.execution_id for e in reversed(store.executions(limit=100))]
+    assert kept == [queued.execution_id, *finals[6:]]
+    assert store.attempts(finals[0]) == []
+    assert store.log(finals[0]) is None
+    assert store.log(finals[9]) == "log of it"
+    assert await store.prune(store.clock.now_us()) == 0
+
+
+async def test_pruning_by_age_goes_on_in_small_transactions(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "PRUNE_ROWS", 4)
+    clock = Dial()
+    store = open_store("history.db", clock, max_age_days=1.0)
+    for _ in range(9):
+        done = replace(ended(await begun(store)), completed_us=clock.us)
+        await store.end_execution(done)
+    clock.us += 25 * HOUR_US
+    kept = await put(store)
+    before = store.commits
+    assert await store.prune(clock.us) == 9
+    assert store.commits - before == 3
+    assert store.executions(limit=100) == [kept]
+
+
+async def test_the_latest_time_seen_is_what_any_row_knows(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    assert store.seen_us() == 0
+    await put(store)
+    assert store.seen_us() == store.clock.us
+    later_us = store.clock.us + HOUR_US
+    await store.save_seen(later_us)
+    assert store.seen_us() == later_us
+
+
+# Opening
+
+
+async def test_a_new_database_has_the_schema_and_small_pages(store: Store) -> None:
+    with closing(sqlite3.connect(store.path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (sz.SCHEMA_VERSION,)
+        assert db.execute("PRAGMA page_size").fetchone() == (sz.PAGE_BYTES,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_an_older_database_is_brought_up_to_date_and_keeps_its_rows(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = open_store("old.db")
+    await put(old)
+    old.close()
+    following = (*sz.SCHEMA, "ALTER TABLE executions ADD COLUMN extra TEXT")
+    monkeypatch.setattr(sz, "SCHEMA", following)
+    monkeypatch.setattr(sz, "SCHEMA_VERSION", sz.SCHEMA_VERSION + 1)
+    new = open_store("old.db")
+    assert len(new.executions(limit=10)) == 1
+    with closing(sqlite3.connect(new.path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (sz.SCHEMA_VERSION,)
+        assert db.execute("SELECT extra FROM executions").fetchone() == (None,)
+
+
+async def test_a_migration_that_fails_leaves_the_version_it_started_from(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store("old.db").close()
+    version = sz.SCHEMA_VERSION
+    monkeypatch.setattr(sz, "SCHEMA", (*sz.SCHEMA, "CREATE TABLE half (a); CREATE nonsense"))
+    monkeypatch.setattr(sz, "SCHEMA_VERSION", version + 1)
+    with pytest.raises(StoreUnavailable):
+        open_store("old.db")
+    with closing(sqlite3.connect(tmp_path / "old.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
+        assert db.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall() == []
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+async def test_a_newer_database_is_refused_untouched(
+    open_store: Callable[..., Store], tmp_path: Path, journal: str
+) -> None:
+    open_store("newer.db").close()
+    path = tmp_path / "newer.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA journal_mode = {journal}")
+        db.execute(f"PRAGMA user_version = {sz.SCHEMA_VERSION + 1}")
+    before, files = path.read_bytes(), files_of(path)
+    with pytest.raises(sz.ScheduleZeroError, match="start the newer program"):
+        open_store("newer.db")
+    assert path.read_bytes() == before
+    assert files_of(path) == files
+
+
+async def test_a_file_that_is_no_database_is_refused_with_a_sentence(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    (tmp_path / "text.db").write_bytes(b"these are not the pages you look for\n" * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        open_store("text.db")
+
+
+async def test_closing_leaves_one_file(open_store: Callable[..., Store], tmp_path: Path) -> None:
+    store = open_store("one.db")
+    await put(store)
+    store.close()
+    assert files_of(tmp_path / "one.db") == ["one.db"]
+
+
+async def test_a_store_that_was_never_opened_can_be_closed(tmp_path: Path) -> None:
+    Store(str(tmp_path / "read.db"), Config(), Clock()).close()
+
+
+async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grace(
+    store: Store,
+) -> None:
+    plan = schedule(store, max_jitter=10.0)
+    at = sz.at_of(store.clock.now_us())
+    fire = sz.Fire(at, True, None, 0, None)
+    made = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
+    delay_us = made.due_us - sz.us_of(at)
+    assert 0 <= delay_us <= 10_000_000
+    assert made.deadline_us is not None
+    assert made.deadline_us >= made.due_us
+    again = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
+    assert again.due_us == made.due_us
+    other = replace(fire, nominal_at=at + timedelta(seconds=1))
+    assert (
+        sz.execution_of_fire(plan, other, store.new_id(), 0, 5.0, store.config).due_us
+        != made.due_us + 1_000_000
+    )

@@ -1,0 +1,248 @@
+"""The page on a real server with real handlers: what a user does all day."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Appliance
+    from playwright.sync_api import Locator, Page
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+Open = Callable[..., "Page"]
+
+
+def url_of(real: Appliance, hash_: str = "") -> str:
+    return f"http://127.0.0.1:{real.http_port}/{hash_}"
+
+
+def make_schedule(real: Appliance, schedule_id: str, **more: object) -> None:
+    wanted = {
+        "schedule_id": schedule_id, "handler_id": "ding-dong", "method_name": "chime",
+        "trigger_config": {"type": "cron", "expression": "30 2 * * *"}, **more,
+    }  # fmt: skip
+    assert real.post("/api/schedule", wanted).status == 201
+
+
+def row(page: Page, text: str) -> Locator:
+    return page.locator("tbody tr", has_text=text)
+
+
+def test_a_schedule_is_made_in_the_form_and_runs(real: Appliance, open_page: Open) -> None:
+    page = open_page(url_of(real, "#/schedules"))
+    page.get_by_role("button", name="new schedule").click()
+    form = page.get_by_role("dialog", name="New schedule")
+    form.get_by_label("Handler").select_option("ding-dong")
+    form.get_by_label("Method").select_option("countdown")
+    form.get_by_label(re.compile("^seconds"), exact=False).first.fill("1")
+    form.get_by_label("Id", exact=True).fill("morning")
+    form.get_by_label("crontab").check(force=True)
+    form.get_by_label("minute hour day month weekday").fill("30 2 * * *")
+    expect(form.get_by_text("every day at 02:30 Europe/Berlin")).to_be_visible()
+    expect(form.locator(".fire-list li")).to_have_count(6)
+    form.get_by_role("button", name="create").click()
+    expect(page.get_by_role("heading", name="morning")).to_be_visible()
+    made = real.get("/api/schedules/morning").json()
+    assert made["job_params"] == {"seconds": 1}
+    assert made["trigger_config"]["expression"] == "30 2 * * *"
+    page.get_by_role("button", name="run now").click()
+    expect(page.locator("table.history tbody tr")).to_have_count(1)
+    expect(page.locator("table.history tbody tr")).to_contain_text("success", timeout=15_000)
+
+
+def test_the_form_shows_what_the_server_refuses_at_its_field(
+    real: Appliance, open_page: Open
+) -> None:
+    make_schedule(real, "taken")
+    page = open_page(url_of(real))
+    page.keyboard.press("n")
+    form = page.get_by_role("dialog", name="New schedule")
+    form.get_by_label("Handler").select_option("ding-dong")
+    form.get_by_label("Method").select_option("chime")
+    form.get_by_label("cron fields").check(force=True)
+    hour = form.get_by_label("hour", exact=True)
+    hour.fill("25")
+    expect(hour).to_have_accessible_description(re.compile("not between 0 and 23"))
+    hour.fill("5")
+    zone = form.get_by_label("Time zone")
+    zone.fill("Europe/Berln")
+    expect(zone).to_have_accessible_description(re.compile("Europe/Berlin"))
+    zone.fill("Europe/Berlin")
+    form.get_by_label("Id", exact=True).fill("taken")
+    form.get_by_role("button", name="create").click()
+    expect(form.get_by_label("Id", exact=True)).to_be_focused()
+    expect(form.get_by_label("Id", exact=True)).to_have_attribute("aria-invalid", "true")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "config"),
+    [
+        ("interval", {"hours": "2"}, {"type": "interval", "minutes": 5, "hours": 2}),
+        ("calendar", {"months": "1", "hour": "2"},
+         {"type": "calendar_interval", "months": 1, "hour": 2}),
+        ("once", {"at": "2087-01-01T00:00"},
+         {"type": "date", "run_date": "2087-01-01T00:00"}),
+        ("cron fields", {"weekday": "mon-fri", "hour": "9"},
+         {"type": "cron", "day_of_week": "mon-fri", "hour": "9"}),
+    ],
+)  # fmt: skip
+def test_every_kind_of_trigger_can_be_made(
+    real: Appliance, open_page: Open, kind: str, fields: dict[str, str], config: dict[str, object]
+) -> None:
+    page = open_page(url_of(real, "#/handlers/ding-dong"))
+    page.get_by_role("button", name="schedule", exact=True).first.click()
+    form = page.get_by_role("dialog", name="New schedule")
+    form.get_by_label("Id", exact=True).fill("made")
+    form.get_by_role("radio", name=kind, exact=True).check(force=True)
+    for label, text in fields.items():
+        form.get_by_label(label, exact=True).fill(text)
+    form.get_by_role("button", name="create").click()
+    expect(page.get_by_role("heading", name="made")).to_be_visible()
+    made = real.get("/api/schedules/made").json()["trigger_config"]
+    assert made == {**config, "timezone": "Europe/Berlin"}
+
+
+def test_editing_sends_only_what_was_changed(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "nightly", job_params={"style": "ship"}, timeout=10)
+    before = real.get("/api/schedules/nightly").json()
+    page = open_page(url_of(real, "#/schedules/nightly"))
+    page.get_by_role("button", name="edit").click()
+    form = page.get_by_role("dialog", name="Edit nightly")
+    expect(form.get_by_label(re.compile("^style"))).to_have_value("ship")
+    form.get_by_label("Name").fill("Every night")
+    form.get_by_label("minute hour day month weekday").fill("0 3 * * *")
+    form.get_by_role("button", name="save").click()
+    expect(page.get_by_role("heading", name="Every night")).to_be_visible()
+    expect(page.get_by_text("every day at 03:00 Europe/Berlin").first).to_be_visible()
+    after = real.get("/api/schedules/nightly").json()
+    kept = ("job_params", "timeout", "overlap", "coalesce", "retry", "handler_id", "paused")
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_a_schedule_is_paused_resumed_copied_and_deleted(
+    real: Appliance, open_page: Open
+) -> None:
+    make_schedule(real, "nightly")
+    page = open_page(url_of(real, "#/schedules"))
+    row(page, "nightly").get_by_role("button", name="pause").click()
+    expect(row(page, "nightly")).to_contain_text("paused")
+    assert real.get("/api/schedules/nightly").json()["paused"] is True
+    row(page, "nightly").get_by_role("button", name="resume").click()
+    expect(row(page, "nightly")).to_contain_text("active")
+    row(page, "nightly").get_by_role("link", name="nightly").click()
+    page.get_by_role("button", name="duplicate").click()
+    form = page.get_by_role("dialog", name="Copy of nightly")
+    form.get_by_label("Id", exact=True).fill("nightly-2")
+    form.get_by_role("button", name="create").click()
+    expect(page.get_by_role("heading", name="nightly-2")).to_be_visible()
+    page.get_by_role("button", name="delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="delete").click()
+    expect(row(page, "nightly")).to_have_count(1)
+    assert real.get("/api/schedules/nightly-2").status == 404
+    assert real.get("/api/schedules/nightly").status == 200
+
+
+def test_a_method_is_run_and_its_log_seen_while_it_runs(real: Appliance, open_page: Open) -> None:
+    page = open_page(url_of(real, "#/handlers/ding-dong"))
+    page.locator("li", has_text="countdown").get_by_role("button", name="run").click()
+    dialog = page.get_by_role("dialog", name="Run ding-dong.countdown")
+    dialog.get_by_label(re.compile("^seconds")).fill("4")
+    dialog.get_by_role("button", name="run", exact=True).click()
+    expect(page.get_by_role("heading", name="ding-dong.countdown")).to_be_visible()
+    log = page.get_by_role("log", name="Log")
+    expect(log.locator("div")).to_have_count(2)
+    expect(page.get_by_role("progressbar").first).to_be_visible()
+    expect(page.locator(".heading")).to_contain_text("running")
+    expect(page.locator(".heading")).to_contain_text("success", timeout=15_000)
+    expect(log.locator("div")).to_have_count(5)
+    expect(log.locator("div").last).to_contain_text("ding dong")
+    expect(page.get_by_text('"counted": 4')).to_be_visible()
+
+
+def test_a_running_execution_is_cancelled_and_run_again(real: Appliance, open_page: Open) -> None:
+    call = {"handler_id": "ding-dong", "method_name": "countdown", "job_params": {"seconds": 60}}
+    first = real.post("/api/run_now", {**call, "wait": False}).json()["execution_id"]
+    real.wait_execution(first, "running")
+    page = open_page(url_of(real, f"#/executions/{first}"))
+    page.get_by_role("button", name="cancel").click()
+    expect(page.locator(".heading")).to_contain_text("cancelled")
+    page.get_by_role("button", name="run again").click()
+    expect(page).not_to_have_url(re.compile(first))
+    expect(page.locator(".heading")).to_contain_text("running")
+    again = page.url.rsplit("/", 1)[1]
+    assert real.get(f"/api/executions/{again}").json()["job_params"] == {"seconds": 60}
+
+
+def test_a_failure_is_shown_with_its_attempts(real: Appliance, open_page: Open) -> None:
+    call = {"handler_id": "example", "method_name": "fail", "job_params": {"message": "no paper"}}
+    retry = {"max_attempts": 2, "base_delay": 0.1}
+    failed = real.post("/api/run_now", {**call, "retry": retry}).json()["execution_id"]
+    page = open_page(url_of(real, "#/executions?status=error"))
+    row(page, "no paper").get_by_role("link").first.click()
+    expect(page).to_have_url(re.compile(failed))
+    expect(page.locator("table.tries tbody tr")).to_have_count(2)
+    page.get_by_text("traceback").first.click()
+    expect(page.get_by_text("RuntimeError: no paper").first).to_be_visible()
+
+
+def test_everything_can_be_done_by_keyboard_alone(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "alpha")
+    make_schedule(real, "beta")
+    page = open_page(url_of(real))
+    expect(page.locator("#top")).to_contain_text("live")
+    press = page.keyboard.press
+    press("2")
+    expect(row(page, "beta")).to_be_visible()
+    press("j")
+    press("j")
+    expect(row(page, "beta")).to_be_focused()
+    press("s")
+    expect(row(page, "beta")).to_contain_text("paused")
+    expect(row(page, "beta")).to_be_focused()
+    press("k")
+    press("Enter")
+    expect(page.get_by_role("heading", name="alpha")).to_be_focused()
+    expect(page.get_by_role("button", name="run now")).to_be_visible()
+    press("r")
+    expect(page.locator("table.history tbody tr")).to_contain_text("success")
+    press("e")
+    form = page.get_by_role("dialog", name="Edit alpha")
+    expect(form).to_be_visible()
+    press("Escape")
+    expect(form).to_have_count(0)
+    press("Delete")
+    expect(page.get_by_role("dialog", name="Delete alpha?")).to_be_visible()
+    press("Enter")
+    expect(row(page, "beta")).to_be_visible()
+    expect(row(page, "alpha")).to_have_count(0)
+    press("4")
+    expect(row(page, "chime")).to_be_visible()
+    press("j")
+    press("Enter")
+    expect(page.get_by_role("heading", name="ding-dong.chime")).to_be_visible()
+
+
+def test_the_page_lives_through_a_restart_of_the_server(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "before")
+    page = open_page(url_of(real, "#/schedules"))
+    expect(page.locator("#top")).to_contain_text("live")
+    real.kill()
+    expect(page.locator("#top")).to_contain_text(re.compile(r"disconnected since \d\d:\d\d"))
+    expect(row(page, "before")).to_be_visible()
+    real.run("server")
+    expect(page.locator("#top")).to_contain_text("live", timeout=20_000)
+    make_schedule(real, "after")
+    expect(row(page, "after")).to_be_visible(timeout=15_000)
+
+
+def test_a_handler_that_leaves_is_seen_at_once(real: Appliance, open_page: Open) -> None:
+    page = open_page(url_of(real, "#/handlers"))
+    expect(row(page, "example")).to_contain_text("●connected")
+    real.handlers[1].terminate()
+    expect(row(page, "example")).to_contain_text("○disconnected")
