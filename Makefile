@@ -8,7 +8,7 @@ BIN := .venv/bin
 DEPENDENCIES = $$(sed -n 's/^\#   "\(.*\)",$$/\1/p' schedulezero.py)
 TOOLS := pytest pytest-xdist hypothesis ruff mypy types-PyYAML cronsim croniter playwright websockets
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint torture bench clean
 
 help:  ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | column -t -s '|'
@@ -23,6 +23,9 @@ test: .venv/test lint  ## Set up, then run every test
 lint: .venv/test  ## Check style and types
 	$(BIN)/ruff check --config tests/ruff.toml . && $(BIN)/ruff format --check --config tests/ruff.toml .
 	$(BIN)/mypy --config-file tests/mypy.ini
+
+torture: .venv/test  ## Kill everything at random under load and check every promise (ARGS="--minutes 10")
+	$(BIN)/python tests/torture/torture.py $(ARGS)
 
 bench: .venv/test  ## Measure the figures of the README on this machine
 	$(BIN)/python tests/bench/bench.py $(ARGS)

@@ -53,7 +53,7 @@ import hashlib
 import heapq
 import hmac
 import http
-import importlib.metadata
+import importlib
 import importlib.util
 import ipaddress
 import json
@@ -66,7 +66,6 @@ import random
 import re
 import secrets
 import select
-import shutil
 import signal
 import socket
 import sqlite3
@@ -83,7 +82,7 @@ import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -2565,12 +2564,14 @@ class WallTrigger(Trigger):
             span = span_at(self.zone, at)
             if at <= span.begin and self._fires_at_jump(span):
                 return span.begin * SECOND_US
-            local = self._first_local(max(at + span.offset, self._floor(span)))
+            begin = max(at + span.offset, self._floor(span))
+            local = self._first_local(begin)
             if local is not None and local - span.offset < span.end:
                 return (local - span.offset) * SECOND_US
-            # Jump near the next match: an overlap may repeat up to a day before the span's end,
-            # and the instant of a local time is not known to better than a day and a gap.
-            local = self._first_local(span.end + span.offset - DAY_S)
+            # Jump near the next match: an overlap may repeat the last day of the span, and the
+            # instant of a local time is not known to better than a day and a gap.
+            if begin > (last_day := span.end + span.offset - DAY_S):
+                local = self._first_local(last_day)
             if local is None:
                 return None
             at = max(span.end, local - 2 * DAY_S)
@@ -2580,12 +2581,14 @@ class WallTrigger(Trigger):
         at = at_us // SECOND_US
         while at * SECOND_US >= self.start_us:
             span = span_at(self.zone, at)
-            local = self._last_local(at + 1 + span.offset)
+            end = at + 1 + span.offset
+            local = self._last_local(end)
             if local is not None and local >= self._floor(span):
                 return (local - span.offset) * SECOND_US
             if self._fires_at_jump(span):
                 return span.begin * SECOND_US
-            local = self._last_local(span.begin + span.offset + DAY_S)
+            if end < (first_day := span.begin + span.offset + DAY_S):
+                local = self._last_local(first_day)
             if local is None:
                 return None
             at = min(span.begin - 1, local + 2 * DAY_S)
@@ -2792,7 +2795,12 @@ class AndTrigger(WallTrigger):
             raise ValueError("its triggers have no time of day in common")
 
     def month_days(self, month: int) -> Sequence[int]:
-        return sorted(set.intersection(*(set(m.month_days(month)) for m in self.triggers)))
+        days = self.triggers[0].month_days(month)
+        for member in self.triggers[1:]:
+            if days:
+                there = member.month_days(month)
+                days = [day for day in days if day in there]
+        return days
 
     def words(self) -> str:
         return " and also ".join(member.words() for member in self.triggers)
@@ -4068,9 +4076,8 @@ class PlannedFires(apscheduler.abc.Trigger):
     """
 
     def __init__(self, plan: FirePlan, trigger: Trigger) -> None:
-        self._times = [fire.nominal_at for fire in plan.fires[1:]]
-        self._times.append(plan.next_fire_at) if plan.next_fire_at else None
-        self._times.reverse()
+        times = (*(fire.nominal_at for fire in plan.fires[1:]), plan.next_fire_at)
+        self._times = [at for at in reversed(times) if at is not None]
         self._last = plan.next_fire_at
         self._trigger = trigger
 
@@ -4193,6 +4200,8 @@ class Store(apscheduler.abc.DataStore):
     @property
     def state(self) -> str:
         """`ok`, or a sentence that says what is wrong with the database."""
+        if self.hung_s > HUNG_S:
+            return f"the disk has not answered for {self.hung_s:.0f} s"
         return (self._writer and self._writer.trouble) or self._reader.trouble or "ok"
 
     @property
@@ -4582,6 +4591,12 @@ class Store(apscheduler.abc.DataStore):
             # Whether it can be stored is told by `state`.
             self.write(lambda db: None, essential=True).add_done_callback(asyncio.Future.exception)
 
+    async def settle_notes(self) -> None:
+        """Commit the entries that wait, if the disk takes them: then `audit` has them."""
+        if self._writer is not None and self._writer.notes:
+            with suppress(ScheduleZeroError):
+                await self.write(lambda db: None, essential=True)
+
     def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:
         """The newest entries, newest first; `before`: of lower number than this."""
         where, values = _conditions(("number < ?", before))
@@ -4615,17 +4630,21 @@ class Store(apscheduler.abc.DataStore):
 
     def seen_us(self) -> int:
         """The latest wall time this database knows of: no later moment has been recorded."""
-        (seen,) = self._reader.one(
-            "SELECT max((SELECT ifnull(max(value), 0) FROM meta WHERE key = 'seen_us'),"
-            " (SELECT ifnull(max(max(created_us, ifnull(completed_us, 0))), 0) FROM"
-            "  (SELECT created_us, completed_us FROM executions ORDER BY id DESC LIMIT 100)),"
-            " (SELECT ifnull(max(last_fire_us), 0) FROM schedules))"
+        meta = dict(self._reader.all("SELECT key, value FROM meta"))
+        (created_us,) = self._reader.one(
+            "SELECT ifnull(max(created_us), 0) FROM (SELECT created_us FROM executions "
+            "WHERE id > ? ORDER BY id DESC LIMIT 1)",
+            (meta.get("seen_id", 0),),
         )
-        return int(seen)
+        return max(int(created_us), meta.get("seen_us", 0))
 
     async def save_seen(self, now_us: int) -> None:
-        sql = "INSERT OR REPLACE INTO meta VALUES ('seen_us', ?)"
-        await self.write(lambda db: db.execute(sql, (now_us,)))
+        """Note the time, and that no execution made so far knows of a later one: theirs may be
+        times of a clock that ran ahead.
+        """
+        sql = "INSERT OR REPLACE INTO meta VALUES ('seen_us', ?), ('seen_id', ?)"
+        values = (now_us, self.last_id)
+        await self.write(lambda db: db.execute(sql, values))
 
     async def replan(self, now_us: int) -> int:
         """After the clock went back: let no schedule wait for a time it had only by mistake.
@@ -4637,6 +4656,7 @@ class Store(apscheduler.abc.DataStore):
         moved = 0
         for first in range(0, top + 1, PRUNE_ROWS):
             moved += await self.write(partial(self._replan_some, now_us, first))
+        await self.save_seen(now_us)
         await self._announce(apscheduler.ScheduleUpdated, None)
         return moved
 
@@ -5410,6 +5430,10 @@ class Recovery:
     def _take_staged(self) -> None:
         """Put a database in place that `restore`, or a rescue, has left for this start."""
         finding = inspect_database(self.path + STAGED)
+        if not finding.is_usable:
+            log_store.error("the restored database cannot be used: %s", finding.sentence)
+            os.replace(self.path + STAGED, self.path + STAGED + ".damaged")
+            return
         aside = self._set_aside("replaced")
         place_file(self.path + STAGED, self.path)
         log_store.warning("the restored database is in place; the one before is %s", aside)
@@ -5450,15 +5474,14 @@ class Recovery:
             self._adopt(present)
             return
         self._report(sentence)  # this may be interrupted
-        if backup is not None:
-            self._copy_backup(backup)
+        ready = None if backup is None else self._copy_backup(backup)
         aside = self._set_aside("damaged")
         kept = f"; the file that was here is kept as {os.path.basename(aside)}" if aside else ""
-        if backup is None or finding is None:
+        if backup is None or finding is None or ready is None:
             self._report(f"{sentence}; there is no backup, so it starts anew{kept}")
             self._adopt(Finding(Condition.EMPTY))
             return
-        place_file(self.path + UNFINISHED, self.path)
+        place_file(ready, self.path)
         since = render_second(stamp_us(backup))
         self._report(
             f"{sentence}; the backup of {since} was restored: changes since then are missing, "
@@ -5484,15 +5507,13 @@ class Recovery:
         (_, _, path), finding = max(found, key=lambda entry: entry[0])
         return path, finding
 
-    def _copy_backup(self, backup: str) -> None:
-        """Have a copy of the backup ready; the backup itself where there is no room for two."""
-        unfinished = self.path + UNFINISHED
+    def _copy_backup(self, backup: str) -> str:
+        """The path of a copy of the backup; of the backup itself where there is no room for two."""
         try:
-            shutil.copyfile(backup, unfinished)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            os.replace(backup, unfinished)
+            copy_database(backup, self.path + UNFINISHED)
+        except DiskFull:
+            return backup
+        return self.path + UNFINISHED
 
     def _set_aside(self, why: str) -> str | None:
         """Rename the database with its log, and keep only the newest few of such. None: no file.
@@ -5534,7 +5555,8 @@ class Recovery:
         """Count one more seal if anything was committed since the last. Raises StoreUnavailable."""
         if is_open and store.commits == self._sealed_commits:
             return
-        database, number = await store.write(partial(_count_seal, secrets.randbits(62)))
+        lineage = int.from_bytes(os.urandom(7))
+        database, number = await store.write(partial(_count_seal, lineage))
         self._sealed_commits = store.commits
         await self._change(
             database=database,
@@ -5776,7 +5798,7 @@ class Keys:
 def parse_keys(text: str) -> Keys:
     """Raises ValueError, KeyError or TypeError for what render_keys has not written."""
     read = json.loads(text)
-    server = KeyPair(**read["server"]) if read["server"] else None
+    server = None if read["server"] is None else KeyPair(**read["server"])
     return Keys(server, tuple(HandlerKey(**key) for key in read["handlers"]))
 
 
@@ -6272,10 +6294,12 @@ def _parse_method(item: Any) -> MethodInfo:
 # to be who he says: what an instance may do hangs on the connection it registered from.
 
 READ_BATCH: Final = 200  # messages read before the rest of the loop has its turn
+READ_TURN_S: Final = 0.01  # the same in time: large messages take longer than many small ones
 MAX_FRAMES: Final = 4  # kept of one message, to see that it is none of ours
 MAX_UNFINISHED_BYTES: Final = MAX_JSON_BYTES + (256 << 10)  # of a message that does not end
 MAX_STRANGERS: Final = 256  # connections that no handler has registered from
 WATCH_S: Final = 0.1
+SUSPECT_S: Final = 0.02
 FLOOD: Final = 2_000  # messages from one handler in WATCH_S; more are dropped
 STRANGER_FLOOD: Final = 50  # the same from a connection that is nobody's yet
 LOG_BYTES_PER_S: Final = 4 << 20  # log lines of one handler that are passed on
@@ -6680,6 +6704,7 @@ class Connections:
         self._gateway = gateway
         self._by_fd: dict[int, Connection] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.has_suspects = False
         self._port = 0
         router.monitor("inproc://connections", ROUTER_EVENTS)
         self._monitor = gateway.context.socket(zmq.PAIR)
@@ -6738,6 +6763,7 @@ class Connections:
     def _watch(self) -> None:
         counts, self._gateway.counts = self._gateway.counts, {}
         now_s = self._gateway.clock.monotonic()
+        self.has_suspects = False
         strangers = []
         for connection in list(self._by_fd.values()):
             count = counts.get(connection.route, 0) if connection.route else 0
@@ -6749,7 +6775,7 @@ class Connections:
         strangers.sort(key=lambda connection: connection.heard_s, reverse=True)
         for connection in strangers[MAX_STRANGERS:]:
             self._end(connection, f"{MAX_STRANGERS} others have not registered either")
-        wait_s = max(WATCH_S, len(self._by_fd) * 0.0005)
+        wait_s = SUSPECT_S if self.has_suspects else max(WATCH_S, len(self._by_fd) * 0.0005)
         self._timer = None
         if self._by_fd:
             self._timer = self._gateway.loop.call_later(wait_s, self._watch)
@@ -6769,8 +6795,10 @@ class Connections:
         elif received - connection.received_bytes > MAX_UNFINISHED_BYTES:
             if connection.is_suspect and self._gateway.is_drained:
                 self._end(connection, f"over {MAX_UNFINISHED_BYTES} bytes and no end of a message")
+                self._gateway.loop.call_later(1.0, release_memory)
                 return False
-            connection.is_suspect = True
+            connection.is_suspect = self.has_suspects = True
+            self._gateway.read_soon()
         if connection.floods > FLOOD_WATCHES:
             self._end(connection, "it sends without end")
             return False
@@ -6788,6 +6816,15 @@ class Connections:
                     self._gateway.complain(f"connection ended: {why}")
             finally:
                 os.close(mine)
+
+
+def release_memory() -> None:
+    """Give the kernel back what was freed; glibc would keep gigabytes for the next time."""
+    import ctypes  # 1 MB that is not needed but for this
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager
@@ -7000,7 +7037,10 @@ class Gateway:
     def _on_readable(self) -> None:
         """Read what is there. The descriptor is edge-triggered: stop only when nothing is left."""
         self._reading = False
+        until_s = self.clock.monotonic() + READ_TURN_S
         for _ in range(READ_BATCH):
+            if self.clock.monotonic() > until_s:
+                break
             try:
                 route, frames, peer = self._receive()
             except zmq.ZMQError:
@@ -7015,7 +7055,7 @@ class Gateway:
                 self._on_message(route, frames, peer)
             except Exception as error:  # go on: for those behind it there is no second edge
                 self.complain("it could not be handled", error)
-        self._read_soon()
+        self.read_soon()
 
     def _receive(self) -> tuple[bytes, list[bytes], Peer | None]:
         """The next message: routing id, frames, and for one from a stranger who that is.
@@ -7056,7 +7096,7 @@ class Gateway:
             self.complain(f"more than {most} from one connection in {WATCH_S:g} s")
         return count > most
 
-    def _read_soon(self) -> None:
+    def read_soon(self) -> None:
         """Look again in this turn of the loop: a send may have eaten the edge."""
         if not self._reading:
             self._reading = True
@@ -7087,7 +7127,7 @@ class Gateway:
                 self._unsent(instance, call_id)
         for route, call_ids in acks.items():
             self._send(route, encode_json({"method": "ack", "params": {"ids": call_ids}}))
-        self._read_soon()
+        self.read_soon()
 
     def _send(self, route: bytes, body: bytes) -> bool:
         """Send to a connection; False if there is none any more, or it reads no more."""
@@ -7592,6 +7632,16 @@ class Outcome:
     traceback: str | None = None
 
 
+def key_of_runner(instance: Instance, message: Mapping[str, Any]) -> str:
+    """Which instance a result is of: the one that sent it, unless it says that another process
+    of the same handler had kept it on disk.
+    """
+    runner = message.get("instance")
+    if isinstance(runner, str) and is_identifier(runner):
+        return f"{instance.handler_id}/{runner}"
+    return instance.key
+
+
 def outcome_of(message: Mapping[str, Any], cancelling: str | None, is_overdue: bool) -> Outcome:
     """What a handler's result says. A job that ended well although told to stop has succeeded.
 
@@ -7664,7 +7714,7 @@ class Dispatcher:
         self._chance = chance
         self.secrets = Secrets(store.config)
         self._live: dict[str, Live] = {}
-        self._ready: dict[str, deque[Live]] = {}
+        self._ready: dict[str, OrderedDict[str, Live]] = {}  # by handler id and execution id
         self._of_schedule: dict[str, dict[str, Live]] = {}  # in the order of their fires
         self._delayed: list[tuple[float, str]] = []
         self._alarm: asyncio.TimerHandle | None = None
@@ -7695,7 +7745,7 @@ class Dispatcher:
         return counts, due_us
 
     def queued(self, handler_id: str) -> int:
-        return sum(live.stage is Stage.READY for live in self._ready.get(handler_id, ()))
+        return len(self._ready.get(handler_id, ()))
 
     def progress(self, execution_id: str) -> tuple[float | None, str | None] | None:
         live = self._live.get(execution_id)
@@ -7778,10 +7828,11 @@ class Dispatcher:
             live.cancelling = reason
             self._gateway.cancel(live.instance, live.call_id, reason)
             return None
-        if live.stage in (Stage.CLAIMING, Stage.ENDING):
-            live.cancelling = reason  # looked at when the commit under way is done
-            return None
         live.cancelling = reason
+        if live.stage in (Stage.CLAIMING, Stage.ENDING):
+            return None  # looked at when the commit under way is done
+        if live.stage is Stage.ADOPTING and live.execution.status is Status.RUNNING:
+            return None  # it may still run: its handler is told when it claims it
         return self._end_cancelled(live)
 
     def cancel_queued(self, schedule_id: str, reason: str) -> None:
@@ -7887,9 +7938,15 @@ class Dispatcher:
         if self._must_wait(live.execution):
             live.stage = Stage.BLOCKED
             return
-        live.stage = Stage.READY
-        self._ready.setdefault(live.execution.handler_id, deque()).append(live)
-        self.on_ready(live.execution.handler_id)
+        live.stage, execution = Stage.READY, live.execution
+        ready = self._ready.setdefault(execution.handler_id, OrderedDict())
+        ready[execution.execution_id] = live
+        self.on_ready(execution.handler_id)
+
+    def _step_out(self, live: Live) -> None:
+        """Take an execution out of its handler's queue, if it stands there."""
+        if live.stage is Stage.READY:
+            del self._ready[live.execution.handler_id][live.execution.execution_id]
 
     def _set_alarm(self) -> None:
         if self._alarm is not None:
@@ -7912,13 +7969,10 @@ class Dispatcher:
         """Give the handler's queue to its free slots."""
         ready = self._ready.get(handler_id)
         while ready:
-            if ready[0].stage is not Stage.READY:
-                ready.popleft()
-                continue
             instance = self._gateway.pick(handler_id)
             if instance is None or self._closed:
                 return
-            live, now_us = ready.popleft(), self._clock.now_us()
+            live, now_us = next(iter(ready.values())), self._clock.now_us()
             if self._is_missed(live.execution, now_us):
                 self._miss(live, now_us)
             else:
@@ -7926,6 +7980,7 @@ class Dispatcher:
         self._ready.pop(handler_id, None)
 
     def _claim(self, live: Live, instance: Instance) -> None:
+        self._step_out(live)
         live.stage = Stage.CLAIMING
         live.execution = self._begin(live, instance)
         claimed = self._store.claim_execution(live.execution)
@@ -8026,7 +8081,7 @@ class Dispatcher:
             live is None
             or live.stage not in (Stage.RUNNING, Stage.ADOPTING)
             or live.execution.attempt != attempt
-            or live.execution.instance != instance.key
+            or live.execution.instance != key_of_runner(instance, message)
         ):
             self._on_late(instance, call_id, message)
             return
@@ -8051,8 +8106,8 @@ class Dispatcher:
         if message.get("cancelled") is True:  # the attempt ended as is recorded: it obeyed
             self._gateway.acknowledge(instance, call_id)
             return
-        now_us = self._clock.now_us()
-        kept = self._store.record_late(execution_id, attempt, instance.key, now_us)
+        runner, now_us = key_of_runner(instance, message), self._clock.now_us()
+        kept = self._store.record_late(execution_id, attempt, runner, now_us)
 
         def acknowledge(kept: asyncio.Future[bool]) -> None:
             if kept.exception() is None:
@@ -8078,6 +8133,7 @@ class Dispatcher:
                 outcome.error,
                 outcome.traceback,
             )
+        self._step_out(live)
         log = live.log.text() if live.log else None
         duration_us = self._duration_us(live, now_us) if began else None
         after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
@@ -8175,7 +8231,8 @@ class Dispatcher:
                 continue
             instance.calls.add(call_id)
             if live.stage is Stage.ADOPTING:
-                live.limit_s = self._clock.monotonic() + live.execution.timeout
+                granted_s = CANCEL_GRACE_S if live.cancelling else live.execution.timeout
+                live.limit_s = self._clock.monotonic() + granted_s
             live.stage, live.instance = Stage.RUNNING, instance
             if live.cancelling is not None:
                 self._gateway.cancel(instance, call_id, live.cancelling)
@@ -8315,6 +8372,7 @@ class Dispatcher:
         live.execution = replace(
             live.execution, status=Status.MISSED, reason=reason, completed_us=now_us
         )
+        self._step_out(live)
         live.stage = Stage.ENDING
         self._store_until_done(
             lambda: self._store.end_execution(live.execution), lambda _: self._done(live)
@@ -8878,7 +8936,7 @@ def own_names(config: Config, hostname: str) -> frozenset[str]:
     if not is_loopback(config.http_host):
         short = hostname.lower().partition(".")[0]
         names |= {hostname.lower(), short, f"{short}.local"}
-    return frozenset(names - {""})
+    return frozenset(names - {"", "0.0.0.0", "::"})
 
 
 def is_host_allowed(host: str, names: frozenset[str], *, any_address: bool) -> bool:
@@ -8999,11 +9057,11 @@ class TokenFile:
         """Take over the file if it has been replaced."""
         try:
             text = self._file.read()
-        except (OSError, ScheduleZeroError) as error:
+        except (OSError, ValueError, ScheduleZeroError) as error:
             self._take({}, str(error))
             return
-        self.is_present = self._file.exists
-        if text is not self._text:
+        was_present, self.is_present = self.is_present, self._file.exists
+        if text is not self._text or was_present is not self.is_present:
             self._text = text
             self._take(*_parse_tokens(text) if self.is_present else ({}, None))
 
@@ -9371,6 +9429,11 @@ def load_certificate(context: ssl.SSLContext, config: Config) -> None:
     import ssl
 
     assert config.tls_cert and config.tls_key
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(config.tls_cert)
+    except ssl.SSLError:
+        sentence = f"{config.tls_cert} holds no certificate that can be used"
+        raise error_in_config(config, ("tls_cert",), sentence) from None
     try:
         # Without a password OpenSSL would ask the terminal for that of an encrypted key.
         context.load_cert_chain(config.tls_cert, config.tls_key, password="")
@@ -10187,12 +10250,16 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
+        self.expect(transport)
         if self._server.admit(self):
             self._enter(Phase.HEAD)
         else:
             self._turn_away()
+
+    def expect(self, transport: asyncio.Transport) -> None:
+        """Note who it is; for the time of a handshake there is no more to do."""
+        self._transport = transport
+        self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
@@ -10400,6 +10467,52 @@ class HttpConnection(asyncio.Protocol):
         return True
 
 
+class TlsGate(asyncio.Protocol):
+    """A connection until its TLS handshake is done. It counts as any other from the first byte:
+    asyncio's own TLS servers tell of a client only afterwards.
+    """
+
+    def __init__(
+        self, server: HttpServer, connection: HttpConnection, tls: ssl.SSLContext, limit_s: float
+    ) -> None:
+        self._server = server
+        self._connection = connection
+        self._tls = tls
+        self._limit_s = limit_s
+        self._early = b""  # came with the end of the handshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()  # what comes is for start_tls
+        self._connection.expect(transport)
+        if self._server.admit(self._connection):
+            self._server.spawn(self._shake_hands(transport))
+        else:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    async def _shake_hands(self, transport: asyncio.Transport) -> None:
+        loop, connection = asyncio.get_running_loop(), self._connection
+        try:
+            secure = await loop.start_tls(
+                transport, self, self._tls, server_side=True, ssl_handshake_timeout=self._limit_s
+            )
+        except OSError:  # ssl.SSLError is one; a stranger's bad handshake is not worth a line
+            secure = None
+        except asyncio.CancelledError:
+            self._server.forget(connection)
+            raise
+        if secure is None or secure.is_closing():
+            self._server.forget(connection)
+            return
+        secure.set_protocol(connection)
+        connection.connection_made(secure)
+        if self._early:
+            connection.data_received(self._early)
+
+
 # The server
 
 
@@ -10433,14 +10546,13 @@ class HttpServer:
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Listen. Raises OSError if the address cannot be had."""
         self._loop = asyncio.get_running_loop()
-        self._listener = await self._loop.create_server(
-            lambda: HttpConnection(self),
-            host,
-            port,
-            backlog=128,
-            ssl=tls,
-            ssl_handshake_timeout=self._limits.head_timeout_s if tls else None,
-        )
+        handshake_s = self._limits.head_timeout_s
+
+        def accept() -> asyncio.Protocol:
+            connection = HttpConnection(self)
+            return TlsGate(self, connection, tls, handshake_s) if tls else connection
+
+        self._listener = await self._loop.create_server(accept, host, port, backlog=128)
         self._sweep()
 
     @property
@@ -10476,6 +10588,8 @@ class HttpServer:
 
     def admit(self, connection: HttpConnection) -> bool:
         """Count a new connection, or say no if a bound is reached."""
+        if connection in self._connections:
+            return True
         limits, peer = self._limits, connection.peer
         here = self._per_address.get(peer, 0)
         is_local = peer in ("127.0.0.1", "::1", "")
@@ -11494,7 +11608,8 @@ def log_out(app: App, call: Call) -> Response:
     return json_response(200, {"status": "success"}, (cookie,))
 
 
-def list_audit(app: App, call: Call) -> Response:
+async def list_audit(app: App, call: Call) -> Response:
+    await app.store.settle_notes()
     limit = call.query.get("limit", 100)
     found = app.store.audit(limit=limit + 1, before=call.query.get("cursor"))
 
@@ -12492,6 +12607,7 @@ LOG_PRUNE_S: Final = 60.0  # between two looks at the size of all logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
+PRELOADED: Final = ("anyio._backends._asyncio", "_strptime")  # imported by the server's first turn
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
@@ -12789,7 +12905,7 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
     if found is None or library_file is None:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
-    library = load_module(library_file[0], "handler")
+    library = load_library(library_file[0])
     options = library.Options(
         concurrency=spec.concurrency,
         processes=spec.processes,
@@ -12837,9 +12953,33 @@ def load_module(path: str, name: str) -> Any:
     """Import a file by its path, as `name`."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
+    spec.loader_state = os.stat(path).st_mtime_ns
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_library(path: str) -> Any:
+    """The handler library: as it was preloaded, unless the file has changed since."""
+    loaded = sys.modules.get("handler")
+    about = getattr(loaded, "__spec__", None)
+    if about and about.origin == path and about.loader_state == os.stat(path).st_mtime_ns:
+        return loaded
+    return load_module(path, "handler")
+
+
+def preload(config: Config) -> None:
+    """Import what the children will need, so that they share its memory instead of each having its
+    own. Only what comes with this program: a user's code has no business in the governor.
+    """
+    for name in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "handler.py")
+    found = find_handler_file(HandlerSpec("", run="handler.py:"), config.directory)
+    if found and found[0] == own and any(s.run and s.autostart for s in config.handlers):
+        with contextlib.suppress(Exception):  # the handlers that need it say what is wrong with it
+            load_library(own)
 
 
 def exec_command(spec: HandlerSpec) -> NoReturn:
@@ -13008,6 +13148,7 @@ class Governor:
             "governor %s of %r starts with %s",
             VERSION, self._config.deployment, ", ".join(self._children),
         )  # fmt: skip
+        preload(self._config)
         gc.collect()
         gc.freeze()  # a later collection in a child would copy the pages it shares with us
         while not self._is_over():
@@ -13850,6 +13991,8 @@ def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:
 
 
 def load_version(distribution: str) -> str | None:
+    import importlib.metadata  # 2 MB that no other command needs
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

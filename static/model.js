@@ -97,6 +97,10 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
   return [execution, ...rows].slice(0, Math.max(limit, rows.length));
 }
 
+/** What an execution event does to a list of at most `limit` records that holds what `isWanted`. */
+export const keepRecords = (isWanted, limit) => (data, execution) =>
+  ({ ...data, records: upsertExecution(data.records, execution, isWanted(execution), limit) });
+
 // ---- Captured logs ------------------------------------------------------------------------------
 
 export const MAX_LOG_LINES = 3_000;
@@ -186,6 +190,8 @@ export function methodsOf(handler) {
   const names = handler?.methods ?? [...told.keys()];
   return names.map((name) => ({ name, doc: "", parameters: [], ...told.get(name) }));
 }
+
+export const isEmpty = (object) => Object.keys(object ?? {}).length === 0;
 
 /** A call as it is written: chime(volume=3, *text*). */
 export const signature = ({ name, parameters }) =>

@@ -41,7 +41,7 @@ def free_port() -> int:
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = 10_000 + worker * 2_000 + random.randrange(2_000)
+        port = 10_000 + worker % 4 * 5_000 + random.randrange(5_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -77,6 +77,7 @@ class Appliance:
         self.write_config()
         self.process: subprocess.Popen[bytes] | None = None
         self.handlers: list[subprocess.Popen[bytes]] = []
+        self.headers: dict[str, str] = {}  # sent with every request
 
     # Running it
 
@@ -151,7 +152,7 @@ class Appliance:
         try:
             data = body if isinstance(body, bytes) else None if body is None else json.dumps(body)
             given = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, path, data, {**given, **(headers or {})})
+            connection.request(method, path, data, {**given, **self.headers, **(headers or {})})
             return Answer(connection.getresponse())
         finally:
             connection.close()

@@ -815,7 +815,7 @@ async def test_a_schedule_added_while_the_loop_sleeps_fires_on_time(
     due = now() + timedelta(seconds=0.2)
     await store.add_schedule_record(record("a", due))
     (execution,) = await until(lambda: store.executions(limit=10))
-    assert timedelta() <= sz.at_of(execution.created_us) - due < timedelta(seconds=0.3)
+    assert timedelta() <= sz.at_of(execution.created_us) - due < timedelta(seconds=1)
 
 
 async def test_an_interval_fires_each_of_its_times_once(running: tuple[Store, Running]) -> None:
@@ -856,4 +856,4 @@ async def test_a_change_of_the_next_fire_time_wakes_the_sleeping_loop(
     changed = replace(known, trigger_state=state, next_fire_us=sz.us_of(soon))
     assert await store.replace_schedule(changed, known.generation)
     (execution,) = await until(lambda: store.executions(limit=10))
-    assert sz.at_of(execution.created_us) - soon < timedelta(seconds=0.3)
+    assert sz.at_of(execution.created_us) - soon < timedelta(seconds=1)

@@ -374,7 +374,7 @@ async def test_an_execution_waits_for_a_plain_handler_that_comes_later_and_is_ca
     execution_id = await server.submit()
     plain = Plain(context, "worker")
     assert (await plain.register(server.endpoint))["status"] == "registered"
-    async with asyncio.timeout(1.0):  # a ping is due after two seconds only
+    async with asyncio.timeout(1.9):  # a ping is due after two seconds only
         call = await plain.call()
     assert call == {
         "method": "work",
@@ -477,7 +477,7 @@ async def test_a_slow_handler_does_not_delay_another(
         for _ in range(20):
             execution_id = await server.submit("fast")
             await handler.succeed(await handler.call())
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(WITHIN_S):
                 await server.dispatcher.wait(execution_id)
     assert not any(server.status(one).value in sz.TERMINAL for one in slow)
 
@@ -1008,7 +1008,7 @@ async def test_a_plain_handler_that_is_started_again_at_its_address_is_called_at
     plain.die()
     await until(lambda: server.attempts(execution_id) == [(1, "lost")])
     reborn = Plain(context, "worker", port)
-    async with asyncio.timeout(1.5):  # without any registration: the connection comes back
+    async with asyncio.timeout(WITHIN_S):  # without any registration: the connection comes back
         assert (await reborn.call())["attempt"] == 2
     await reborn.answer(success=True)
     assert (await server.ended(execution_id)).status is Status.SUCCESS
@@ -1428,7 +1428,7 @@ async def test_a_flood_from_one_connection_leaves_the_others_their_turn(
         for _ in range(5_000):
             await flood.send({"method": "log", "params": {"id": "x:1", "lines": []}})
         execution_id = await server.submit()
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(WITHIN_S):
             await handler.succeed(await handler.call())
             await server.dispatcher.wait(execution_id)
 
@@ -1457,7 +1457,7 @@ async def test_a_plain_handler_that_floods_replies_leaves_the_loop_its_turn(
     try:
         async with worker(context, server) as handler:
             execution_id = await server.submit()
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(WITHIN_S):
                 await handler.succeed(await handler.call())
                 await server.dispatcher.wait(execution_id)
     finally:

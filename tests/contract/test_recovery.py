@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import schedulezero as sz
@@ -29,9 +30,13 @@ class Dial(Clock):
 
     def __init__(self) -> None:
         self.us = 1_800_000_000_000_000
+        self.passed_s = 86_400.0
 
     def now_us(self) -> int:
         return self.us
+
+    def monotonic(self) -> float:
+        return self.passed_s
 
 
 class Anything:
@@ -114,6 +119,7 @@ class Place:
         assert self.recovery is not None and self.store is not None
         before = sz.list_backups(str(self.directory))
         self.clock.us += 86_400_000_000
+        self.clock.passed_s += 86_400
         await self.recovery.back_up_if_due(self.store)
         assert sz.list_backups(str(self.directory)) != before
 
@@ -201,9 +207,7 @@ async def test_a_new_place_starts_without_a_word(place: Place) -> None:
     assert place.incident == ""
 
 
-async def test_a_sound_database_after_a_kill_is_used_as_it_is(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_a_sound_database_after_a_kill_is_used_as_it_is(place: Place, tmp_path: Path) -> None:
     await place.start()
     ids = await place.put(5)
     place.die(elsewhere=tmp_path / "copy")
@@ -300,9 +304,7 @@ async def test_an_older_copy_in_its_place_is_used_and_told(place: Place, tmp_pat
     assert "an older copy took its place" in place.incident
 
 
-async def test_the_database_of_another_place_is_used_and_told(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_the_database_of_another_place_is_used_and_told(place: Place, tmp_path: Path) -> None:
     other = Place(tmp_path / "other")
     other.directory.mkdir()
     await other.start()
@@ -369,11 +371,57 @@ async def test_a_full_disk_does_not_stand_in_the_way_of_a_backup(
     empty(place.database)
 
     def full(source: str, target: str) -> None:
-        raise OSError(28, "No space left on device")
+        raise sz.DiskFull("the disk is full")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(sz, "copy_database", full)
     await place.start()
     assert place.ids() == ids
+
+
+class Crash(BaseException):
+    """The end of the process, here and now."""
+
+
+def crash_at(number: int, rename: Callable[[str, str], None] = os.replace) -> Any:
+    """As os.replace, but the process ends before so many calls."""
+    calls = iter(range(1_000))
+
+    def step(source: str, target: str) -> None:
+        if next(calls) >= number:
+            raise Crash
+        rename(source, target)
+
+    return step
+
+
+def refuse_copy(source: str, target: str) -> None:
+    raise sz.DiskFull("the disk is full")
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+async def test_a_restore_that_is_cut_off_anywhere_is_done_by_the_next_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    for number in range(100):
+        await place.start()
+        ids = place.ids() or await place.put(2)
+        await place.back_up()
+        await place.stop()
+        overwrite(place.database, 0, FLUSH[:100])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", crash_at(number))
+            if not has_room:
+                patched.setattr(sz, "copy_database", refuse_copy)
+            try:
+                Recovery(place.config, place.clock).prepare()
+                break
+            except Crash:
+                pass
+        await place.start()
+        assert place.ids() == ids
+        assert place.incident
+        await place.stop()
+    assert number >= 4
 
 
 async def test_only_the_newest_few_set_aside_are_kept(place: Place) -> None:
@@ -418,6 +466,7 @@ async def test_a_backup_is_made_when_the_newest_is_too_old(place: Place) -> None
     counts = []
     for hours in (0, 1, 22, 2):
         place.clock.us += hours * 3_600_000_000
+        place.clock.passed_s += hours * 3_600
         await place.recovery.back_up_if_due(place.store)
         counts.append(len(sz.list_backups(str(place.directory))))
     assert counts == [1, 1, 1, 2]
@@ -491,9 +540,7 @@ async def test_a_schedule_damaged_within_its_row_is_quarantined(place: Place) ->
     ).__getstate__()
     made = sz.Schedule("a", "h", "m", {}, state, state, next_fire_us=place.clock.us)
     await place.store.add_schedule_record(made)
-    await place.store.write(
-        lambda db: db.execute("UPDATE schedules SET trigger_state = '{\"typ'")
-    )
+    await place.store.write(lambda db: db.execute("UPDATE schedules SET trigger_state = '{\"typ'"))
     lease = sz.timedelta(seconds=30)
     assert await place.store.acquire_schedules("one", lease, 10) == []
     schedule = place.store.schedule("a")

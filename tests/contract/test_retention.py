@@ -54,9 +54,7 @@ class Past:
         assert stored is not None
         return stored
 
-    async def add(
-        self, count: int, of: sz.Schedule | None = None, **fields: Any
-    ) -> list[str]:
+    async def add(self, count: int, of: sz.Schedule | None = None, **fields: Any) -> list[str]:
         """Executions a second apart, by default ended; the ids, oldest first."""
         made = []
         for _ in range(count):

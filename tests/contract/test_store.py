@@ -218,7 +218,7 @@ async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
     with closing(sqlite3.connect(store.path, isolation_level=None)) as intruder:
         intruder.execute("BEGIN IMMEDIATE")
         adding = [asyncio.ensure_future(put(store)) for _ in range(30)]
-        async with asyncio.timeout(2.0):  # thirty waits would be six seconds
+        async with asyncio.timeout(4.0):  # thirty waits would be six seconds
             outcomes = await asyncio.gather(*adding, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} <= {StoreUnavailable}
         assert store.state != "ok"

@@ -126,12 +126,8 @@ def test_what_ends_on_a_full_disk_has_the_room_of_the_ballast(
     served: Appliance, disk: Path
 ) -> None:
     with ThreadPoolExecutor(16) as pool:
-        answers = [
-            pool.submit(call, served, "sleep", wait=True, seconds=2.0) for _ in range(16)
-        ]
-        wait_for(
-            lambda: served.get("/api/executions?status=running").json()["count"] == 16, "runs"
-        )
+        answers = [pool.submit(call, served, "sleep", wait=True, seconds=2.0) for _ in range(16)]
+        wait_for(lambda: served.get("/api/executions?status=running").json()["count"] == 16, "runs")
         # Leave nothing in the log for the ends to be written to.
         with contextlib.closing(sqlite3.connect(disk / "default" / "schedulezero.db")) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -328,7 +328,7 @@ class Nemesis(Actor):
             "restart": self._restart,
             "disk": self._fill_disk,
         }
-        while not self.stop.wait(self._random.uniform(0.1, 1.5)):
+        while not self.stop.wait(self._random.uniform(0.5, 4)):
             (harm,) = self._random.choices([*self._harms], [*self._harms.values()])
             done = acts[harm]()
             if done:
@@ -343,7 +343,7 @@ class Nemesis(Actor):
         assert process is not None
         process.kill()
         process.wait()
-        self.stop.wait(self._random.choice((0, 0, 1, 3)))
+        self.stop.wait(self._random.choice((0, 0, 0, 1)))
         self._site.spawn(place)
         return "kill -9 handler"
 
@@ -388,7 +388,8 @@ class Nemesis(Actor):
         return "disk full"
 
 
-KILLER = {"handler": 14, "server": 4, "governor": 2, "restart": 1}
+HUNTER = {"handler": 1}
+KILLER = {"server": 5, "governor": 3, "restart": 1}
 STOPPER = {"pause": 5, "disk": 2}
 
 
@@ -424,7 +425,8 @@ def torture(
     clients = [Client(site, number, seed, end_us, plans) for number in range(CLIENTS)]
     watcher = Watcher(site)
     stopper = {name: weight for name, weight in STOPPER.items() if name != "disk" or can_fill}
-    nemeses = [Nemesis(site, "killer", seed, KILLER), Nemesis(site, "stopper", seed, stopper)]
+    harms = {"hunter": HUNTER, "killer": KILLER, "stopper": stopper}
+    nemeses = [Nemesis(site, name, seed, weights) for name, weights in harms.items()]
     actors: list[Actor] = [*clients, *nemeses, watcher]
     for actor in actors:
         actor.start()

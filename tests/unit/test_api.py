@@ -133,6 +133,9 @@ class MemoryStore:
     def note_refusal(self, place: tuple[int, int], status: int) -> None:
         self.noted[place[1] - 1] = replace(self.noted[place[1] - 1], status=status)
 
+    async def settle_notes(self) -> None:
+        pass
+
     def audit(self, *, limit: int, before: int | None = None) -> list[sz.AuditEntry]:
         newest = self.noted[: None if before is None else before - 1][::-1]
         return newest[:limit]
@@ -213,6 +216,16 @@ class MemoryGateway:
         return [method.name for method in known.methods] if known else None
 
 
+class NothingHappened:
+    """The database's past, uneventful."""
+
+    last_backup_us = None
+    acknowledged = 0
+
+    async def acknowledge(self) -> None:
+        self.acknowledged += 1
+
+
 class QuietEvents:
     subscribers = 0
 
@@ -255,6 +268,7 @@ class World:
         self.dispatcher = MemoryDispatcher(self.store)
         self.gateway = MemoryGateway()
         self.events = QuietEvents()
+        self.recovery = NothingHappened()
         self.checks = {"store": "ok"}, "ok"
         self.api = sz.Api(self)  # type: ignore[arg-type]
 

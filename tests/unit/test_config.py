@@ -387,7 +387,13 @@ schedules:
     assert shown["schedules"]["s"]["job_params"]["city"] == "Berlin"
     assert shown["handlers"]["a"]["command"][0] == "job"
     assert shown["http_port"] == 8888
-    assert shown["history"] == {"max_executions": 10_000, "max_age_days": 30.0}
+    assert shown["history"] == {
+        "max_executions": 10_000,
+        "max_age_days": 30.0,
+        "max_size_mb": 1_024,
+        "keep_per_schedule": 10,
+    }
+    assert shown["backup"] == {"every_hours": 24.0, "keep": 3}
     assert shown["retry"]["max_attempts"] == 3
     assert "lines" not in shown
 

@@ -52,6 +52,7 @@ def test_a_single_fire_within_its_grace_runs_late(coalesce: Coalesce) -> None:
 @pytest.mark.parametrize("coalesce", list(Coalesce))
 def test_a_single_fire_beyond_its_grace_is_missed(coalesce: Coalesce) -> None:
     now = NOON + timedelta(seconds=61)
+    assert plan(HOURLY, NOON, now, coalesce, 61).fires == (Fire(NOON, True),)
     assert plan(HOURLY, NOON, now, coalesce, 60).fires == (Fire(NOON, False, Reason.TOO_LATE),)
     missed = (Fire(NOON, False, Reason.CLOCK_STEP),)
     assert plan(HOURLY, NOON, now, coalesce, 60, Reason.CLOCK_STEP).fires == missed
@@ -97,9 +98,13 @@ def test_all_runs_only_what_is_within_the_grace() -> None:
 
 
 @pytest.mark.parametrize("coalesce", list(Coalesce))
-def test_a_due_time_that_the_trigger_no_longer_has_is_a_fire_all_the_same(coalesce: Coalesce) -> None:
+def test_a_due_time_that_the_trigger_no_longer_has_is_a_fire_all_the_same(
+    coalesce: Coalesce,
+) -> None:
     due_at = NOON - timedelta(minutes=7)
-    assert plan(HOURLY, due_at, NOON - timedelta(minutes=6), coalesce).fires == (Fire(due_at, True),)
+    assert plan(HOURLY, due_at, NOON - timedelta(minutes=6), coalesce).fires == (
+        Fire(due_at, True),
+    )
     fires = plan(HOURLY, due_at, NOON, coalesce).fires
     assert sum(1 + fire.coalesced for fire in fires) == 2
     ended = trigger_of(type="date", run_date="2027-02-01")
@@ -120,9 +125,9 @@ def test_a_fire_at_the_last_instant_is_not_followed_by_another() -> None:
 def test_years_of_seconds_are_planned_at_once(coalesce: Coalesce, years: int) -> None:
     now = NOON + timedelta(days=365 * years)
     plan(SECONDLY, NOON, now, coalesce)  # fills the cache of zones
-    begun = time.perf_counter()
+    begun = time.process_time()
     fires = plan(SECONDLY, NOON, now, coalesce, reason=Reason.DOWN).fires
-    assert time.perf_counter() - begun < 0.25  # 10 ms; a walk takes hours
+    assert time.process_time() - begun < 0.25  # 10 ms; a walk takes hours
     assert sum(1 + fire.coalesced for fire in fires) == 365 * years * 86_400 + 1
     assert len(fires) <= sz.MAX_COALESCE_ALL + 1
 
@@ -134,13 +139,17 @@ TRIGGERS = [
     trigger_of(type="interval", days=3),
     trigger_of(type="date", run_date="2027-03-03T11:59"),
     trigger_of(type="cron", expression="30 2 * * *", timezone="Europe/Berlin"),
-    trigger_of(type="cron", expression="*/10 1-3 * * *", timezone="Australia/Lord_Howe", dst="both"),
+    trigger_of(
+        type="cron", expression="*/10 1-3 * * *", timezone="Australia/Lord_Howe", dst="both"
+    ),
     trigger_of(type="calendar_interval", months=1, start_date="2027-01-31"),
-    trigger_of(type="or", triggers=[{"type": "cron", "hour": "*/2"}, {"type": "cron", "hour": "*/3"}]),
+    trigger_of(
+        type="or", triggers=[{"type": "cron", "hour": "*/2"}, {"type": "cron", "hour": "*/3"}]
+    ),
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(TRIGGERS),
     st.datetimes(datetime(2027, 1, 2), datetime(2027, 12, 1), timezones=st.just(UTC)),

@@ -101,6 +101,18 @@ def test_a_refused_or_stopped_child_is_not_started_again(events: tuple[ChildEven
     assert after(*events).start_s is None
 
 
+def test_a_renewal_starts_it_again_at_once_and_counts_as_no_restart() -> None:
+    old = ChildStatus(ChildState.RUNNING, spawned_s=100.0, failures=4, restarts=2)
+    event = exit_event(EXIT_RENEW, RESET_S)
+    ended = next_status(old, event, 200.0, "exit code 79")
+    assert (ended.state, ended.start_s, ended.failures) == (ChildState.EXITED, 200.0, 0)
+    assert next_status(ended, ChildEvent.SPAWN, 200.0).restarts == 2
+
+
+def test_a_renewal_that_did_not_help_waits_like_a_death() -> None:
+    assert exit_event(EXIT_RENEW, RESET_S - 1) is ChildEvent.DEATH
+
+
 def test_every_living_state_meets_every_way_to_die() -> None:
     late = {(ChildState.STARTING, LATE_DEATH)}  # up for RESET_S is past START_S
     for pair in set(itertools.product(ALIVE, DYING)) - late:
@@ -172,14 +184,13 @@ def test_a_pid_that_was_left_in_the_file_is_never_believed(tmp_path: Path, conte
 def test_a_log_that_grew_too_long_is_emptied_and_its_end_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedulezero, "LOG_FILE_BYTES", 100)
-    monkeypatch.setattr(schedulezero, "COPY_BYTES", 10)
+    monkeypatch.setattr(schedulezero, "COPY_BYTES", 30)
     path = tmp_path / "handler.log"
     with path.open("a") as child:
         for number in range(5):
             child.write(str(number) * 150)
             child.flush()
-            trim_log(str(path))
+            trim_log(str(path), 100)
             assert path.stat().st_size == 0
         child.write("after")
     kept = {file.name: file.read_text() for file in tmp_path.iterdir()}
@@ -192,19 +203,16 @@ def test_a_log_that_grew_too_long_is_emptied_and_its_end_kept(
 
 
 def test_a_short_or_missing_log_is_left_alone(tmp_path: Path) -> None:
-    trim_log(str(tmp_path / "none.log"))
+    trim_log(str(tmp_path / "none.log"), 100)
     (tmp_path / "short.log").write_text("x")
-    trim_log(str(tmp_path / "short.log"))
+    trim_log(str(tmp_path / "short.log"), 100)
     assert [file.name for file in tmp_path.iterdir()] == ["short.log"]
 
 
-def test_a_log_is_emptied_even_when_its_end_cannot_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(schedulezero, "LOG_FILE_BYTES", 100)
+def test_a_log_is_emptied_even_when_its_end_cannot_be_kept(tmp_path: Path) -> None:
     path = tmp_path / "handler.log"
     path.write_text("x" * 200)
     (tmp_path / "handler.log.new").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        trim_log(str(path))
+        trim_log(str(path), 100)
     assert path.stat().st_size == 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedulezero import RetryPolicy
 
@@ -38,6 +38,7 @@ def test_no_delay_repeats_at_once() -> None:
     assert delays(RetryPolicy(base_delay=0), 4) == [0, 0, 0, 0]
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.builds(
         RetryPolicy,

@@ -23,6 +23,7 @@ SECTIONS = (
     "Clock guard",
     "Store",
     "Recovery",
+    "Keys",
     "Wire",
     "Gateway",
     "Dispatcher",

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -30,7 +31,7 @@ def cron(**fields: Any) -> sz.Trigger:
 
 def next_fires(trigger: sz.Trigger, n: int, after: datetime = NOW) -> list[str]:
     """The next n fires in the trigger's zone, as weekday, date and time."""
-    fires = []
+    fires: list[str] = []
     at: datetime | None = after
     while at is not None and len(fires) < n:
         at = trigger.next_after(at)
@@ -52,8 +53,15 @@ def next_fires(trigger: sz.Trigger, n: int, after: datetime = NOW) -> list[str]:
         ({"second": 7}, ["Wed 2027-03-03 12:00:07", "Wed 2027-03-03 12:01:07"]),
         ({"day_of_week": "mon"}, ["Mon 2027-03-08 00:00:00", "Mon 2027-03-15 00:00:00"]),
         ({"day_of_week": 0}, ["Mon 2027-03-08 00:00:00", "Mon 2027-03-15 00:00:00"]),
-        ({"day_of_week": "sat-mon"}, ["Sat 2027-03-06 00:00:00", "Sun 2027-03-07 00:00:00",
-                                      "Mon 2027-03-08 00:00:00", "Sat 2027-03-13 00:00:00"]),
+        (
+            {"day_of_week": "sat-mon"},
+            [
+                "Sat 2027-03-06 00:00:00",
+                "Sun 2027-03-07 00:00:00",
+                "Mon 2027-03-08 00:00:00",
+                "Sat 2027-03-13 00:00:00",
+            ],
+        ),
         ({"month": 6}, ["Tue 2027-06-01 00:00:00", "Thu 2028-06-01 00:00:00"]),
         ({"month": "jun-aug/2"}, ["Tue 2027-06-01 00:00:00", "Sun 2027-08-01 00:00:00"]),
         ({"year": 2029}, ["Mon 2029-01-01 00:00:00"]),
@@ -68,11 +76,13 @@ def next_fires(trigger: sz.Trigger, n: int, after: datetime = NOW) -> list[str]:
         ({"week": 53}, ["Mon 2032-12-27 00:00:00", "Tue 2032-12-28 00:00:00"]),
         ({"week": 1, "day_of_week": "tue"}, ["Tue 2028-01-04 00:00:00", "Tue 2029-01-02 00:00:00"]),
         ({"hour": "9-17/4", "minute": 15}, ["Wed 2027-03-03 13:15:00", "Wed 2027-03-03 17:15:00"]),
-        ({"minute": "50/5"}, ["Wed 2027-03-03 12:50:00", "Wed 2027-03-03 12:55:00",
-                              "Wed 2027-03-03 13:50:00"]),
+        (
+            {"minute": "50/5"},
+            ["Wed 2027-03-03 12:50:00", "Wed 2027-03-03 12:55:00", "Wed 2027-03-03 13:50:00"],
+        ),
         ({"hour": 23, "minute": 59, "second": 59}, ["Wed 2027-03-03 23:59:59"]),
     ],
-)  # fmt: skip
+)
 def test_cron_fields_have_apschedulers_meaning(fields: dict[str, Any], expected: list[str]) -> None:
     assert next_fires(cron(**fields), len(expected)) == expected
 
@@ -84,17 +94,42 @@ def test_cron_fields_have_apschedulers_meaning(fields: dict[str, Any], expected:
         ("0 0 * * 0", ["Sun 2027-03-07 00:00:00", "Sun 2027-03-14 00:00:00"]),
         ("0 0 * * 7", ["Sun 2027-03-07 00:00:00", "Sun 2027-03-14 00:00:00"]),
         ("0 0 * * 0-7", ["Thu 2027-03-04 00:00:00", "Fri 2027-03-05 00:00:00"]),
-        ("0 0 * * 5-7", ["Fri 2027-03-05 00:00:00", "Sat 2027-03-06 00:00:00",
-                         "Sun 2027-03-07 00:00:00", "Fri 2027-03-12 00:00:00"]),
-        ("0 0 * * Fri-Sun", ["Fri 2027-03-05 00:00:00", "Sat 2027-03-06 00:00:00",
-                             "Sun 2027-03-07 00:00:00", "Fri 2027-03-12 00:00:00"]),
-        ("0 0 * * 1-5/2", ["Fri 2027-03-05 00:00:00", "Mon 2027-03-08 00:00:00",
-                           "Wed 2027-03-10 00:00:00"]),
-        ("0 0 * * */2", ["Thu 2027-03-04 00:00:00", "Sat 2027-03-06 00:00:00",
-                         "Sun 2027-03-07 00:00:00", "Tue 2027-03-09 00:00:00"]),
+        (
+            "0 0 * * 5-7",
+            [
+                "Fri 2027-03-05 00:00:00",
+                "Sat 2027-03-06 00:00:00",
+                "Sun 2027-03-07 00:00:00",
+                "Fri 2027-03-12 00:00:00",
+            ],
+        ),
+        (
+            "0 0 * * Fri-Sun",
+            [
+                "Fri 2027-03-05 00:00:00",
+                "Sat 2027-03-06 00:00:00",
+                "Sun 2027-03-07 00:00:00",
+                "Fri 2027-03-12 00:00:00",
+            ],
+        ),
+        (
+            "0 0 * * 1-5/2",
+            ["Fri 2027-03-05 00:00:00", "Mon 2027-03-08 00:00:00", "Wed 2027-03-10 00:00:00"],
+        ),
+        (
+            "0 0 * * */2",
+            [
+                "Thu 2027-03-04 00:00:00",
+                "Sat 2027-03-06 00:00:00",
+                "Sun 2027-03-07 00:00:00",
+                "Tue 2027-03-09 00:00:00",
+            ],
+        ),
         # Day of month or day of week, unless either begins with a star: Vixie's DOM_STAR, DOW_STAR.
-        ("0 0 13 * fri", ["Fri 2027-03-05 00:00:00", "Fri 2027-03-12 00:00:00",
-                          "Sat 2027-03-13 00:00:00"]),
+        (
+            "0 0 13 * fri",
+            ["Fri 2027-03-05 00:00:00", "Fri 2027-03-12 00:00:00", "Sat 2027-03-13 00:00:00"],
+        ),
         ("0 0 */2 * fri", ["Fri 2027-03-05 00:00:00", "Fri 2027-03-19 00:00:00"]),
         ("0 0 13 * */2", ["Sat 2027-03-13 00:00:00", "Tue 2027-04-13 00:00:00"]),
         ("0 0 1-31 * fri", ["Thu 2027-03-04 00:00:00", "Fri 2027-03-05 00:00:00"]),
@@ -108,7 +143,7 @@ def test_cron_fields_have_apschedulers_meaning(fields: dict[str, Any], expected:
         ("@yearly", ["Sat 2028-01-01 00:00:00"]),
         ("@annually", ["Sat 2028-01-01 00:00:00"]),
     ],
-)  # fmt: skip
+)
 def test_expressions_have_vixies_meaning(expression: str, expected: list[str]) -> None:
     assert next_fires(cron(expression=expression), len(expected)) == expected
 
@@ -124,8 +159,13 @@ def test_a_cron_trigger_keeps_within_its_bounds() -> None:
 
 
 def test_fires_end_with_the_last_year_wherever_its_midnight_is() -> None:
-    for zone, local in (("Pacific/Kiritimati", "2101-01-01 00:00"), ("America/New_York", "2100-12-31 00:00")):
-        last = parse({"type": "cron", "hour": 0}, zone).latest_until(datetime(2200, 1, 1, tzinfo=UTC))
+    for zone, local in (
+        ("Pacific/Kiritimati", "2101-01-01 00:00"),
+        ("America/New_York", "2100-12-31 00:00"),
+    ):
+        last = parse({"type": "cron", "hour": 0}, zone).latest_until(
+            datetime(2200, 1, 1, tzinfo=UTC)
+        )
         assert last is not None and f"{last.astimezone(ZoneInfo(zone)):%Y-%m-%d %H:%M}" == local
     first = parse({"type": "cron", "hour": 16}, "America/Los_Angeles").latest_until(sz.EPOCH)
     assert first == sz.EPOCH
@@ -135,8 +175,10 @@ def test_rare_fires_next_to_the_end_of_a_year_are_found_from_both_sides() -> Non
     for zone in ("UTC", BERLIN, "America/Los_Angeles", "Pacific/Kiritimati"):
         for expression in ("0 12 31 12 *", "30 0 1 1 *", "59 23 31 12 *", "0 0 2 1 *"):
             trigger = parse({"type": "cron", "expression": expression}, zone)
-            fires = [trigger.next_after(datetime(year, 6, 1, tzinfo=UTC)) for year in range(2027, 2032)]
-            for first, second in zip(fires, fires[1:], strict=False):
+            fires = [
+                trigger.next_after(datetime(year, 6, 1, tzinfo=UTC)) for year in range(2027, 2032)
+            ]
+            for first, second in pairwise(fires):
                 assert first is not None and second is not None
                 assert timedelta(days=364) < second - first < timedelta(days=367)
                 for near in (timedelta(minutes=1), timedelta(hours=20), timedelta(days=3)):
@@ -214,30 +256,51 @@ def test_an_interval_that_fired_in_a_wrong_future_never_uses_those_times_again()
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"months": 3, "start_date": "2027-01-31", "hour": 9},
-         ["2027-04-30 09:00", "2027-07-31 09:00", "2027-10-31 09:00", "2028-01-31 09:00"]),
-        ({"months": 1, "start_date": "2027-12-30"}, ["2027-12-30 00:00", "2028-01-30 00:00",
-                                                     "2028-02-29 00:00", "2028-03-30 00:00"]),
+        (
+            {"months": 3, "start_date": "2027-01-31", "hour": 9},
+            ["2027-04-30 09:00", "2027-07-31 09:00", "2027-10-31 09:00", "2028-01-31 09:00"],
+        ),
+        (
+            {"months": 1, "start_date": "2027-12-30"},
+            ["2027-12-30 00:00", "2028-01-30 00:00", "2028-02-29 00:00", "2028-03-30 00:00"],
+        ),
         ({"years": 1, "start_date": "2024-02-29"}, ["2028-02-29 00:00", "2029-02-28 00:00"]),
-        ({"years": 1, "months": 6, "start_date": "2026-01-15"}, ["2027-07-15 00:00", "2029-01-15 00:00"]),
-        ({"weeks": 2, "start_date": "2027-02-24", "hour": 8, "minute": 15},
-         ["2027-03-10 08:15", "2027-03-24 08:15", "2027-04-07 08:15"]),
+        (
+            {"years": 1, "months": 6, "start_date": "2026-01-15"},
+            ["2027-07-15 00:00", "2029-01-15 00:00"],
+        ),
+        (
+            {"weeks": 2, "start_date": "2027-02-24", "hour": 8, "minute": 15},
+            ["2027-03-10 08:15", "2027-03-24 08:15", "2027-04-07 08:15"],
+        ),
         ({"days": 10, "start_date": "2026-12-30"}, ["2027-03-10 00:00", "2027-03-20 00:00"]),
         ({"days": 1, "hour": 14}, ["2027-03-03 14:00", "2027-03-04 14:00"]),
         ({"days": 1, "hour": 12}, ["2027-03-04 12:00"]),
-        ({"days": 1, "hour": 12, "start_date": "2027-03-08", "end_date": "2027-03-09"},
-         ["2027-03-08 12:00", "2027-03-09 12:00"]),
-        ({"days": 2, "start_date": "2027-03-08", "end_date": "2027-03-10"},
-         ["2027-03-08 00:00", "2027-03-10 00:00"]),
-        ({"days": 1, "start_date": "2027-03-08", "end_date": "2027-03-09"},
-         ["2027-03-08 00:00", "2027-03-09 00:00"]),
-        ({"days": 1, "start_date": "2027-03-30"}, ["2027-03-30 00:00", "2027-03-31 00:00",
-                                                   "2027-04-01 00:00"]),
-        ({"days": 1, "hour": 2, "minute": 30, "start_date": "2027-03-27"},
-         ["2027-03-27 02:30", "2027-03-28 03:00", "2027-03-29 02:30"]),
+        (
+            {"days": 1, "hour": 12, "start_date": "2027-03-08", "end_date": "2027-03-09"},
+            ["2027-03-08 12:00", "2027-03-09 12:00"],
+        ),
+        (
+            {"days": 2, "start_date": "2027-03-08", "end_date": "2027-03-10"},
+            ["2027-03-08 00:00", "2027-03-10 00:00"],
+        ),
+        (
+            {"days": 1, "start_date": "2027-03-08", "end_date": "2027-03-09"},
+            ["2027-03-08 00:00", "2027-03-09 00:00"],
+        ),
+        (
+            {"days": 1, "start_date": "2027-03-30"},
+            ["2027-03-30 00:00", "2027-03-31 00:00", "2027-04-01 00:00"],
+        ),
+        (
+            {"days": 1, "hour": 2, "minute": 30, "start_date": "2027-03-27"},
+            ["2027-03-27 02:30", "2027-03-28 03:00", "2027-03-29 02:30"],
+        ),
     ],
-)  # fmt: skip
-def test_a_calendar_interval_counts_days_or_months(config: dict[str, Any], expected: list[str]) -> None:
+)
+def test_a_calendar_interval_counts_days_or_months(
+    config: dict[str, Any], expected: list[str]
+) -> None:
     trigger = parse({"type": "calendar_interval", **config}, BERLIN)
     fires = [fire[4:20] for fire in next_fires(trigger, len(expected) + 1)]
     assert fires[: len(expected)] == expected
@@ -249,8 +312,10 @@ def test_an_and_fires_where_all_its_triggers_match() -> None:
     workday = {"type": "cron", "day_of_week": "mon-fri", "hour": "8-18", "minute": "*/10"}
     trigger = parse({"type": "and", "triggers": [payday, workday]}, BERLIN)
     assert next_fires(trigger, 3) == [
-        "Wed 2027-03-31 10:00:00", "Fri 2027-04-30 10:00:00", "Mon 2027-05-31 10:00:00",
-    ]  # fmt: skip
+        "Wed 2027-03-31 10:00:00",
+        "Fri 2027-04-30 10:00:00",
+        "Mon 2027-05-31 10:00:00",
+    ]
     ten_years = [date(2027 + n // 12, n % 12 + 1, 1) - timedelta(days=1) for n in range(3, 123)]
     workdays = sum(day.weekday() < 5 for day in ten_years)
     assert trigger.count_between(NOW, NOW + timedelta(days=3653)) == workdays
@@ -272,7 +337,10 @@ def test_an_or_begins_with_a_date_that_is_past_but_within_its_grace() -> None:
 
 
 def test_an_or_ends_with_the_last_of_its_triggers() -> None:
-    triggers = [{"type": "date", "run_date": "2027-03-05"}, {"type": "date", "run_date": "2027-03-04"}]
+    triggers = [
+        {"type": "date", "run_date": "2027-03-05"},
+        {"type": "date", "run_date": "2027-03-04"},
+    ]
     trigger = parse({"type": "or", "triggers": triggers})
     assert next_fires(trigger, 5) == ["Thu 2027-03-04 00:00:00", "Fri 2027-03-05 00:00:00"]
     assert trigger.latest_until(NOW + timedelta(days=99)) == datetime(2027, 3, 5, tzinfo=UTC)
@@ -280,8 +348,9 @@ def test_an_or_ends_with_the_last_of_its_triggers() -> None:
 
 # What is refused
 
-CRON, INTERVAL = {"type": "cron"}, {"type": "interval"}
-BAD = [
+CRON: dict[str, Any] = {"type": "cron"}
+INTERVAL: dict[str, Any] = {"type": "interval"}
+BAD: list[tuple[Any, str, str]] = [
     (None, "", "object"),
     ([], "", "object"),
     ({}, "type", "must be one of date, interval, cron"),
@@ -297,6 +366,8 @@ BAD = [
     ({**CRON, "hour": 2, "timezone": "Europe"}, "timezone", "not a known time zone"),
     ({**CRON, "hour": 2, "timezone": "right/Europe/Berlin"}, "timezone", "Europe/Berlin"),
     ({**CRON, "hour": 2, "timezone": 5}, "timezone", "not a known time zone"),
+    ({**CRON, "hour": 2, "timezone": "x" * 5000}, "timezone", "not a known time zone"),
+    ({**CRON, "hour": 2, "timezone": "a\0b"}, "timezone", "not a known time zone"),
     ({**CRON, "hour": 2, "dst": "debain"}, "dst", "debian, skip, both"),
     (CRON, "", "either an expression or some of"),
     ({**CRON, "expression": "* * * * *", "hour": 2}, "", "either an expression or some of"),
@@ -307,7 +378,7 @@ BAD = [
     ({**CRON, "hour": [1, 2]}, "hour", "must be text"),
     ({**CRON, "hour": ""}, "hour", "must be text"),
     ({**CRON, "hour": "1,"}, "hour", "''"),
-    ({**CRON, "hour": "١٠"}, "hour", "not a value"),
+    ({**CRON, "hour": "\u0661\u0660"}, "hour", "not a value"),
     ({**CRON, "hour": "+1"}, "hour", "not a value"),
     ({**CRON, "hour": "1_0"}, "hour", "not a value"),
     ({**CRON, "hour": "22-2"}, "hour", "write 22-23,0-2"),
@@ -326,14 +397,22 @@ BAD = [
     ({**CRON, "month": 2, "day": 30}, "", "would never fire"),
     ({**CRON, "expression": "0 0 30 2 *"}, "", "would never fire"),
     ({**CRON, "hour": 2, "end_time": "2027-01-01"}, "", "would never fire"),
-    ({**CRON, "hour": 2, "start_time": 1.9e9, "end_time": 1.8e9}, "", "its end is before its start"),
+    (
+        {**CRON, "hour": 2, "start_time": 1.9e9, "end_time": 1.8e9},
+        "",
+        "its end is before its start",
+    ),
     ({**CRON, "hour": 2, "start_time": "tomorrow"}, "start_time", "ISO 8601"),
     ({**CRON, "hour": 2, "end_time": "2101-01-01"}, "end_time", "between the years 1970 and 2100"),
     ({**CRON, "expression": "* * * *"}, "expression", "has 4 fields"),
     ({**CRON, "expression": "* * * * * *"}, "expression", "for seconds"),
     ({**CRON, "expression": "@reboot"}, "expression", "@reboot is no time"),
     ({**CRON, "expression": "@dayly"}, "expression", "did you mean '@daily'"),
-    ({**CRON, "expression": "5/10 * * * *"}, "expression", "minute '5/10': a step needs a range: 5-59/10"),
+    (
+        {**CRON, "expression": "5/10 * * * *"},
+        "expression",
+        "minute '5/10': a step needs a range: 5-59/10",
+    ),
     ({**CRON, "expression": "0 0 * * 8"}, "expression", "day_of_week '8'"),
     ({**CRON, "expression": "0 0 L * *"}, "expression", "day 'l'"),
     ({**CRON, "expression": 5}, "expression", "must be text"),
@@ -348,7 +427,11 @@ BAD = [
     ({**INTERVAL, "hours": 10**400}, "hours", ""),
     ({**INTERVAL, "days": 3661}, "days", "must be a number between 0 and 3660"),
     ({**INTERVAL, "days": 3660, "seconds": 1}, "", "at most 10 years"),
-    ({**INTERVAL, "hours": 1, "start_time": "2026-01-01", "end_time": "2027-01-01"}, "", "never fire"),
+    (
+        {**INTERVAL, "hours": 1, "start_time": "2026-01-01", "end_time": "2027-01-01"},
+        "",
+        "never fire",
+    ),
     ({"type": "date"}, "", "needs run_date"),
     ({"type": "date", "run_date": "2027-03-02T11:00:00Z"}, "", "more than 24 h in the past"),
     ({"type": "date", "run_date": True}, "run_date", "not True"),
@@ -361,20 +444,37 @@ BAD = [
     ({"type": "calendar_interval", "months": 1, "days": 1}, "", "either years and months"),
     ({"type": "calendar_interval", "months": 1.5}, "months", "whole number"),
     ({"type": "calendar_interval", "days": 1, "hour": 24}, "hour", "between 0 and 23"),
-    ({"type": "calendar_interval", "days": 1, "start_date": "2027-13-01"}, "start_date", "not a date"),
-    ({"type": "calendar_interval", "days": 1, "end_date": "2027-03-01"}, "", "end is before its start"),
+    (
+        {"type": "calendar_interval", "days": 1, "start_date": "2027-13-01"},
+        "start_date",
+        "not a date",
+    ),
+    (
+        {"type": "calendar_interval", "days": 1, "end_date": "2027-03-01"},
+        "",
+        "end is before its start",
+    ),
     ({"type": "or"}, "", "needs triggers"),
     ({"type": "or", "triggers": []}, "triggers", "list of 1 to 16"),
     ({"type": "or", "triggers": [INTERVAL | {"seconds": 1}] * 17}, "triggers", "list of 1 to 16"),
-    ({"type": "or", "triggers": [INTERVAL | {"seconds": 1}, {**CRON, "hour": 25}]},
-     "triggers[1].hour", "25 is not between"),
+    (
+        {"type": "or", "triggers": [INTERVAL | {"seconds": 1}, {**CRON, "hour": 25}]},
+        "triggers[1].hour",
+        "25 is not between",
+    ),
     ({"type": "and", "triggers": [INTERVAL | {"seconds": 1}]}, "", "of type cron"),
     ({"type": "and", "triggers": [{**CRON, "hour": 1}, {**CRON, "hour": 2}]}, "", "no time of day"),
-    ({"type": "and", "triggers": [{**CRON, "hour": 1, "day": 1}, {**CRON, "hour": 1, "day": 2}]},
-     "", "would never fire"),
-    ({"type": "and", "triggers": [{**CRON, "hour": 1}, {**CRON, "hour": 1, "timezone": BERLIN}]},
-     "", "same timezone"),
-]  # fmt: skip
+    (
+        {"type": "and", "triggers": [{**CRON, "hour": 1, "day": 1}, {**CRON, "hour": 1, "day": 2}]},
+        "",
+        "would never fire",
+    ),
+    (
+        {"type": "and", "triggers": [{**CRON, "hour": 1}, {**CRON, "hour": 1, "timezone": BERLIN}]},
+        "",
+        "same timezone",
+    ),
+]
 
 
 @pytest.mark.parametrize(("config", "field", "fragment"), BAD)
@@ -396,18 +496,24 @@ def test_triggers_are_not_nested_without_end() -> None:
         parse(config)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["type", "hour", "seconds", "run_date", "expression", "triggers", "dst"]),
         st.recursive(
-            st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text("0aL*/-,@ ١", max_size=9),
-                      st.sampled_from(["cron", "interval", "date", "or", "*/5", "* * * * *"])),
+            st.one_of(
+                st.none(),
+                st.booleans(),
+                st.integers(),
+                st.floats(),
+                st.text("0aL*/-,@ \u0661", max_size=9),
+                st.sampled_from(["cron", "interval", "date", "or", "*/5", "* * * * *"]),
+            ),
             lambda inner: st.lists(inner, max_size=2),
             max_leaves=3,
         ),
     )
-)  # fmt: skip
+)
 def test_whatever_json_comes_in_a_trigger_or_a_trigger_error_comes_out(config: Any) -> None:
     try:
         trigger = parse(config)
@@ -457,7 +563,11 @@ WALL = st.one_of(
     ),
     st.fixed_dictionaries(
         {"type": st.just("calendar_interval"), "months": st.integers(1, 40)},
-        optional={"start_date": st.dates(datetime(2020, 1, 1).date(), datetime(2028, 1, 1).date()).map(str)},
+        optional={
+            "start_date": st.dates(datetime(2020, 1, 1).date(), datetime(2028, 1, 1).date()).map(
+                str
+            )
+        },
     ),
 )
 SIMPLE = st.one_of(
@@ -469,11 +579,15 @@ CONFIGS = st.builds(
     lambda config, common: {**config, **common},
     st.one_of(
         SIMPLE,
-        st.builds(lambda many: {"type": "or", "triggers": many}, st.lists(SIMPLE, min_size=1, max_size=3)),
-        st.builds(lambda many: {"type": "and", "triggers": many}, st.lists(WALL, min_size=1, max_size=2)),
+        st.builds(
+            lambda many: {"type": "or", "triggers": many}, st.lists(SIMPLE, min_size=1, max_size=3)
+        ),
+        st.builds(
+            lambda many: {"type": "and", "triggers": many}, st.lists(WALL, min_size=1, max_size=2)
+        ),
     ),
     st.fixed_dictionaries(COMMON),
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -488,7 +602,7 @@ def triggers(draw: Callable[[st.SearchStrategy[Any]], Any]) -> sz.Trigger:
 INSTANTS = st.datetimes(datetime(2027, 1, 1), datetime(2031, 1, 1), timezones=st.just(UTC))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(triggers())
 def test_a_trigger_outlives_being_stored(trigger: sz.Trigger) -> None:
     stored = json.loads(json.dumps(trigger.__getstate__(), allow_nan=False))
@@ -498,7 +612,7 @@ def test_a_trigger_outlives_being_stored(trigger: sz.Trigger) -> None:
     assert sz.load_trigger(loaded.__getstate__()).next() == trigger.next()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(triggers(), INSTANTS)
 def test_next_and_latest_are_each_others_inverse(trigger: sz.Trigger, at: datetime) -> None:
     later = trigger.next_after(at)
@@ -514,14 +628,15 @@ def test_next_and_latest_are_each_others_inverse(trigger: sz.Trigger, at: dateti
         assert trigger.next_after(earlier) == later
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(triggers(), INSTANTS)
 def test_fires_rise_strictly_and_are_counted_exactly(trigger: sz.Trigger, at: datetime) -> None:
-    fires, fire = [], trigger.next_after(at)
+    fires: list[datetime] = []
+    fire = trigger.next_after(at)
     while fire is not None and len(fires) < 40:
         fires.append(fire)
         fire = trigger.next_after(fire)
-    assert all(first < second for first, second in zip(fires, fires[1:], strict=False))
+    assert all(first < second for first, second in pairwise(fires))
     for n, fire in enumerate(fires):
         assert trigger.count_between(at + US, fire) == n + 1
     if len(fires) > 20:
@@ -529,7 +644,7 @@ def test_fires_rise_strictly_and_are_counted_exactly(trigger: sz.Trigger, at: da
         assert trigger.count_between(fires[5] + US, fires[20] - US) == 14
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(triggers(), INSTANTS, INSTANTS, INSTANTS)
 def test_counts_over_years_add_up(
     trigger: sz.Trigger, first: datetime, second: datetime, third: datetime
@@ -540,7 +655,7 @@ def test_counts_over_years_add_up(
     assert whole == parts or (trigger.kind == "or" and whole > sz.OR_EXACT_COUNT)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(triggers())
 def test_no_question_raises_however_far_away(trigger: sz.Trigger) -> None:
     least, greatest = (at.replace(tzinfo=UTC) for at in (datetime.min, datetime.max))
@@ -561,9 +676,10 @@ def test_no_question_raises_however_far_away(trigger: sz.Trigger) -> None:
 
 
 def duration_s(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    """CPU time, so that a busy machine fails no test."""
+    begun = time.process_time()
     call()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def test_questions_jump_over_years_of_seconds() -> None:
@@ -590,52 +706,107 @@ def test_an_impossible_expression_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("config", "words", "rendered"),
     [
-        ({"type": "cron", "hour": 2, "minute": 30}, "every day at 02:30 Europe/Berlin",
-         "cron[hour='2', minute='30']"),
+        (
+            {"type": "cron", "hour": 2, "minute": 30},
+            "every day at 02:30 Europe/Berlin",
+            "cron[hour='2', minute='30']",
+        ),
         ({"type": "interval", "hours": 1}, "every hour", "interval[1:00:00]"),
         ({"type": "interval", "seconds": 90}, "every minute and 30 seconds", "interval[0:01:30]"),
         ({"type": "interval", "seconds": 2.5}, "every 2.5 seconds", "interval[0:00:02.500000]"),
-        ({"type": "interval", "weeks": 2, "start_time": "2027-05-01T08:00"},
-         "every 2 weeks, from 1 May 2027 at 08:00", "interval[14 days, 0:00:00]"),
-        ({"type": "date", "run_date": "2027-07-01T12:00"}, "once, on 1 Jul 2027 at 12:00 Europe/Berlin",
-         "date[2027-07-01 12:00:00 CEST]"),
-        ({"type": "cron", "expression": "*/5 9-17 * * mon-fri"},
-         "every 5 minutes of hour 9 to 17, Monday to Friday Europe/Berlin",
-         "cron[expression='*/5 9-17 * * mon-fri']"),
-        ({"type": "cron", "expression": "@hourly"}, "every hour Europe/Berlin", "cron[expression='@hourly']"),
-        ({"type": "cron", "minute": 15}, "minute 15 of every hour Europe/Berlin", "cron[minute='15']"),
-        ({"type": "cron", "minute": "*/30"}, "every 30 minutes Europe/Berlin", "cron[minute='*/30']"),
+        (
+            {"type": "interval", "weeks": 2, "start_time": "2027-05-01T08:00"},
+            "every 2 weeks, from 1 May 2027 at 08:00",
+            "interval[14 days, 0:00:00]",
+        ),
+        (
+            {"type": "date", "run_date": "2027-07-01T12:00"},
+            "once, on 1 Jul 2027 at 12:00 Europe/Berlin",
+            "date[2027-07-01 12:00:00 CEST]",
+        ),
+        (
+            {"type": "cron", "expression": "*/5 9-17 * * mon-fri"},
+            "every 5 minutes of hour 9 to 17, Monday to Friday Europe/Berlin",
+            "cron[expression='*/5 9-17 * * mon-fri']",
+        ),
+        (
+            {"type": "cron", "expression": "@hourly"},
+            "every hour Europe/Berlin",
+            "cron[expression='@hourly']",
+        ),
+        (
+            {"type": "cron", "minute": 15},
+            "minute 15 of every hour Europe/Berlin",
+            "cron[minute='15']",
+        ),
+        (
+            {"type": "cron", "minute": "*/30"},
+            "every 30 minutes Europe/Berlin",
+            "cron[minute='*/30']",
+        ),
         ({"type": "cron", "minute": "*"}, "every minute Europe/Berlin", "cron[minute='*']"),
         ({"type": "cron", "second": "*"}, "every second Europe/Berlin", "cron[second='*']"),
-        ({"type": "cron", "second": "*/10"}, "every 10 seconds Europe/Berlin", "cron[second='*/10']"),
-        ({"type": "cron", "hour": 2, "second": 0}, "every minute of hour 2 Europe/Berlin",
-         "cron[hour='2', second='0']"),
-        ({"type": "cron", "expression": "0 0 13 * fri"}, "on day 13 or Friday at 00:00 Europe/Berlin",
-         "cron[expression='0 0 13 * fri']"),
-        ({"type": "cron", "day": "last", "hour": "9,17"},
-         "on the last day of the month at 09:00 and 17:00 Europe/Berlin", "cron[day='last', hour='9,17']"),
-        ({"type": "cron", "month": "jan-mar,dec", "day": "1,2,3,15", "end_time": "2028-01-01"},
-         "on day 1 to 3 and 15 in Jan to Mar and Dec at 00:00 Europe/Berlin, until 1 Jan 2028 at 00:00",
-         "cron[month='jan-mar,dec', day='1,2,3,15']"),
-        ({"type": "cron", "year": 2030, "week": "1-3"},
-         "every day in week 1 to 3 in 2030 at 00:00 Europe/Berlin", "cron[year='2030', week='1-3']"),
-        ({"type": "cron", "day": "1st mon", "day_of_week": "mon,tue"},
-         "on the 1st Monday of the month if it is Monday and Tuesday at 00:00 Europe/Berlin",
-         "cron[day='1st mon', day_of_week='mon,tue']"),
-        ({"type": "calendar_interval", "months": 3, "start_date": "2027-01-31", "hour": 9},
-         "every 3 months on day 31 or the last at 09:00 Europe/Berlin",
-         "calendar_interval[months=3, time='09:00', start_date='2027-01-31']"),
-        ({"type": "calendar_interval", "weeks": 1, "start_date": "2027-03-01"},
-         "every week on Monday at 00:00 Europe/Berlin",
-         "calendar_interval[days=7, time='00:00', start_date='2027-03-01']"),
-        ({"type": "calendar_interval", "years": 2, "start_date": "2027-03-01"},
-         "every 2 years on day 1 of Mar at 00:00 Europe/Berlin",
-         "calendar_interval[months=24, time='00:00', start_date='2027-03-01']"),
-        ({"type": "or", "triggers": [{"type": "cron", "hour": 2}, {"type": "cron", "day_of_week": "sun"}]},
-         "every day at 02:00 or every Sunday at 00:00 Europe/Berlin",
-         "or[cron[hour='2'], cron[day_of_week='sun']]"),
+        (
+            {"type": "cron", "second": "*/10"},
+            "every 10 seconds Europe/Berlin",
+            "cron[second='*/10']",
+        ),
+        (
+            {"type": "cron", "hour": 2, "second": 0},
+            "every minute of hour 2 Europe/Berlin",
+            "cron[hour='2', second='0']",
+        ),
+        (
+            {"type": "cron", "expression": "0 0 13 * fri"},
+            "on day 13 or Friday at 00:00 Europe/Berlin",
+            "cron[expression='0 0 13 * fri']",
+        ),
+        (
+            {"type": "cron", "day": "last", "hour": "9,17"},
+            "on the last day of the month at 09:00 and 17:00 Europe/Berlin",
+            "cron[day='last', hour='9,17']",
+        ),
+        (
+            {"type": "cron", "month": "jan-mar,dec", "day": "1,2,3,15", "end_time": "2028-01-01"},
+            "on day 1 to 3 and 15 in Jan to Mar and Dec at 00:00 Europe/Berlin, "
+            "until 1 Jan 2028 at 00:00",
+            "cron[month='jan-mar,dec', day='1,2,3,15']",
+        ),
+        (
+            {"type": "cron", "year": 2030, "week": "1-3"},
+            "every day in week 1 to 3 in 2030 at 00:00 Europe/Berlin",
+            "cron[year='2030', week='1-3']",
+        ),
+        (
+            {"type": "cron", "day": "1st mon", "day_of_week": "mon,tue"},
+            "on the 1st Monday of the month if it is Monday and Tuesday at 00:00 Europe/Berlin",
+            "cron[day='1st mon', day_of_week='mon,tue']",
+        ),
+        (
+            {"type": "calendar_interval", "months": 3, "start_date": "2027-01-31", "hour": 9},
+            "every 3 months on day 31 or the last at 09:00 Europe/Berlin",
+            "calendar_interval[months=3, time='09:00', start_date='2027-01-31']",
+        ),
+        (
+            {"type": "calendar_interval", "weeks": 1, "start_date": "2027-03-01"},
+            "every week on Monday at 00:00 Europe/Berlin",
+            "calendar_interval[days=7, time='00:00', start_date='2027-03-01']",
+        ),
+        (
+            {"type": "calendar_interval", "years": 2, "start_date": "2027-03-01"},
+            "every 2 years on day 1 of Mar at 00:00 Europe/Berlin",
+            "calendar_interval[months=24, time='00:00', start_date='2027-03-01']",
+        ),
+        (
+            {
+                "type": "or",
+                "triggers": [{"type": "cron", "hour": 2}, {"type": "cron", "day_of_week": "sun"}],
+            },
+            "every day at 02:00 or every Sunday at 00:00 Europe/Berlin",
+            "or[cron[hour='2'], cron[day_of_week='sun']]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_trigger_is_described_in_words(config: dict[str, Any], words: str, rendered: str) -> None:
     trigger = parse(config, BERLIN)
     assert sz.describe_trigger(trigger) == words
@@ -657,7 +828,10 @@ def test_an_or_gives_the_notes_of_the_members_that_fire() -> None:
     triggers = [{"type": "cron", "hour": 2, "minute": 30}, {"type": "cron", "hour": 3}]
     trigger = parse({"type": "or", "triggers": triggers}, BERLIN)
     fires = sz.preview_fire_times(trigger, datetime(2027, 3, 27, 12, tzinfo=UTC), 2)
-    assert [fire.note for fire in fires] == ["28 Mar 2027: 02:30 does not exist, runs at 03:00", None]
+    assert [fire.note for fire in fires] == [
+        "28 Mar 2027: 02:30 does not exist, runs at 03:00",
+        None,
+    ]
 
 
 def test_the_default_grace_fits_the_kind() -> None:
@@ -667,8 +841,14 @@ def test_the_default_grace_fits_the_kind() -> None:
         ({"type": "interval", "seconds": 1}, 5),
         ({"type": "interval", "seconds": 30}, 30),
         ({"type": "interval", "hours": 1}, 60),
-        ({"type": "or", "triggers": [{"type": "cron", "hour": 2}, {"type": "interval", "seconds": 9}]}, 9),
-    ):  # fmt: skip
+        (
+            {
+                "type": "or",
+                "triggers": [{"type": "cron", "hour": 2}, {"type": "interval", "seconds": 9}],
+            },
+            9,
+        ),
+    ):
         assert parse(config).grace_s == grace_s
 
 
@@ -679,17 +859,25 @@ def test_the_iterator_goes_on_where_its_state_was_stored() -> None:
     trigger = cron(hour=2)
     fires = [trigger.next(), trigger.next()]
     again = sz.load_trigger(trigger.__getstate__())
-    assert again.next() == fires[1] + timedelta(days=1)
+    assert fires[1] is not None and again.next() == fires[1] + timedelta(days=1)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        {"type": "lunar"}, {"timezone": "Mars/Olympus"}, {"timezone": None}, {"fields": {"hour": "99"}},
-        {"fields": {"moon": "1"}}, {"fields": {}}, {"fields": None}, {"start_us": "x"}, {"dst": "never"},
-        {"start_us": 5, "end_us": 4}, {"expression": "* *"},
+        {"type": "lunar"},
+        {"timezone": "Mars/Olympus"},
+        {"timezone": None},
+        {"fields": {"hour": "99"}},
+        {"fields": {"moon": "1"}},
+        {"fields": {}},
+        {"fields": None},
+        {"start_us": "x"},
+        {"dst": "never"},
+        {"start_us": 5, "end_us": 4},
+        {"expression": "* *"},
     ],
-)  # fmt: skip
+)
 def test_a_state_that_cannot_be_used_is_named_not_raised_through(damage: dict[str, Any]) -> None:
     with pytest.raises(sz.TriggerError):
         sz.load_trigger({**cron(hour=2).__getstate__(), **damage})
@@ -712,5 +900,7 @@ def test_a_state_without_a_key_is_refused() -> None:
 
 def test_a_zone_that_vanished_is_named_with_the_nearest_ones() -> None:
     state = {**cron(hour=2).__getstate__(), "timezone": "Europe/Berlim"}
-    with pytest.raises(sz.TriggerError, match="'Europe/Berlim' is not a known time zone.*Europe/Berlin"):
+    with pytest.raises(
+        sz.TriggerError, match=r"'Europe/Berlim' is not a known time zone.*Europe/Berlin"
+    ):
         sz.load_trigger(state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import schedulezero as sz
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedulezero import (
     MethodInfo,
@@ -64,6 +64,7 @@ def test_any_other_frames_are_refused_with_a_sentence(frames: list[bytes], sente
     assert len(str(refused.value)) < 300
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_a_message_or_a_wire_error(body: bytes) -> None:
     try:
@@ -230,6 +231,7 @@ FIELDS = st.sampled_from(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(FIELDS, JSON))
 def test_any_json_is_a_registration_or_a_wire_error(changes: dict[str, Any]) -> None:
     try:

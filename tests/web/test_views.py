@@ -41,9 +41,9 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
     page = open_page(serve(mock_server.running()).url)
     expect(page.get_by_role("img", name=re.compile("executions in the last 60 min"))).to_be_visible()
     expect(page.get_by_text("96.6 %", exact=True)).to_be_visible()
-    expect(rows(page, "runs")).to_have_count(3)
-    expect(rows(page, "runs").nth(1)).to_contain_text("retrying")
-    expect(rows(page, "fails").first).to_contain_text("Connection refused")
+    expect(rows(page, "running")).to_have_count(3)
+    expect(rows(page, "running").nth(1)).to_contain_text("retrying")
+    expect(rows(page, "failed").first).to_contain_text("Connection refused")
     expect(rows(page, "nexts").first).to_contain_text("Chime on the hour")
 
 
