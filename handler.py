@@ -2146,19 +2146,21 @@ class Dealer:
         self._wakeup.parked = False
 
     def _explain(self) -> None:
-        """Log, once, why the server ends our connections before a word was said."""
-        with suppress(zmq.Again):
-            while True:
-                event, *_ = struct.unpack("=hi", self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    failure = "it does not know this handler's key, or has revoked it"
-                elif self._join:
-                    failure = "it is not the server that the join string is for"
-                else:
-                    failure = "it wants an encrypted link: use --join"
-                if failure != self._failure:
-                    self._failure = failure
-                    log.error("%s refuses the connection: %s", self._server, failure)
+        """Log, once, why no connection comes about; ZeroMQ itself does not try again."""
+        try:
+            event, *_ = struct.unpack("=hi", self._monitor.recv_multipart(zmq.NOBLOCK)[0])
+        except zmq.Again:
+            return
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            failure = "it does not know this handler's key, or has revoked it"
+        elif self._join:
+            failure = "it is not the server that the join string is for"
+        else:
+            failure = "it wants an encrypted link: use --join"
+        if failure != self._failure:
+            self._failure = failure
+            log.error("%s refuses the connection: %s", self._server, failure)
+        self._abandon(time.monotonic())
 
     def _governor_died(self, fd: int) -> None:
         if os.read(fd, 1) == b"":

@@ -1833,18 +1833,13 @@ CRON_FIELDS: Final[Mapping[str, FieldRange]] = MappingProxyType(
         "month": FieldRange(1, 12, MONTHS),
         "day": FieldRange(1, 31),
         "week": FieldRange(1, 53),
-        "day_of_week": FieldRange(0, 6, WEEKDAYS),
+        "day_of_week": FieldRange(0, 7, ("sun", *WEEKDAYS[:-1])),  # 0 and 7 are Sunday
         "hour": FieldRange(0, 23),
         "minute": FieldRange(0, 59),
         "second": FieldRange(0, 59),
     }
 )
-CRONTAB_FIELDS: Final[Mapping[str, FieldRange]] = MappingProxyType(
-    {
-        **{name: CRON_FIELDS[name] for name in ("minute", "hour", "day", "month")},
-        "day_of_week": FieldRange(0, 7, ("sun", *WEEKDAYS[:-1])),  # 0 and 7 are Sunday
-    }
-)
+CRONTAB_FIELDS: Final = ("minute", "hour", "day", "month", "day_of_week")
 CRONTAB_NICKNAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "@yearly": "0 0 1 1 *",
@@ -1861,7 +1856,7 @@ ITEM: Final = re.compile(r"(\*|[0-9]{1,4}|[a-z]+)(?:-([0-9]{1,4}|[a-z]+))?(?:/([
 
 @lru_cache(maxsize=256)
 def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
-    """Compile APScheduler's fields: all must match, Monday is weekday 0. Raises ValueError.
+    """Compile APScheduler's fields: all must match. Raises ValueError.
 
     Of the fields not given, those before the last given one match always, those after it match
     their least value.
@@ -1878,7 +1873,7 @@ def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
         years=frozenset() if texts["year"] == "*" else frozenset(values["year"]),
         months=values["month"],
         weeks=frozenset() if texts["week"] == "*" else frozenset(values["week"]),
-        days=DayRule(days, values["day_of_week"], is_last, positions),
+        days=DayRule(days, _from_monday(values["day_of_week"]), is_last, positions),
         times=TimesOfDay(values["hour"], values["minute"], values["second"]),
         follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
     )
@@ -1894,10 +1889,10 @@ def compile_crontab(expression: str) -> CronRule:
     values = {}
     for name, text in texts.items():
         try:
-            values[name] = parse_values(text, CRONTAB_FIELDS[name], is_crontab=True)
+            values[name] = parse_values(text, CRON_FIELDS[name], is_crontab=True)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-    weekdays = tuple(sorted({(day - 1) % 7 for day in values["day_of_week"]}))
+    weekdays = _from_monday(values["day_of_week"])
     either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
     return CronRule(
         years=frozenset(),
@@ -1907,6 +1902,11 @@ def compile_crontab(expression: str) -> CronRule:
         times=TimesOfDay(values["hour"], values["minute"], (0,)),
         follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
     )
+
+
+def _from_monday(weekdays: Sequence[int]) -> tuple[int, ...]:
+    """Weekdays as cron counts them, from Sunday, in Python's count."""
+    return tuple(sorted({(day - 1) % 7 for day in weekdays}))
 
 
 def _split_crontab(expression: str) -> dict[str, str]:
@@ -1982,8 +1982,7 @@ def _parse_value(text: str, allowed: FieldRange) -> int:
         hint = suggest(text, allowed.names) if allowed.names else "; it has no names"
         raise ValueError(f"{text!r} is unknown{hint}")
     if not allowed.low <= int(text) <= allowed.high:
-        hint = "; 0 is Monday here" if allowed.names == WEEKDAYS else ""
-        raise ValueError(f"{text} is not between {allowed.low} and {allowed.high}{hint}")
+        raise ValueError(f"{text} is not between {allowed.low} and {allowed.high}")
     return int(text)
 
 
@@ -4548,10 +4547,10 @@ class Store(apscheduler.abc.DataStore):
         """Delete schedules of the API that fired for the last time before `oldest_us`."""
         rows = self._reader.all(
             "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND paused = 0 "
-            "AND quarantined IS NULL AND origin = 'api' AND updated_us < ?1 "
-            "AND ifnull(last_fire_us, 0) < ?1 AND NOT EXISTS (SELECT 1 FROM executions "
+            "AND quarantined IS NULL AND origin = 'api' AND updated_us < ? "
+            "AND ifnull(last_fire_us, 0) < ? AND NOT EXISTS (SELECT 1 FROM executions "
             "WHERE completed_us IS NULL AND executions.schedule_id = schedules.schedule_id)",
-            (oldest_us,),
+            (oldest_us, oldest_us),
         )
         await self.remove_schedules([row[0] for row in rows], finished=True)
 
@@ -5171,6 +5170,7 @@ BACKUP_NAME: Final = re.compile(r"schedulezero-(\d{8}T\d{6})(\d{3})Z\.db")
 BESIDE: Final = ("", "-wal", "-shm", "-journal")  # the files of one database
 STAGED: Final = ".restore"  # takes the database's place at the next start
 UNFINISHED: Final = ".new"
+BACKUP_RETRY_S: Final = 600.0  # after one that failed
 SET_ASIDE_KEPT: Final = 3  # damaged or replaced databases, each with its log
 CHECK_AT_START_S: Final = 3.0  # then the check goes on beside the running server
 UNLIMITED_S: Final = 7 * 86_400.0
@@ -5380,6 +5380,7 @@ class Recovery:
         self._is_known = known is not None
         self._seal = known or Seal()
         self._sealed_commits = -1
+        self._backup_s = 0.0  # monotonic: no automatic backup is tried before
         self._changing = asyncio.Lock()
         self._backup_trouble = Trouble("the automatic backup was made")
 
@@ -5442,7 +5443,7 @@ class Recovery:
     def _compare(self, finding: Finding) -> None:
         """Hold a sound database against the seal: it may be an older one, or another."""
         seal = self._seal
-        if not self._is_known:
+        if not self._is_known or not seal.database:
             return
         if finding.database != seal.database:
             self._report("the database is another one than was here before")
@@ -5526,6 +5527,7 @@ class Recovery:
             os.replace(self.path + suffix, aside + suffix)
         sync_path(self._directory)
         for old in list_set_aside(self._directory)[SET_ASIDE_KEPT:]:
+            log_store.warning("%s is removed: %d newer ones are kept", old, SET_ASIDE_KEPT)
             remove_files(old)
         return aside if "" in moved else None
 
@@ -5576,9 +5578,9 @@ class Recovery:
             log_store.warning("acknowledged: %s", self.incident)
             await self._change(incident=None)
 
-    def suspect(self) -> None:
+    async def suspect(self) -> None:
         """Have the next start look at everything."""
-        self._note(replace(self._seal, is_suspect=True))
+        await self._change(is_suspect=True)
 
     async def check(self) -> str | None:
         """Look at the pages that a short start has left out: what is wrong, None if nothing."""
@@ -5602,11 +5604,14 @@ class Recovery:
     async def back_up_if_due(self, store: Store) -> None:
         """Make an automatic backup if the newest is too old, and delete the surplus.
 
-        What goes wrong is logged, once for as long as it lasts, and no harm to anything else.
+        What goes wrong is logged, once for as long as it lasts, and does no harm to anything
+        else. Raises DatabaseDamaged.
         """
         every_s, now_us = self._config.backup_every_hours * 3600, self._clock.now_us()
-        if not is_backup_due(self.last_backup_us, every_s, now_us):
+        is_due = is_backup_due(self.last_backup_us, every_s, now_us)
+        if not is_due or self._clock.monotonic() < self._backup_s:
             return
+        self._backup_s = self._clock.monotonic() + BACKUP_RETRY_S
         try:
             await self.reseal(store)  # so that it is known how new the backup is
             await run_apart(partial(self._back_up, now_us))
@@ -7042,12 +7047,12 @@ class Gateway:
             if self.clock.monotonic() > until_s:
                 break
             try:
+                if self._skipping and not self._skip():
+                    break
                 route, frames, peer = self._receive()
             except zmq.ZMQError:
                 self.is_drained = True
                 return
-            if self._skipping:
-                break
             count = self.counts[route] = self.counts.get(route, 0) + 1
             if count > STRANGER_FLOOD and self._is_flood(route, count):
                 continue
@@ -7063,9 +7068,6 @@ class Gateway:
         Frames that tell of their peer cost more, so those of registered handlers do without.
         """
         recv, has_more = self._router.recv, self._router.getsockopt
-        if self._skipping:
-            self._skip()
-            return b"", [], None
         peer, route = None, recv(NO_WAIT)
         if self.registry.on_route(route) is None:
             frame = recv(NO_WAIT, copy=False)
@@ -7076,18 +7078,21 @@ class Gateway:
             frames = [recv(NO_WAIT)]
         while has_more(RCVMORE):
             if len(frames) == MAX_FRAMES:
-                self._skip()
+                self._skipping = True
                 break
             frames.append(recv(NO_WAIT))
         return route, frames, peer
 
-    def _skip(self) -> None:
-        """Drop the rest of a message of too many frames, some in each turn of the loop."""
+    def _skip(self) -> bool:
+        """Drop the rest of a message of too many frames, some in each turn of the loop; whether
+        that was all.
+        """
         for _ in range(READ_BATCH):
             self._skipping = bool(self._router.getsockopt(RCVMORE))
             if not self._skipping:
-                return
+                return True
             self._router.recv(NO_WAIT)
+        return False
 
     def _is_flood(self, route: bytes, count: int) -> bool:
         """Whether a message is one too many; results among them come again."""
@@ -7221,6 +7226,7 @@ class Gateway:
             raise NotAdmitted("this server wants the handler secret, in 'secret'")
         if self.keys is None:
             return
+        self._refresh_keys()
         owner = self._enrolled.owner(sender.peer.key if sender.peer else None)
         if owner is None:  # revoked a moment ago
             raise NotAdmitted("the key of this connection is not enrolled")
@@ -7469,7 +7475,7 @@ class Gateway:
         now_s = self.clock.monotonic()
         stood_still_s = now_s - self._swept_s - SWEEP_S
         self._swept_s = now_s
-        self._drop_revoked()
+        self._refresh_keys()
         for instance in list(self.registry.instances.values()):
             instance.log_bytes = instance.progresses = 0
             if stood_still_s > HEARTBEAT_S:  # stopped or paused ourselves: nobody could be heard
@@ -7503,7 +7509,7 @@ class Gateway:
             instance.calls.clear()
             self._changed(instance.handler_id)
 
-    def _drop_revoked(self) -> None:
+    def _refresh_keys(self) -> None:
         """Apply a change of the key file: who lost his key is gone at once, like a dead handler."""
         if self.keys is None:
             return
@@ -12401,7 +12407,7 @@ class Server:
             await self.recovery.rescue(store)
             self.fail("the database was deleted, moved or replaced")
         elif store.lost is not None:
-            self.recovery.suspect()
+            await self.recovery.suspect()
             self.fail(store.lost)
         elif store.state == "ok":
             if self._undeclared is not None:
@@ -12440,7 +12446,7 @@ class Server:
                 try:
                     await chore()
                 except DatabaseDamaged as error:
-                    self.recovery.suspect()
+                    await self.recovery.suspect()
                     self.fail(str(error))
                 except StoreUnavailable as error:
                     log_server.info("put off: %s", error)
@@ -13564,6 +13570,7 @@ SystemCallArchitectures=native
 STRICT_SETTINGS: Final = """\
 ProtectSystem=strict
 PrivateDevices=yes
+PrivateMounts=yes
 PrivateUsers=yes
 ProtectHostname=yes
 ProtectProc=invisible
@@ -13604,6 +13611,7 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         "TimeoutStartSec=10min",
         f"WatchdogSec={UNIT_WATCHDOG_S}",
         *_service_lines(config, environ, ["run"]),
+        "ExecReload=kill -HUP $MAINPID",
         "RestartPreventExitStatus=2 75 78",
         *_directory_lines("StateDirectory", "/var/lib/", directories[0]),
         *_directory_lines("LogsDirectory", "/var/log/", directories[1]),
@@ -13623,8 +13631,8 @@ def render_handler_unit(config: Config, environ: Mapping[str, str]) -> str:
     """A template for units of single handlers, which may do what their user may."""
     name = f"schedulezero-{config.deployment}-handler@"
     lines = [
-        f"# Save as {UNIT_DIRECTORY}/{name}.service; for a handler ID of the configuration, with",
-        f"# `autostart: false`: systemctl enable --now {name}ID",
+        f"# Save as {UNIT_DIRECTORY}/{name}.service, and for each handler ID that",
+        f"# has `autostart: false` in the configuration: systemctl enable --now {name}ID",
         "[Unit]",
         f"Description=ScheduleZero ({config.deployment}) handler %i",
         "Wants=network-online.target",
@@ -13656,7 +13664,6 @@ def _service_lines(
     yield "User=schedulezero"
     yield f"WorkingDirectory={home.replace('%', '%%')}"  # quotes would be part of it
     yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
-    yield "ExecReload=kill -HUP $MAINPID"
     for name, value in sorted(variables.items()):
         yield f"Environment={quote_setting(f'{name}={value}')}"
     yield "Restart=on-failure"

@@ -11,7 +11,11 @@ const BULK_AT_ONCE = 6;
 
 /** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
-  const actions = { ...scheduleActions(page), ...bulkActions(page), ...executionActions(page) };
+  const acknowledge = async () => {
+    await api.acknowledgeHealth();
+    page.refresh();
+  };
+  const actions = { ...scheduleActions(page), ...bulkActions(page), ...executionActions(page), acknowledge };
   return Object.fromEntries(Object.entries(actions)
     .map(([name, act]) => [name, (data = {}) => page.attempt(() => act(data))]));
 }

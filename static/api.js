@@ -51,5 +51,8 @@ export const changeSchedule = (id, body) => request("PATCH", at("schedules", id)
 export const loadExecution = (id) => request("GET", at("executions", id));
 export const cancelExecution = (id) => request("POST", at("executions", id, "cancel"));
 export const runMethod = (body) => request("POST", "/api/run_now", { body: { ...body, wait: false } });
+export const logIn = (token) => request("POST", "/api/login", { body: { token } });
+export const logOut = () => request("POST", "/api/logout");
+export const acknowledgeHealth = () => request("POST", "/api/health/acknowledge");
 export const previewTrigger = (trigger_config, count, signal) =>
   request("POST", "/api/triggers/preview", { body: { trigger_config, count }, signal });

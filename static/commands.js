@@ -1,6 +1,7 @@
 // What buttons, keys and the palette can ask for, by name.
 
 import { createActions } from "./actions.js";
+import { logOut } from "./api.js";
 import { KEYS } from "./keys.js";
 import { VIEWS, parseRoute } from "./model.js";
 import { openHelp, openPalette } from "./palette.js";
@@ -11,6 +12,10 @@ export function createCommands(page, stream, showLook) {
     ...moveCommands(page), ...selectCommands(page), ...settingCommands(page, showLook), ...createActions(page),
     "pause-live": () => page.hold(),
     retry: () => stream.retry(),
+    "log-out": () => page.attempt(async () => {
+      await logOut();
+      page.resources.reload();
+    }),
     help: () => openHelp(page.settings),
     palette: () => openPalette({
       commands: offer(commands, focusedRow()),

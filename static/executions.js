@@ -9,8 +9,8 @@ import {
   upsertExecution,
 } from "./model.js";
 import {
-  button, call, cell, dim, empty, facts, filters, frame, handlerField, heading, link, missing, row, searchField, select,
-  state, table, tableFrame, tools, trail, unseenHeading, when,
+  button, call, cell, dim, empty, facts, filters, frame, handlerField, heading, link, missing, pages, row, searchField,
+  select, state, table, tableFrame, tools, trail, unseenHeading, when,
 } from "./pieces.js";
 
 export const title = ({ route }) => (route.id == null ? "Executions" : `Execution ${route.id}`);
@@ -68,13 +68,8 @@ function toolbar(ctx) {
 
 function pager(route, { next_cursor: next }) {
   const { query } = route;
-  if (!query.before && !next) return null;
-  const to = (isThere, before, label, id) => h("a", {
-    id, "aria-disabled": isThere ? null : "true",
-    href: isThere ? renderRoute({ ...route, query: { ...query, before } }) : null,
-  }, label);
-  return h("nav", { class: "pager", "aria-label": "Pages" },
-    to(query.before, null, "« newest", "page-previous"), to(next, next, "older ›", "page-next"));
+  const to = (before) => renderRoute({ ...route, query: { ...query, before } });
+  return pages([query.before && to(null), "« newest", "page-previous"], [next && to(next), "older ›", "page-next"]);
 }
 
 /** A frame with a table of executions; without `hasSchedule` the column is left out. */

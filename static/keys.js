@@ -6,6 +6,7 @@ export const KEYS = [
   { key: "2", act: "go-schedules", text: "schedules" },
   { key: "3", act: "go-handlers", text: "handlers" },
   { key: "4", act: "go-executions", text: "executions" },
+  { key: "5", act: "go-audit", text: "audit" },
   { key: "j", act: "row-down", text: "next row, also ↓ from a row" },
   { key: "k", act: "row-up", text: "previous row, also ↑" },
   { key: "Enter", act: "open-row", text: "open the row", on: "any" },

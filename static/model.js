@@ -7,7 +7,7 @@ const MINUTE = 60_000;
 
 // ---- Routes: the hash holds view, id and query --------------------------------------------------
 
-export const VIEWS = ["overview", "schedules", "handlers", "executions"];
+export const VIEWS = ["overview", "schedules", "handlers", "executions", "audit"];
 
 /** "#/schedules/backup?page=2" as {view, id, query}; anything unknown is the overview. */
 export function parseRoute(hash) {

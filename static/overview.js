@@ -78,11 +78,13 @@ export const render = (ctx) => [
 // ---- Figures ------------------------------------------------------------------------------------
 
 function troubles({ get }) {
-  const { status, checks } = get("health")?.data ?? {};
-  const bad = Object.entries(checks ?? {}).filter(([, said]) => said !== "ok");
-  if (!bad.length) return null;
-  return frame({ title: `Health: ${status}`, name: "troubles" },
-    h("ul", null, bad.map(([name, said]) => h("li", null, state(status === "ok" ? "degraded" : status, name), " ", said))));
+  const { status, checks = {}, warnings = [] } = get("health")?.data ?? {};
+  const bad = Object.entries(checks).filter(([, said]) => said !== "ok");
+  if (!bad.length && !warnings.length) return null;
+  const isIncident = (checks.recovery ?? "ok") !== "ok";
+  const line = (name, said) => h("li", null, state(status === "failed" ? "failed" : "degraded", name), " ", said);
+  return frame({ title: `Health: ${status}`, name: "troubles", aside: isIncident && button("acknowledge", "acknowledge") },
+    h("ul", null, bad.map(([name, said]) => line(name, said)), warnings.map((said) => line("warning", said))));
 }
 
 function rate({ get, now, times }) {

@@ -12,6 +12,7 @@ const BROWSER_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 // What every view needs. The age of heartbeats is shown among the handlers only, and no event tells of it.
 const always = (view) => ({
   config: { url: "/api/config", every: 60_000 },
+  session: { url: "/api/session", every: 60_000 },
   health: {
     url: "/api/health", every: 5_000, refresh: 10_000,
     on: { health: (data, change) => ({ ...data, ...change }), clock: "reload" },
@@ -76,6 +77,7 @@ export class Page {
     if (!this.held) this.#sync(false);
     const ctx = this.ctx();
     const read = [...main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
+    document.documentElement.dataset.role = ctx.get("session")?.data?.role ?? "admin";
     patch(top, ...renderTop(ctx));
     patch(main, ...view.render(ctx));
     patch(facts, ...renderFacts(ctx));
@@ -135,8 +137,13 @@ export class Page {
   // The server
 
   #hear(answer) {
-    if (answer instanceof Error) this.setLink("unreachable");
+    if (answer.status === 401) this.#askLogin();
+    else if (answer instanceof Error) this.setLink("unreachable");
     else this.#offset = nextOffset(this.#offset, answer, Date.now());
+  }
+
+  #askLogin() {
+    if (!document.querySelector("dialog.login")) this.onLogin();
   }
 
   setLink(happened) {

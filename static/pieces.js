@@ -107,6 +107,13 @@ export const facts = (pairs) =>
 export const select = (props, options, chosen) =>
   h("select", props, options.map(([value, label]) => h("option", { value, selected: value === (chosen ?? "") }, label)));
 
+/** Links between pages of a list: [address or nothing, label, id] each; nothing if there is one page only. */
+export function pages(...targets) {
+  if (!targets.some(([href]) => href)) return null;
+  return h("nav", { class: "pager", "aria-label": "Pages" }, targets.map(([href, label, id]) =>
+    (id ? h("a", { id, href: href || null, "aria-disabled": href ? null : "true" }, label) : label)));
+}
+
 // ---- Filters of lists ---------------------------------------------------------------------------
 
 export const filters = (...fields) =>

@@ -8,8 +8,8 @@ const REFRESH_MS = 60_000; // with one: events may be complete, a look now and t
 /**
  * Named resources. A spec is {url, body?, every, refresh?, on?}: `on` maps an event name to "reload" or
  * to a function of (data, payload) that gives the changed data or "reload"; `every` is the least time
- * between two loads in ms. `onChange` is told of each change, `onAnswer` of each answer (its date in ms)
- * or failure to get one (an error).
+ * between two loads in ms. `onChange` is told of each change, `onAnswer` of each answer (its date in ms),
+ * and of errors that are about more than the resource: no answer, or none without login.
  */
 export class Resources {
   #entries = new Map();
@@ -57,7 +57,7 @@ export class Resources {
       if (signal.aborted) return;
       entry.error = error;
       if (error.status >= 400 && error.status < 500) entry.data = null;
-      if (error.status === 0) this.onAnswer(error);
+      if (error.status === 0 || error.status === 401) this.onAnswer(error);
     }
     entry.loading = false;
     this.onChange();

@@ -7,8 +7,8 @@ import {
   PAGE_ROWS, isEmpty, keepRecords, methodsOf, renderRoute, schedulesUrl, signature, stateOfSchedule, wordsOf,
 } from "./model.js";
 import {
-  button, call, cell, dim, facts, filters, frame, handlerField, heading, link, missing, row, searchField, select, state,
-  tableFrame, tools, trail, unseenHeading, when,
+  button, call, cell, dim, facts, filters, frame, handlerField, heading, link, missing, pages, row, searchField, select,
+  state, tableFrame, tools, trail, unseenHeading, when,
 } from "./pieces.js";
 
 const RECENT_ROWS = 20;
@@ -127,17 +127,14 @@ const toggle = ({ id, paused }) =>
   button(paused ? "resume-schedule" : "pause-schedule", paused ? "resume" : "pause", { data: { id } });
 
 function pager(route, total) {
-  const pages = Math.ceil(total / PAGE_ROWS);
-  const page = Math.min(pages, Math.max(1, Number(route.query.page) || 1));
-  const to = (target, label, id) => {
-    const isHere = target < 1 || target > pages || target === page;
-    const query = { ...route.query, page: target === 1 ? null : target };
-    return h("a", { id, href: isHere ? null : renderRoute({ ...route, query }), "aria-disabled": isHere ? "true" : null }, label);
-  };
-  return h("nav", { class: "pager", "aria-label": "Pages" },
-    to(1, "« first", "page-first"), to(page - 1, "‹ previous", "page-previous"),
-    dim(`page ${formatCount(page)} of ${formatCount(pages)}`),
-    to(page + 1, "next ›", "page-next"), to(pages, "last »", "page-last"));
+  const last = Math.ceil(total / PAGE_ROWS);
+  const here = Math.min(last, Math.max(1, Number(route.query.page) || 1));
+  const to = (page) => page >= 1 && page <= last && page !== here
+    && renderRoute({ ...route, query: { ...route.query, page: page === 1 ? null : page } });
+  return pages(
+    [to(1), "« first", "page-first"], [to(here - 1), "‹ previous", "page-previous"],
+    [null, dim(`page ${formatCount(here)} of ${formatCount(last)}`)],
+    [to(here + 1), "next ›", "page-next"], [to(last), "last »", "page-last"]);
 }
 
 // ---- One schedule -------------------------------------------------------------------------------

@@ -31,16 +31,19 @@ function link({ link: { state: name, since }, times, now, held }) {
 
 export function renderFacts({ get, config, settings }) {
   const health = get("health")?.data ?? {};
+  const session = get("session")?.data ?? {};
   const facts = [
     health.memory_bytes != null && ["memory", formatBytes(health.memory_bytes)],
-    health.disk_bytes_per_hour != null && ["disk", `${formatBytes(health.disk_bytes_per_hour)}/h`],
+    health.disk_written_bytes != null && ["written", formatBytes(health.disk_written_bytes)],
     health.uptime_seconds != null && ["up", formatDuration(health.uptime_seconds * 1000)],
     config?.deployment && ["deployment", config.deployment],
+    session.can_log_out && ["you", `${session.name} (${session.role})`],
     health.version && ["version", health.version],
   ].filter(Boolean);
   return [
     h("dl", null, facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value)))),
     h("span", { class: "tools" },
+      session.can_log_out && button("log-out", "log out"),
       button("theme", `theme: ${settings.get("theme")}`),
       button("palette", ["commands ", h("kbd", null, ":")]),
       button("help", ["keys ", h("kbd", null, "?")])),

@@ -140,7 +140,7 @@ async def test_a_key_enrolled_while_the_server_runs_counts_at_once(
     handler = Encrypted(context, server, pair)
     await handler.event(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
     sz.KeyFile(server.config).change(lambda now: now.enrol(HandlerKey("worker", pair.public, 1)))
-    assert (await handler.register())["status"] == "registered"
+    assert (await handler.reconnect())["status"] == "registered"
 
 
 async def test_without_encryption_nobody_is_heard(

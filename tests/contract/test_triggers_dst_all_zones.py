@@ -13,7 +13,6 @@ from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-
 import schedulezero as sz
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)

@@ -40,7 +40,7 @@ def test_backup_and_restore_work_while_jobs_run(appliance: Callable[..., Applian
     assert one.cli("start").returncode == 0
     one.wait_connected("ex")
     add_schedule(one, "kept")
-    body = {"handler_id": "ex", "method_name": "sleep", "job_params": {"seconds": 6}}
+    body = {"handler_id": "ex", "method_name": "sleep", "job_params": {"seconds": 4}}
     running = one.post("/api/run_now", {**body, "wait": False}).json()["execution_id"]
     one.wait_execution(running, "running")
 

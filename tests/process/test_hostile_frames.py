@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
@@ -32,6 +31,7 @@ class RawPeer:
     def __init__(self, port: int, identity: bytes = b"") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._identity = identity
+        self.heard = b""
 
     def greet(self) -> RawPeer:
         """Handshake with the NULL mechanism, as a DEALER."""
@@ -40,7 +40,16 @@ class RawPeer:
         if self._identity:
             ready += self._property(b"Identity", self._identity)
         self.socket.sendall(greeting + bytes([COMMAND, len(ready)]) + ready)
+        self._read(64)  # a message before the server's own READY would end the handshake
+        _flags, size = self._read(2)
+        self._read(size)
         return self
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += self.socket.recv(size - len(data))
+        return data
 
     @staticmethod
     def _property(name: bytes, value: bytes) -> bytes:
@@ -59,6 +68,13 @@ class RawPeer:
             while sent < most_bytes:
                 sent += self.socket.send(chunk)
         return sent
+
+    def read_until(self, wanted: bytes) -> bytes:
+        """What the server said, once it holds `wanted`; empty before."""
+        with contextlib.suppress(TimeoutError):
+            self.socket.settimeout(0.05)
+            self.heard += self.socket.recv(65_536)
+        return self.heard if wanted in self.heard else b""
 
     def is_ended(self) -> bool:
         """Whether the server has closed the connection; reads what it said before."""
@@ -178,3 +194,59 @@ def test_connections_that_never_shake_hands_are_closed(
     assert server.get("/api/health").status == 200
     for one in (*idle, *half):
         wait_for(one.is_ended, "the end of a connection without a handshake")
+
+
+def test_a_frame_over_the_limit_ends_its_connection(
+    server: Appliance, peer: Callable[..., RawPeer]
+) -> None:
+    one = peer().greet()
+    with Watch(pid_of(server)) as memory:
+        one.socket.sendall(bytes([LONG]) + struct.pack(">Q", 1 << 62))
+        wait_for(one.is_ended, "the end of the connection")
+    assert memory.peak < memory.before + 10
+
+
+def test_nobody_takes_over_a_connection_by_claiming_its_routing_id(
+    server: Appliance, peer: Callable[..., RawPeer]
+) -> None:
+    """Routing ids that ZeroMQ gives begin with a zero byte; a raw peer may claim any."""
+    for identity in (b"\x00\x01\x02\x03\x04", b"example", b"x" * 190):
+        one = peer(identity).greet()
+        said = {"handler_id": "example", "instance": "i", "methods": ["add"]}
+        one.send(b"", json.dumps({"method": "register", "params": said}).encode())
+        refused = wait_for(lambda one=one: one.read_until(b"not_allowed"), "a refusal")
+        assert b"identity" in refused
+    assert server.get("/api/handlers").json()["handlers"] == []
+
+
+def test_a_handler_that_floods_is_cut_off_while_another_works(server: Appliance) -> None:
+    server.handler()
+    with zmq.Context() as context, context.socket(zmq.DEALER) as flood:
+        flood.setsockopt(zmq.LINGER, 0)
+        flood.setsockopt(zmq.SNDHWM, 1_000)
+        flood.connect(f"tcp://127.0.0.1:{server.zmq_port}")
+        said = {"handler_id": "flood", "instance": "f", "methods": ["m"]}
+        flood.send_multipart([b"", json.dumps({"method": "register", "params": said}).encode()])
+        assert flood.poll(5_000)
+        beat = json.dumps({"method": "heartbeat", "params": said}).encode()
+        over, slowest_s = threading.Event(), 0.0
+
+        def pour() -> None:
+            while not over.is_set():
+                with contextlib.suppress(zmq.Again):
+                    flood.send_multipart([b"", beat], zmq.NOBLOCK)
+
+        pouring = threading.Thread(target=pour)
+        with Watch(pid_of(server)) as memory:
+            pouring.start()
+            try:
+                for _ in range(50):
+                    began_s = time.monotonic()
+                    assert adds_up(server)
+                    slowest_s = max(slowest_s, time.monotonic() - began_s)
+            finally:
+                over.set()
+                pouring.join()
+        print(f"slowest call beside the flood: {slowest_s * 1000:.0f} ms")
+        assert slowest_s < 5
+        assert memory.peak < memory.before + 50

@@ -12,7 +12,8 @@ TORTURE = Path(__file__).resolve().parent.parent / "torture" / "torture.py"
 
 def test_every_promise_is_kept_while_everything_is_killed_at_random(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(TORTURE), "--minutes", "0.4"], env={**os.environ, "TMPDIR": str(tmp_path)},
+        [sys.executable, str(TORTURE), "--minutes", "0.4"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,7 +2,7 @@
 
     python tests/torture/torture.py --minutes 10 --seed 7
 
-Clients call and schedule, handlers write down what they do, two nemeses kill -9, stop, restart
+Clients call and schedule, handlers write down what they do, three nemeses kill -9, stop, restart
 and fill the disk. After a quiet end checker.py holds the database against the files of clients
 and handlers. The exit code is 0 if it found no fault; otherwise the directory is kept.
 """
@@ -18,14 +18,12 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,17 +32,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from checker import FINAL, SECOND_US, Call, History, Mark, Plan, Row, Verdict, check  # noqa: E402
-from conftest import Appliance  # noqa: E402
 from schedulezero import encode_id  # noqa: E402
+from torture_site import OWNED, TARGETS, Site, small_disk  # noqa: E402
 
-DISK_MIB = 192  # of the small disk that is filled
-CLIENTS = 4
+CLIENTS = 8
 CALLS_PER_S = 12.0  # of each client
-SCHEDULES = 30
+SCHEDULES = 32
 QUIET_S = 180.0  # for everything to end after the last fault
-RECOVER_S = 30.0  # what a start after a kill may take
 POLICIES = ("skip", "queue", "allow", "replace")
-ALREADY_RUNNING = 75
 RETRY = {"base_delay": 0.3, "max_delay": 3}
 
 
@@ -62,104 +57,6 @@ class Log:
 
     def read(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._path.read_text().splitlines()]
-
-
-@dataclass(frozen=True, slots=True)
-class Owned:
-    """A handler process this test keeps running, beside those of the governor."""
-
-    handler_id: str
-    options: tuple[str, ...] = ()
-    is_plain: bool = False
-
-
-OWNED = (
-    Owned("threads", ("--concurrency", "4")),
-    Owned("threads", ("--concurrency", "2")),
-    Owned("processes", ("--concurrency", "3", "--processes")),
-    Owned("plain", is_plain=True),
-    Owned("plain-two", is_plain=True),
-)
-TARGETS = ("threads", "threads", "processes", "plain", "plain-two", "governed", "forked")
-
-
-class Site:
-    """The appliance under torture, its handlers, and the files of all of them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.record = directory / "record.log"
-        self.appliance = Appliance(directory, self._settings())
-        self.data = directory / "data" / "default"
-        self.processes: list[subprocess.Popen[bytes] | None] = [None] * len(OWNED)
-
-    def _settings(self) -> dict[str, Any]:
-        python = {"run": f"{HERE}/torture_handler.py:Torture"}
-        config = {"config": {"record": str(self.record)}}
-        return {
-            "history": {"max_executions": 1_000_000},
-            "handlers": {
-                "governed": {**python, **config, "concurrency": 3},
-                "forked": {**python, **config, "concurrency": 2, "processes": True},
-            },
-        }
-
-    def start(self) -> None:
-        """Start the appliance, again and again until it runs: an orphan may hold its ports."""
-        give_up_s = time.monotonic() + RECOVER_S
-        while (started := self.appliance.cli("start")).returncode not in (0, ALREADY_RUNNING):
-            if time.monotonic() > give_up_s:
-                raise RuntimeError(f"it does not start: {started.stderr}")
-            time.sleep(0.2)
-
-    def spawn(self, place: int) -> None:
-        owned, server = OWNED[place], f"tcp://127.0.0.1:{self.appliance.zmq_port}"
-        own = str(HERE / "torture_handler.py")
-        command = [sys.executable, own, server, owned.handler_id, str(self.record)]
-        if not owned.is_plain:
-            library = str(HERE.parent.parent / "handler.py")
-            config = json.dumps({"record": str(self.record)})
-            command = [sys.executable, library, f"{own}:Torture", "--server", server]
-            command += ["--id", owned.handler_id, "--config", config, *owned.options]
-        with (self.directory / "handlers.log").open("ab") as output:
-            self.processes[place] = subprocess.Popen(
-                command, cwd=self.directory, env=self.appliance.environ,
-                stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
-
-    def pid_of(self, name: str) -> int | None:
-        """The pid of the governor or of one of its children, as status.json says."""
-        with contextlib.suppress(OSError, ValueError):
-            status = json.loads((self.data / "status.json").read_text())
-            if name == "governor":
-                return int(status["pid"])
-            return next((c["pid"] for c in status["children"] if c["name"] == name), None)
-        return None
-
-    def signal(self, pid: int | None, number: signal.Signals) -> bool:
-        """Signal a process of this site, and no other that has got its pid."""
-        if pid is None:
-            return False
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if Path(f"/proc/{pid}/cwd").readlink() != self.directory:
-                return False
-            signal.pidfd_send_signal(fd, number)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-    def close(self) -> None:
-        for process in filter(None, self.processes):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self.appliance.cli("stop")
 
 
 class Actor(threading.Thread):
@@ -224,7 +121,7 @@ class Client(Actor):
 
     def _job(self, token: str) -> dict[str, Any]:
         chance = self._random
-        seconds = chance.choice((0, 0, 0, 0.02, 0.1, 0.3, chance.uniform(0, 3)))
+        seconds = chance.choice((0, 0, 0, 0, 0.02, 0.1, chance.uniform(0, 3)))
         fails, lines = chance.choice((0, 0, 0, 0.3)), chance.choice((0, 0, 0, 5))
         params = {"token": token, "seconds": seconds, "chance": fails, "talk": lines}
         return {
@@ -300,9 +197,8 @@ class Watcher(Actor):
     def act(self) -> None:
         while not self.stop.wait(1.0):
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError, KeyError):
-                for record in self._site.appliance.get("/api/executions?limit=300").json()[
-                    "records"
-                ]:
+                newest = self._site.appliance.get("/api/executions?limit=300").json()
+                for record in newest["records"]:
                     if record["status"] in FINAL:
                         states = self.seen.setdefault(record["execution_id"], set())
                         states.add(record["status"])
@@ -391,24 +287,6 @@ class Nemesis(Actor):
 HUNTER = {"handler": 1}
 KILLER = {"server": 5, "governor": 3, "restart": 1}
 STOPPER = {"pause": 5, "disk": 2}
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path) -> Iterator[str | None]:
-    """Mount a small file system on the directory; why not, if that cannot be done."""
-    directory.mkdir(parents=True)
-    options = f"size={DISK_MIB}m,mode=700"
-    command = ["mount", "-t", "tmpfs", "-o", options, "torture", str(directory)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-        failure = mounted.stderr.strip() if mounted.returncode else None
-    except OSError as error:
-        failure = str(error)
-    try:
-        yield failure
-    finally:
-        if failure is None:
-            subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def torture(

@@ -122,6 +122,10 @@ def test_every_scalar_key_can_be_set_by_the_environment() -> None:
         "SCHEDULEZERO_DATA_DIR": "/var/lib/sz",
         "SCHEDULEZERO_LOG_DIR": "/var/log/sz",
         "SCHEDULEZERO_LOG_LEVEL": "debug",
+        "SCHEDULEZERO_LOG_FORMAT": "json",
+        "SCHEDULEZERO_LOG_TO": "stdout",
+        "SCHEDULEZERO_LOG_MAX_MB": "20",
+        "SCHEDULEZERO_MEMORY_LIMIT": "100",
         "SCHEDULEZERO_TIMEOUT": "1.5",
         "SCHEDULEZERO_HISTORY_MAX_AGE_DAYS": "2",
     }
@@ -130,6 +134,8 @@ def test_every_scalar_key_can_be_set_by_the_environment() -> None:
     assert (config.http_host, config.zmq_host, config.zmq_port) == ("::1", "0.0.0.0", 5555)
     assert config.data_dir == "/var/lib/sz/default"
     assert (config.log_level, config.timeout, config.max_age_days) == ("DEBUG", 1.5, 2.0)
+    assert (config.log_format, config.log_to) == ("json", "stdout")
+    assert (config.log_max_mb, config.memory_limit) == (20, 100)
 
 
 def test_the_environment_picks_the_deployment_and_the_command_line_wins() -> None:
@@ -229,6 +235,11 @@ def test_unknown_keys_are_found_at_every_depth(
         ("timezone: Europe", "IANA"),
         ("timezone: 1", "IANA"),
         ("log_level: LOUD", "one of DEBUG, INFO"),
+        ("log_format: xml", "one of text, json"),
+        ("log_to: syslog", "one of file, stdout"),
+        ("log_max_mb: 0", "a whole number from 1"),
+        ("memory_limit: 1", "a whole number from 16"),
+        ("handlers: {a: {command: [x], autostart: maybe}}", "true or false"),
         ("http_host: ''", "host name"),
         ("http_host: 'a b'", "host name"),
         ("data_dir: ''", "a text of 1 to"),

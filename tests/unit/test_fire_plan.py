@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import schedulezero as sz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import schedulezero as sz
 from schedulezero import Coalesce, Fire, Reason
 
 NOON = datetime(2027, 3, 3, 12, tzinfo=UTC)

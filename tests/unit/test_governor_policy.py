@@ -10,6 +10,7 @@ from schedulezero import (
     ALIVE,
     DYING,
     EXIT_CONFIG,
+    EXIT_RENEW,
     NEXT_STATE,
     RESET_S,
     AlreadyRunning,

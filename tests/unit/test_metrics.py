@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus import parse_metrics
 from schedulezero import (
     Execution,
     Family,
@@ -28,8 +29,6 @@ from schedulezero import (
     render_number,
     single,
 )
-
-from .prometheus import parse_metrics
 
 EXECUTION = Execution(
     execution_id="x", schedule_id="s", handler_id="h", method_name="m", job_params={},

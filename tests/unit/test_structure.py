@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import symtable
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -100,16 +101,24 @@ def test_the_sections_stand_in_the_order_of_the_table_of_contents() -> None:
     assert tuple(name for _, name in banners()) == SECTIONS
 
 
+def global_names(table: symtable.SymbolTable) -> Iterator[tuple[int, str]]:
+    """Each global name that a scope reads, with the line where the scope begins."""
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module"):
+            yield table.get_lineno(), symbol.get_name()
+    for child in table.get_children():
+        yield from global_names(child)
+
+
 def test_a_section_names_only_what_stands_above_it_or_in_it() -> None:
     order = {name: place for place, name in enumerate(("imports", *SECTIONS))}
     home = {name: section_of(statement.lineno) for name, statement in definitions()}
+    module = symtable.symtable(SOURCE.read_text(), str(SOURCE), "exec")
     wrong = [
-        f"line {node.lineno}: {section_of(node.lineno)} names {node.id} of {home[node.id]}"
-        for node in ast.walk(tree())
-        if isinstance(node, ast.Name)
-        and isinstance(node.ctx, ast.Load)
-        and node.id in home
-        and order[home[node.id]] > order[section_of(node.lineno)]
+        f"line {line}: {section_of(line)} names {name} of {home[name]}"
+        for scope in module.get_children()
+        for line, name in global_names(scope)
+        if name in home and order[home[name]] > order[section_of(line)]
     ]
     assert not wrong, "\n".join(wrong)
 

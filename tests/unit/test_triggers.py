@@ -11,10 +11,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import schedulezero as sz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import schedulezero as sz
 
 NOW = datetime(2027, 3, 3, 12, 0, 5, 250_000, tzinfo=UTC)  # a Wednesday
 BERLIN = "Europe/Berlin"
@@ -52,7 +51,8 @@ def next_fires(trigger: sz.Trigger, n: int, after: datetime = NOW) -> list[str]:
         ({"second": "*/20"}, ["Wed 2027-03-03 12:00:20", "Wed 2027-03-03 12:00:40"]),
         ({"second": 7}, ["Wed 2027-03-03 12:00:07", "Wed 2027-03-03 12:01:07"]),
         ({"day_of_week": "mon"}, ["Mon 2027-03-08 00:00:00", "Mon 2027-03-15 00:00:00"]),
-        ({"day_of_week": 0}, ["Mon 2027-03-08 00:00:00", "Mon 2027-03-15 00:00:00"]),
+        ({"day_of_week": 0}, ["Sun 2027-03-07 00:00:00", "Sun 2027-03-14 00:00:00"]),
+        ({"day_of_week": "7"}, ["Sun 2027-03-07 00:00:00", "Sun 2027-03-14 00:00:00"]),
         (
             {"day_of_week": "sat-mon"},
             [
@@ -388,7 +388,7 @@ BAD: list[tuple[Any, str, str]] = [
     ({**CRON, "minute": "x" * 2000}, "minute", "1 to 1000 characters"),
     ({**CRON, "month": "janu"}, "month", "did you mean 'jan'"),
     ({**CRON, "month": "*/13"}, "month", "between 1 and 12"),
-    ({**CRON, "day_of_week": 7}, "day_of_week", "0 is Monday"),
+    ({**CRON, "day_of_week": 8}, "day_of_week", "between 0 and 7"),
     ({**CRON, "day": "1st day"}, "day", "'1st mon'"),
     ({**CRON, "day": "6th mon"}, "day", "'1st mon'"),
     ({**CRON, "day": 32}, "day", "between 1 and 31"),

@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+import schedulezero as sz
 from croniter import croniter  # type: ignore[import-untyped]
 from cronsim import CronSim
-
-import schedulezero as sz
 
 # Zone, local day, crontab expression, dst rule, the fires of that day as local time and offset.
 BERLIN_SPRING = ("Europe/Berlin", "2027-03-28")  # 02:00 -> 03:00

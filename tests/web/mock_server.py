@@ -95,7 +95,7 @@ class Mock:
         bad = any(said != "ok" for said in self.checks.values())
         return {
             "status": "degraded" if bad else "ok", "checks": self.checks, "version": "0.1.0",
-            "uptime_seconds": 274_311, "memory_bytes": 33_900_000,
+            "uptime_seconds": 274_311, "memory_bytes": 33_900_000, "disk_written_bytes": 7_340_032, "warnings": [],
         }  # fmt: skip
 
     def config(self, query: Json, body: Any) -> Json:
@@ -103,6 +103,9 @@ class Mock:
             "deployment": "default", "instance_name": "Workshop Pi",
             "description": "the machine under the bench", "timezone": self.timezone,
         }  # fmt: skip
+
+    def session(self, query: Json, body: Any) -> Json:
+        return {"authenticated": True, "name": "loopback", "role": "admin", "can_log_out": False}
 
     def list_handlers(self, query: Json, body: Any) -> Json:
         return {"handlers": self.handlers, "count": len(self.handlers)}
@@ -238,6 +241,7 @@ def preview(config: Json, count: int = 5) -> Json:
 
 ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("GET", "/api/health", Mock.health),
+    ("GET", "/api/session", Mock.session),
     ("GET", "/api/config", Mock.config),
     ("GET", "/api/handlers", Mock.list_handlers),
     ("GET", "/api/schedules", Mock.list_schedules),

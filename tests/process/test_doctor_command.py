@@ -1,0 +1,82 @@
+"""The doctor on a healthy and on broken installations."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Appliance
+
+# What the machine that runs the tests may lack.
+OF_THE_MACHINE = {"clock", "bytecode", "unit", "disk"}
+
+
+def examine(site: Appliance) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = site.cli("doctor", "--json")
+    assert done.stderr == ""
+    shown = json.loads(done.stdout)
+    assert shown["ok"] == (done.returncode == 0)
+    return done.returncode, {found["check"]: found for found in shown["checks"]}
+
+
+def ailing(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {
+        name: found["verdict"]
+        for name, found in checks.items()
+        if found["verdict"] != "ok" and name not in OF_THE_MACHINE
+    }
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_healthy_installation_is_told_so(
+    appliance: Callable[..., Appliance], is_running: bool
+) -> None:
+    site = appliance()
+    if is_running:
+        site.run("run")
+    code, checks = examine(site)
+    assert (code, {k: v for k, v in ailing(checks).items() if k != "backups"}) == (0, {})
+    assert ("server" if is_running else "ports") in checks
+    assert site.cli("doctor").stdout.startswith("ok       python")
+
+
+def test_a_wrong_configuration_is_named_with_its_line(appliance: Callable[..., Appliance]) -> None:
+    site = appliance()
+    site.config.write_text("http_prot: 1\n")
+    code, checks = examine(site)
+    assert (code, ailing(checks)) == (1, {"configuration": "failed"})
+    assert "config.yaml line 1: unknown key 'http_prot'" in checks["configuration"]["sentence"]
+    assert "fix: correct it" in site.cli("doctor").stdout
+
+
+def test_a_taken_port_is_named_with_its_key(appliance: Callable[..., Appliance]) -> None:
+    site = appliance()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", site.zmq_port))
+        taken.listen()
+        code, checks = examine(site)
+    assert (code, ailing(checks)) == (1, {"ports": "failed"})
+    assert f"zmq_port {site.zmq_port}" in checks["ports"]["sentence"]
+
+
+def test_damage_and_carelessness_are_found_in_the_data(appliance: Callable[..., Appliance]) -> None:
+    site = appliance().run()
+    site.stop()
+    data = site.directory / "data" / "default"
+    database = bytearray((data / "schedulezero.db").read_bytes())
+    database[1_024 * 2 : 1_024 * 6] = b"\xff" * 4_096
+    (data / "schedulezero.db").write_bytes(database)
+    (data / "schedulezero.db.20270101T000000Z.damaged").touch()
+    (data / "tokens.json").touch()
+    (data / "tokens.json").chmod(0o644)
+    code, checks = examine(site)
+    assert code == 1
+    found = ailing(checks)
+    assert (found["database"], found["leftovers"], found["secrecy"]) == (
+        "failed", "warning", "failed"
+    )  # fmt: skip
+    assert f"chmod go= {data / 'tokens.json'}" == checks["secrecy"]["fix"]
+    assert "restore" in checks["database"]["fix"]

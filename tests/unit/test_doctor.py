@@ -1,0 +1,120 @@
+"""What the checks make of what was looked up for them."""
+
+from __future__ import annotations
+
+import pytest
+from schedulezero import (
+    Condition,
+    Config,
+    Diagnosis,
+    Finding,
+    Verdict,
+    check_backups,
+    check_bytecode,
+    check_clock,
+    check_database,
+    check_directory,
+    check_leftovers,
+    check_logs,
+    check_ports,
+    check_python,
+    check_requirement,
+    check_room,
+    check_secrecy,
+    check_unit,
+    check_zones,
+    render_diagnosis,
+    render_unit,
+)
+
+NOW_US = 1_795_000_000_000_000
+HOUR_US = 3_600_000_000
+CONFIG = Config(data_dir="/srv/data/default", log_dir="/srv/logs/default")
+UNIT = render_unit(CONFIG, {})
+SOUND = Finding(Condition.SOUND)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "words"),
+    [
+        (check_python((3, 10)), "failed", "3.10 is too old"),
+        (check_python((3, 11)), "ok", "3.11"),
+        (check_python((3, 13)), "ok", "3.13"),
+        (check_python((3, 14)), "warning", "newer than any tested"),
+        (check_bytecode("/x/c/y.pyc", True, False, True), "ok", "cached"),
+        (check_bytecode("/x/c/y.pyc", False, True, False), "ok", "by the next start"),
+        (check_bytecode("/x/c/y.pyc", False, False, False), "warning", "compiled at each start"),
+        (check_bytecode("/x/c/y.pyc", False, True, True), "warning", "compiled at each start"),
+        (check_clock(True, NOW_US), "ok", "synchronised"),
+        (check_clock(False, NOW_US), "warning", "not synchronised"),
+        (check_clock(None, NOW_US), "warning", "does not tell"),
+        (check_clock(True, 0), "failed", "it is not 1970-01-01"),
+        (check_zones(600, "Europe/Berlin", True), "ok", "600"),
+        (check_zones(600, "Europe/Berlin", False), "failed", "Europe/Berlin is not among"),
+        (check_zones(0, "UTC", False), "failed", "no time zone database"),
+        (check_room("/d", 10 << 30, 1_000), "ok", "10240 MB free"),
+        (check_room("/d", 10 << 30, None), "ok", "10240 MB free"),
+        (check_room("/d", 100 << 20, 1_000), "warning", "100 MB free"),
+        (check_room("/d", 1 << 20, 1_000), "failed", "1 MB free"),
+        (check_room("/d", 10 << 30, 0), "failed", "no inode"),
+        (check_directory("data directory", "/d/x", "/d/x", True), "ok", "/d/x"),
+        (check_directory("data directory", "/d/x", "/d", True), "ok", "made by the first start"),
+        (check_directory("data directory", "/d/x", "/d", False), "failed", "cannot write to /d"),
+        (check_secrecy([("/d/tokens.json", 0o600)]), "ok", "their owner alone"),
+        (check_secrecy([("/d/tokens.json", 0o640)]), "failed", "others can read /d/tokens.json"),
+        (check_ports(CONFIG, None, None, None), "ok", "8888 and 4242 are free"),
+        (check_ports(CONFIG, None, None, "http_port 8888: taken"), "failed", "taken"),
+        (check_ports(CONFIG, 7, 200, None), "ok", "pid 7 answers"),
+        (check_ports(CONFIG, 7, 503, None), "failed", "not healthy: 503"),
+        (check_ports(CONFIG, 7, None, None), "failed", "does not answer"),
+        (check_database(SOUND, 0), "ok", "sound"),
+        (check_database(SOUND, 100 << 20), "warning", "its log has 100 MB"),
+        (check_database(Finding(Condition.EMPTY), 0), "ok", "made by the first start"),
+        (check_database(Finding(Condition.UNCHECKED), 0), "ok", "as far as was seen"),
+        (check_database(Finding(Condition.DAMAGED, "page 7"), 0), "failed", "page 7"),
+        (check_database("it is newer than this program", 0), "failed", "newer"),
+        (check_backups(None, 24, NOW_US, False), "ok", "none yet"),
+        (check_backups(None, 24, NOW_US, True), "warning", "there is none"),
+        (check_backups(NOW_US - 20 * HOUR_US, 24, NOW_US, True), "ok", "20.0 hours old"),
+        (check_backups(NOW_US - 100 * HOUR_US, 24, NOW_US, True), "warning", "100 hours old"),
+        (check_backups(NOW_US, 0, NOW_US, True), "warning", "switched off"),
+        (check_leftovers([]), "ok", "none"),
+        (check_leftovers(["/d/x.damaged"]), "warning", "/d/x.damaged"),
+        (check_logs(10 << 20, 100), "ok", "10 of 100 MB"),
+        (check_logs(200 << 20, 100), "warning", "200 of 100 MB"),
+        (check_unit("/u", None, UNIT), "ok", "not installed"),
+        (check_unit("/u", UNIT, UNIT), "ok", "/u"),
+        (check_unit("/u", "# mine\n\n" + UNIT.replace("User=", "User=pi"), UNIT), "ok", "/u"),
+        (check_unit("/u", UNIT.replace("Type=notify", "Type=simple"), UNIT), "warning",
+         "-Type=simple; +Type=notify"),
+    ],
+)  # fmt: skip
+def test_a_check_says_what_it_found_and_what_helps(
+    found: Diagnosis, verdict: str, words: str
+) -> None:
+    assert (str(found.verdict), words in found.sentence) == (verdict, True), found
+    assert (found.fix is None) == (verdict == "ok")
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"),
+    [("25.0", "ok"), ("27.3.1", "ok"), ("24.9", "failed"), ("28.0.0b1", "failed"), (None, "failed")],
+)
+def test_a_requirement_is_a_range(version: str | None, verdict: str) -> None:
+    found = check_requirement("pyzmq", (25,), (28,), ">=25,<28", version)
+    assert str(found.verdict) == verdict
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("4.0.0a6", "ok"), ("4.0.0a5", "failed"), ("4.0.0", "failed")]
+)
+def test_a_requirement_may_be_one_version_alone(version: str, verdict: str) -> None:
+    found = check_requirement("apscheduler", (4, 0, 0), (4, 0, 1), "==4.0.0a6", version)
+    assert str(found.verdict) == verdict
+
+
+def test_the_fix_stands_below_what_it_is_for() -> None:
+    lines = render_diagnosis(Diagnosis("disk", Verdict.FAILED, "1 MB free", "delete something"))
+    assert lines[0].split() == ["FAILED", "disk", "1", "MB", "free"]
+    assert lines[1].strip() == "fix: delete something"
+    assert len(render_diagnosis(Diagnosis("disk", Verdict.OK, "fine"))) == 1
