@@ -100,7 +100,6 @@ import tzlocal
 import yaml
 import zmq
 import zmq.utils.z85
-from zmq.utils.monitor import parse_monitor_message
 
 if typing.TYPE_CHECKING:
     import ssl
@@ -403,6 +402,7 @@ class Execution:
     reason: str | None = None
     coalesced: int = 0  # further fire times this row stands for
     coalesced_from_us: int | None = None  # the earliest of them
+    cancelling: str | None = None  # why it is to be cancelled, if it is
     fire_us: int | None = None  # the nominal fire time; None: run by a call
     schedule_key: int | None = None  # which schedule of that id, should it be made anew
 
@@ -3208,7 +3208,8 @@ SCHEMA: Final = (
         error TEXT,
         reason TEXT,
         coalesced INTEGER NOT NULL,
-        coalesced_from_us INTEGER
+        coalesced_from_us INTEGER,
+        cancelling TEXT
     ) STRICT;
     CREATE UNIQUE INDEX executions_fire ON executions (schedule_id, fire_us, schedule_key)
         WHERE schedule_id IS NOT NULL;
@@ -3297,7 +3298,8 @@ SCHEDULE_COLUMNS: Final = (
 EXECUTION_COLUMNS: Final = (
     "id, schedule_id, schedule_key, fire_us, handler_id, method_name, job_params, status, "
     "created_us, due_us, deadline_us, started_us, completed_us, duration_us, attempt, retry, "
-    "timeout, overlap, instance, result, error, reason, coalesced, coalesced_from_us"
+    "timeout, overlap, instance, result, error, reason, coalesced, coalesced_from_us, "
+    "cancelling"
 )
 
 
@@ -3350,7 +3352,7 @@ def execution_row(execution: Execution) -> tuple[Any, ...]:
         e.deadline_us, e.started_us, e.completed_us, e.duration_us, e.attempt,
         dump_retry(e.retry), e.timeout, e.overlap.value, e.instance,
         None if e.result is None else dump_json(e.result), e.error, e.reason, e.coalesced,
-        e.coalesced_from_us,
+        e.coalesced_from_us, e.cancelling,
     )  # fmt: skip
 
 
@@ -3375,6 +3377,7 @@ def _execution_of(row: Sequence[Any]) -> Execution:
         retry=load_retry(row[15]) or RetryPolicy(), timeout=row[16], overlap=Overlap(row[17]),
         instance=row[18], result=None if row[19] is None else json.loads(row[19]), error=row[20],
         reason=row[21], coalesced=row[22], coalesced_from_us=row[23],
+        cancelling=row[24],
     )  # fmt: skip
 
 
@@ -4422,6 +4425,12 @@ class Store(apscheduler.abc.DataStore):
 
         return self.write(change, essential=True)
 
+    def record_cancel(self, execution_id: str, reason: str) -> asyncio.Future[bool]:
+        """Record that an execution is to be cancelled; False if it is final already."""
+        sql = "UPDATE executions SET cancelling = ? WHERE id = ? AND completed_us IS NULL"
+        values = (reason, decode_id(execution_id))
+        return self.write(lambda db: db.execute(sql, values).rowcount == 1, essential=True)
+
     def record_late(
         self, execution_id: str, attempt: int, instance: str, ended_us: int
     ) -> asyncio.Future[bool]:
@@ -4625,7 +4634,8 @@ class Store(apscheduler.abc.DataStore):
 
     async def save_handler(self, handler_id: str, address: str, methods: str, at_us: int) -> None:
         sql = "INSERT OR REPLACE INTO handlers VALUES (?, ?, ?, ?)"
-        await self.write(lambda db: db.execute(sql, (handler_id, address, methods, at_us)))
+        values = (handler_id, address, methods, at_us)
+        await self.write(lambda db: db.execute(sql, values), essential=True)
 
     def seen_us(self) -> int:
         """The latest wall time this database knows of: no later moment has been recorded."""
@@ -4635,7 +4645,7 @@ class Store(apscheduler.abc.DataStore):
             "WHERE id > ? ORDER BY id DESC LIMIT 1)",
             (meta.get("seen_id", 0),),
         )
-        return max(int(created_us), meta.get("seen_us", 0))
+        return max(int(created_us), int(meta.get("seen_us", 0)))
 
     async def save_seen(self, now_us: int) -> None:
         """Note the time, and that no execution made so far knows of a later one: theirs may be
@@ -6162,6 +6172,15 @@ class WireError(ScheduleZeroError):
     code = "bad_message"
 
 
+def parse_socket_event(frames: Sequence[bytes]) -> tuple[int, int]:
+    """Number and value of a socket's event, as zmq_socket_monitor(3) writes them.
+
+    pyzmq's own function would bring half a megabyte of modules with it.
+    """
+    event, value = struct.unpack("=Hi", frames[0])
+    return event, value
+
+
 def decode_message(frames: Sequence[bytes]) -> dict[str, Any]:
     """The JSON object of a message's frames: an empty delimiter, then the body."""
     if len(frames) != 2 or frames[0]:
@@ -6309,6 +6328,8 @@ FLOOD: Final = 2_000  # messages from one handler in WATCH_S; more are dropped
 STRANGER_FLOOD: Final = 50  # the same from a connection that is nobody's yet
 LOG_BYTES_PER_S: Final = 4 << 20  # log lines of one handler that are passed on
 PROGRESS_PER_S: Final = 50
+SAVE_AGAIN_S: Final = 1.0  # between two tries to store who serves a handler id
+SAVE_WAIT_S: Final = 2.0  # how long a plain handler waits for the disk before it is answered
 MAX_LOOKUPS: Final = 8  # host names of plain handlers being looked up
 ZAP_DOMAIN: Final = b"handlers"
 HIGH_WATER: Final = 1_000  # messages queued for one peer; a peer that reads no more is dropped
@@ -6629,7 +6650,7 @@ class PlainLink:
                 frames = self._monitor.recv_multipart(NO_WAIT)
             except zmq.ZMQError:
                 return
-            if parse_monitor_message(frames)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if parse_socket_event(frames)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.is_connected = True
                 self._gateway.on_plain_connect(self)
             elif self.is_connected:
@@ -6743,13 +6764,19 @@ class Connections:
     def _on_event(self) -> None:
         while not self._monitor.closed:
             try:
-                event = parse_monitor_message(self._monitor.recv_multipart(NO_WAIT))
+                event, value = parse_socket_event(self._monitor.recv_multipart(NO_WAIT))
             except zmq.ZMQError:
                 return
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self._add(int(event["value"]))
+            if event == zmq.EVENT_ACCEPTED:
+                self._add(value)
             else:
-                self._by_fd.pop(int(event["value"]), None)
+                self._forget(value)
+
+    def _forget(self, fd: int) -> None:
+        """A connection has ended."""
+        connection = self._by_fd.pop(fd, None)
+        if connection is not None:
+            self._gateway.on_disconnect(connection)
 
     def _add(self, fd: int) -> Connection | None:
         """Take note of a connection, unless it has ended meanwhile."""
@@ -6789,7 +6816,7 @@ class Connections:
         """Watch one connection that delivered `count` messages lately; False if it has ended."""
         received = bytes_received(connection)
         if received is None:
-            self._by_fd.pop(connection.fd, None)
+            self._forget(connection.fd)
             return False
         known = self._gateway.registry.on_route(connection.route)
         is_flood = count > (STRANGER_FLOOD if known is None else FLOOD)
@@ -6811,7 +6838,7 @@ class Connections:
 
     def _end(self, connection: Connection, why: str) -> None:
         """Shut a connection down, which ZeroMQ takes for its peer's doing."""
-        self._by_fd.pop(connection.fd, None)
+        self._forget(connection.fd)
         with suppress(OSError):
             mine = os.dup(connection.fd)  # from here on nobody can make it something else
             try:
@@ -6892,6 +6919,8 @@ class Gateway:
         self._secret = config.handler_secret.encode()
         self._networks = config.callback_networks
         self._lookups: set[asyncio.Task[None]] = set()
+        self._answers: set[asyncio.Task[None]] = set()
+        self._saving: dict[str, asyncio.Task[None]] = {}  # by handler id
         self.counts: dict[bytes, int] = {}  # messages by connection, since the last watch
         self.is_drained = False  # whether all was read since the last watch
         self._flushing = False
@@ -6970,7 +6999,7 @@ class Gateway:
     def close(self) -> None:
         self._sweeper.cancel()
         self._connections.close()
-        for task in self._lookups:
+        for task in (*self._lookups, *self._answers, *self._saving.values()):
             task.cancel()
         if self._gatekeeper is not None:
             self._gatekeeper.close()
@@ -7043,8 +7072,8 @@ class Gateway:
         """Read what is there. The descriptor is edge-triggered: stop only when nothing is left."""
         self._reading = False
         until_s = self.clock.monotonic() + READ_TURN_S
-        for _ in range(READ_BATCH):
-            if self.clock.monotonic() > until_s:
+        for taken in range(READ_BATCH):
+            if taken and self.clock.monotonic() > until_s:
                 break
             try:
                 if self._skipping and not self._skip():
@@ -7065,15 +7094,22 @@ class Gateway:
     def _receive(self) -> tuple[bytes, list[bytes], Peer | None]:
         """The next message: routing id, frames, and for one from a stranger who that is.
 
-        Frames that tell of their peer cost more, so those of registered handlers do without.
+        Frames that tell of their peer cost more, so those of registered handlers do without,
+        unless the link is encrypted: then every message must come from the key that registered,
+        for a routing id can be forged.
         """
         recv, has_more = self._router.recv, self._router.getsockopt
         peer, route = None, recv(NO_WAIT)
-        if self.registry.on_route(route) is None:
+        known = self.registry.on_route(route)
+        if known is None:
             frame = recv(NO_WAIT, copy=False)
             peer = peer_of(frame)
             frames = [frame.bytes]
             self._connections.meet(route, peer)
+        elif self.keys is not None:
+            frame = recv(NO_WAIT, copy=False)
+            is_genuine = known.peer is not None and frame.get("User-Id") == known.peer.key
+            frames = [frame.bytes if is_genuine else b"not who registered"]
         else:
             frames = [recv(NO_WAIT)]
         while has_more(RCVMORE):
@@ -7146,6 +7182,15 @@ class Gateway:
                 raise
             return False
         return True
+
+    def on_disconnect(self, connection: Connection) -> None:
+        """A handler's connection broke: until it is heard again, nothing is sent there."""
+        instance = self.registry.on_route(connection.route)
+        if instance is None or instance.gone or instance.unreachable:
+            return
+        if instance.peer is not None and instance.peer.fd == connection.fd:
+            instance.unreachable = True
+            self._changed(instance.handler_id)
 
     def _unsent(self, instance: Instance | None, call_id: str) -> None:
         """A call could not be sent: its instance is out of reach until it is heard again."""
@@ -7245,7 +7290,9 @@ class Gateway:
             return self._register(sender, said, None)
         host = host_of(said.address)
         if parse_ip(host) is not None:
-            return self._register(sender, said, str(parse_ip(host)))
+            reply = self._register(sender, said, str(parse_ip(host)))
+            self._answer_when_saved(sender, said, reply)
+            return None
         if len(self._lookups) >= MAX_LOOKUPS:
             raise WireError("too many host names are being looked up; register again later")
         self._start(self._register_by_name(sender, said, host))
@@ -7254,7 +7301,7 @@ class Gateway:
     async def _register_by_name(self, sender: Sender, said: Registration, host: str) -> None:
         try:
             reply = self._register(sender, said, await self._look_up(host))
-            self._post(sender.route, {"success": True, "reply_to": "register", **reply})
+            self._answer_when_saved(sender, said, reply)
         except WireError as error:
             self.complain(str(error))
             refusal = {"success": False, "error": str(error), "code": error.code}
@@ -7328,14 +7375,47 @@ class Gateway:
         link.instance = entered[0]
         return entered
 
+    def _answer_when_saved(
+        self, sender: Sender, said: Registration, reply: Mapping[str, Any]
+    ) -> None:
+        """Answer a plain handler: it registers but once, so a later server has to know of it.
+
+        A disk in trouble keeps it waiting for SAVE_WAIT_S only.
+        """
+
+        async def answer() -> None:
+            if said.handler_id in self._saving:
+                await asyncio.wait((self._saving[said.handler_id],), timeout=SAVE_WAIT_S)
+            self._post(sender.route, {"success": True, "reply_to": "register", **reply})
+
+        task = self.loop.create_task(answer())
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
     def _save(self, said: Registration, now_us: int) -> None:
+        """Store who serves a handler id now, in place of who did before."""
+        earlier = self._saving.get(said.handler_id)
+        if earlier is not None:
+            earlier.cancel()
+        task = self.loop.create_task(self._save_until_stored(said, now_us))
+        self._saving[said.handler_id] = task
+        task.add_done_callback(partial(self._on_saved, said.handler_id))
+
+    def _on_saved(self, handler_id: str, task: asyncio.Task[None]) -> None:
+        if self._saving.get(handler_id) is task:
+            del self._saving[handler_id]
+
+    async def _save_until_stored(self, said: Registration, now_us: int) -> None:
         methods = dump_json(
             [{"name": m.name, "doc": m.doc, "parameters": m.parameters} for m in said.methods]
         )
-        saved = asyncio.ensure_future(
-            self._store.save_handler(said.handler_id, said.address or "dial-in", methods, now_us)
-        )
-        saved.add_done_callback(lambda done: done.exception())  # the store has logged it
+        address = said.address or "dial-in"
+        while True:
+            try:
+                await self._store.save_handler(said.handler_id, address, methods, now_us)
+                return
+            except ScheduleZeroError:  # the store has logged it
+                await asyncio.sleep(SAVE_AGAIN_S)
 
     def _on_heartbeat(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any]:
         instance, now_us = sender.instance, self.clock.now_us()
@@ -7382,7 +7462,7 @@ class Gateway:
             return  # a log that came after the end, or from somebody else
         dropped = params.get("dropped", 0)
         dropped = max(0, dropped) if isinstance(dropped, int) else 0
-        lines = [
+        lines: list[list[Any]] = [
             [line[0], _one_line(line[1])[:16], _one_line(line[2])]
             for line in _field_list(params, "lines", MAX_LOG_LINES)
             if isinstance(line, list) and len(line) == 3 and isinstance(line[0], int | float)
@@ -7822,24 +7902,22 @@ class Dispatcher:
             if execution is not None:
                 raise Conflict(f"the execution has ended already: {execution.status}")
             return None
-        ending = self._cancel(live, reason)
-        if ending is not None:
-            await asyncio.shield(ending)
+        await asyncio.shield(self._cancel(live, reason))
         return self._store.execution(execution_id)
 
-    def _cancel(self, live: Live, reason: str) -> asyncio.Future[bool] | None:
+    def _cancel(self, live: Live, reason: str) -> asyncio.Future[bool]:
+        """Cancel an execution; the future ends when that, or its end, is stored."""
         if live.stage is Stage.RUNNING and live.instance is not None:
             if live.cancelling is None:
                 live.limit_s = self._clock.monotonic() + CANCEL_GRACE_S
-            live.cancelling = reason
             self._gateway.cancel(live.instance, live.call_id, reason)
-            return None
+        elif live.stage in WAITING:
+            live.cancelling = reason
+            return self._end_cancelled(live)
+        # A commit under way looks at it when it is done. What ran under an earlier server may
+        # still run: its handler is told when it claims it.
         live.cancelling = reason
-        if live.stage in (Stage.CLAIMING, Stage.ENDING):
-            return None  # looked at when the commit under way is done
-        if live.stage is Stage.ADOPTING and live.execution.status is Status.RUNNING:
-            return None  # it may still run: its handler is told when it claims it
-        return self._end_cancelled(live)
+        return self._store.record_cancel(live.execution.execution_id, reason)
 
     def cancel_queued(self, schedule_id: str, reason: str) -> None:
         """Cancel what a schedule has queued; what runs goes on."""
@@ -7920,7 +7998,8 @@ class Dispatcher:
         assert schedule_id is not None
         for other in list(self._of_schedule[schedule_id].values()):
             if other is not live:
-                self._cancel(other, "replaced")
+                replaced = self._cancel(other, "replaced")
+                replaced.add_done_callback(lambda done: done.exception())  # the store logs it
 
     # From the queue to a handler
 
@@ -8319,6 +8398,7 @@ class Dispatcher:
         adopt_until_s = self._clock.monotonic() + ADOPT_S
         for execution in self._store.live_executions():
             live = Live(execution, Stage.ADOPTING, limit_s=adopt_until_s)
+            live.cancelling = execution.cancelling
             if has_secrets(execution.job_params):
                 live.scrubber = self.secrets.scrubber(execution.job_params)
             self._live[execution.execution_id] = live
@@ -8327,7 +8407,7 @@ class Dispatcher:
                 of_schedule[execution.execution_id] = live
         for live in list(self._live.values()):
             if live.execution.status is Status.QUEUED:
-                self._enqueue(live)
+                (self._end_cancelled if live.cancelling else self._enqueue)(live)
         self._tick_soon()
 
     def close(self) -> None:
@@ -8719,9 +8799,9 @@ def load_rss_bytes() -> int | None:
     return None
 
 
-def load_written_bytes() -> int | None:
-    """What this process has had written to disks, as far as the kernel tells."""
-    with suppress(OSError), open("/proc/self/io", "rb") as file:
+def load_written_bytes(process: int | str = "self") -> int | None:
+    """What a process has had written to disks; None where the kernel does not tell."""
+    with suppress(OSError), open(f"/proc/{process}/io", "rb") as file:
         return parse_io(file.read()).get("write_bytes")
     return None
 
@@ -8797,7 +8877,7 @@ MAX_ADDRESSES: Final = 1_000  # whose failures are remembered
 MAX_HOSTS_CACHED: Final = 256
 MAX_TARGET_CHARS: Final = 200
 LOOPBACK_NAME: Final = "localhost"
-FORWARDED: Final = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
+FORWARDED: Final = frozenset({"x-forwarded-for", "forwarded", "x-real-ip", "via"})
 CREDENTIAL: Final = re.compile(r"sz_([0-9a-f]{8})_[0-9a-f]{64}")
 TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 
@@ -9061,6 +9141,8 @@ class TokenFile:
 
     def refresh(self) -> None:
         """Take over the file if it has been replaced."""
+        if not self.is_present and not os.access(self._file.path, os.F_OK):
+            return  # as on most machines and for every request: the fastest way to ask
         try:
             text = self._file.read()
         except (OSError, ValueError, ScheduleZeroError) as error:
@@ -9249,6 +9331,7 @@ class Access:
         self._origins = frozenset(config.cors_origins)
         names = own_names(config, socket.gethostname())
         any_address = not is_loopback(config.http_host)
+        self._is_exposed = requires_login(config, has_tokens=False)
         # Clients repeat themselves, and parsing an address takes longer than all the rest.
         self._is_host_allowed = lru_cache(MAX_HOSTS_CACHED)(
             lambda host: is_host_allowed(host, names, any_address=any_address)
@@ -9259,7 +9342,7 @@ class Access:
     @property
     def is_login_required(self) -> bool:
         self.tokens.refresh()
-        return requires_login(self.config, self.tokens.is_present)
+        return self._is_exposed or self.tokens.is_present
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """Raise Refused if the client meant another server. Programs of HTTP/1.0 need not say."""
@@ -9288,7 +9371,7 @@ class Access:
             return self._identify_token(token, peer)
         if self.tokens.is_present and (cookies := headers.get("cookie")):
             return self._identify_session(parse_cookie(cookies, self._cookie))
-        if self.is_login_required or any(name in headers for name in FORWARDED):
+        if self.is_login_required or not FORWARDED.isdisjoint(headers):
             return NOBODY
         return LOOPBACK
 
@@ -10533,7 +10616,7 @@ class HttpServer:
     ) -> None:
         self._handle = handle
         self.answered: Callable[[str, str, int], None] = lambda method, route, status: None
-        """Told of each answer: method, route and status; the first two empty for what was not read."""
+        """Told method, route and status of each answer; the first two are empty if unread."""
         self._clock = clock
         self._limits = limits or HttpLimits()
         self._allowed_s = phase_limits(self._limits)
@@ -11326,6 +11409,17 @@ class Call:
     identity: Identity = LOOPBACK
 
 
+def show_writes(app: App) -> dict[str, int | None]:
+    """What the server had written to disks; by the hour once that means something."""
+    written = load_written_bytes()
+    up_s = app.clock.monotonic() - app.started_monotonic
+    is_known = written is not None and up_s >= 60
+    return {
+        "disk_written_bytes": written,
+        "disk_bytes_per_hour": round((written or 0) * 3_600 / up_s) if is_known else None,
+    }
+
+
 def show_health(app: App, call: Call) -> Response:
     checks, status = app.health()
     insecurity = app.access.insecurity
@@ -11350,7 +11444,7 @@ def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
         "waiting": app.dispatcher.waiting,
         "last_backup": iso_of(app.recovery.last_backup_us),
         "memory_bytes": load_rss_bytes(),
-        "disk_written_bytes": load_written_bytes(),
+        **show_writes(app),
     }
 
 
@@ -11673,7 +11767,7 @@ def describe_metrics(app: App) -> Iterator[Family]:
 
 
 def show_description(app: App, call: Call) -> Response:
-    return json_response(200, describe_api(ROUTES))
+    return json_response(200, describe_api(ROUTES, app.access.is_login_required))
 
 
 # What clients can expect to be shown, for the description
@@ -11861,8 +11955,9 @@ ROUTES: Final = (
 # The description
 
 
-def describe_api(routes: Iterable[Route]) -> dict[str, Any]:
+def describe_api(routes: Iterable[Route], is_login_required: bool = True) -> dict[str, Any]:
     """The routes as an OpenAPI 3.1 document."""
+    token: dict[str, list[str]] = {"token": []}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = describe_route(route)
@@ -11870,7 +11965,7 @@ def describe_api(routes: Iterable[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "ScheduleZero", "version": VERSION},
         "paths": paths,
-        "security": [{}, {"token": []}],  # a token only where a login is required
+        "security": [token] if is_login_required else [{}, token],
         "components": {
             "schemas": COMPONENTS,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -11914,7 +12009,8 @@ def _describe_query_field(field: Field) -> dict[str, Any]:
 
 
 def _describe_answer(route: Route, status: int) -> dict[str, Any]:
-    content_type = "text/event-stream" if route.path == "/api/events" else JSON_TYPE
+    other_types = {"/api/events": "text/event-stream", METRICS_PATH: METRICS_TYPE}
+    content_type = other_types.get(route.path, JSON_TYPE)
     return {
         "description": route.summary,
         "content": {content_type: {"schema": route.answers[status]}},
@@ -12179,6 +12275,7 @@ class Server:
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
         self._loop_task: asyncio.Task[None] | None = None
+        self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
         self._seen_s = clock.monotonic()
         self._probe: asyncio.Task[None] | None = None
@@ -12227,6 +12324,8 @@ class Server:
         self._tasks = [
             loop.create_task(task) for task in (self._schedule(), self._keep_house(), self._tend())
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_end)
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12241,6 +12340,7 @@ class Server:
 
     async def close(self) -> None:
         """Stop accepting, finish what is being answered, commit what is queued."""
+        self._is_closing = True
         tasks = [*self._tasks, *filter(None, (self._loop_task, self._probe))]
         for task in tasks:
             task.cancel()
@@ -12291,6 +12391,10 @@ class Server:
     @property
     def _quiet_s(self) -> float:
         return self.clock.monotonic() - self.store.last_turn_s
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        if not self._is_closing:  # something has cancelled it
+            self.fail(f"a task of the server has ended: {task.get_coro()!r}")
 
     def fail(self, sentence: str) -> None:
         """End the server, so that it is started anew."""
@@ -13602,7 +13706,8 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
         f"Description=ScheduleZero ({config.deployment})",
-        "Wants=network-online.target time-sync.target",  # a Pi starts with the clock of its last run
+        # A Pi starts with the clock of its last run.
+        "Wants=network-online.target time-sync.target",
         "After=network-online.target time-sync.target",
         "",
         "[Service]",
@@ -13743,23 +13848,23 @@ class Diagnosis:
     sentence: str
     fix: str | None = None
 
+    @classmethod
+    def ok(cls, check: str, sentence: str) -> Diagnosis:
+        return cls(check, Verdict.OK, sentence)
+
+    @classmethod
+    def warning(cls, check: str, sentence: str, fix: str) -> Diagnosis:
+        return cls(check, Verdict.WARNING, sentence, fix)
+
+    @classmethod
+    def failed(cls, check: str, sentence: str, fix: str) -> Diagnosis:
+        return cls(check, Verdict.FAILED, sentence, fix)
+
 
 def render_diagnosis(found: Diagnosis) -> list[str]:
     mark = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAILED: "FAILED"}[found.verdict]
     lines = [f"{mark:8} {found.check:14} {found.sentence}"]
     return lines if found.fix is None else [*lines, f"{'':8} {'':14} fix: {found.fix}"]
-
-
-def well(check: str, sentence: str) -> Diagnosis:
-    return Diagnosis(check, Verdict.OK, sentence)
-
-
-def warned(check: str, sentence: str, fix: str) -> Diagnosis:
-    return Diagnosis(check, Verdict.WARNING, sentence, fix)
-
-
-def failed(check: str, sentence: str, fix: str) -> Diagnosis:
-    return Diagnosis(check, Verdict.FAILED, sentence, fix)
 
 
 # The program.
@@ -13769,34 +13874,38 @@ def check_python(version: tuple[int, int]) -> Diagnosis:
     first, last = PYTHONS
     shown = ".".join(map(str, version))
     if version < first:
-        return failed("python", f"{shown} is too old", "install Python 3.11 or newer")
+        return Diagnosis.failed("python", f"{shown} is too old", "install Python 3.11 or newer")
     if version > last:
-        return warned("python", f"{shown} is newer than any tested", "use Python 3.13 if it fails")
-    return well("python", shown)
+        return Diagnosis.warning(
+            "python", f"{shown} is newer than any tested", "use Python 3.13 if it fails"
+        )
+    return Diagnosis.ok("python", shown)
 
 
 def check_requirement(
     name: str, low: Sequence[int], high: Sequence[int], rule: str, version: str | None
 ) -> Diagnosis:
     fix = f"python -m pip install '{name}{rule}'"
-    if version is None:
-        return failed(name, "is not installed", fix)
+    if version is None:  # it was imported, or this would not run
+        return Diagnosis.warning(name, "does not tell its version", fix)
     numbers = [int(part) for part in re.findall(r"\d+", re.split(r"a|b|rc|\.dev", version)[0])]
     if not list(low) <= numbers < list(high) or (rule.startswith("==") and rule[2:] != version):
-        return failed(name, f"{version} is not {rule}", fix)
-    return well(name, version)
+        return Diagnosis.failed(name, f"{version} is not {rule}", fix)
+    return Diagnosis.ok(name, version)
 
 
 def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) -> Diagnosis:
     """`path`: where Python keeps the compiled program."""
     if is_cached:
-        return well("bytecode", "cached")
+        return Diagnosis.ok("bytecode", "cached")
     fix = f"make {os.path.dirname(path)} writable, or compile once: python -m compileall FILE"
     if is_off:
         fix = "unset PYTHONDONTWRITEBYTECODE"
     if is_off or not can_write:
-        return warned("bytecode", "compiled at each start, for 17 MB more in each process", fix)
-    return well("bytecode", "cached by the next start")
+        return Diagnosis.warning(
+            "bytecode", "compiled at each start, for 17 MB more in each process", fix
+        )
+    return Diagnosis.ok("bytecode", "cached by the next start")
 
 
 # The machine.
@@ -13805,31 +13914,37 @@ def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) ->
 def check_clock(is_synchronised: bool | None, now_us: int) -> Diagnosis:
     fix = "timedatectl set-ntp true, or install chrony"
     if now_us < FIRST_CREDIBLE_US:
-        return failed("clock", f"it is not {iso_of(now_us)}", fix)
+        return Diagnosis.failed("clock", f"it is not {iso_of(now_us)}", fix)
     if is_synchronised is None:
-        return warned("clock", "the kernel does not tell whether it is synchronised", fix)
+        return Diagnosis.warning(
+            "clock", "the kernel does not tell whether it is synchronised", fix
+        )
     if not is_synchronised:
-        return warned("clock", "not synchronised: schedules fire when it says so", fix)
-    return well("clock", "synchronised")
+        return Diagnosis.warning("clock", "not synchronised: schedules fire when it says so", fix)
+    return Diagnosis.ok("clock", "synchronised")
 
 
 def check_zones(count: int, timezone: str, is_there: bool) -> Diagnosis:
     fix = "apt install tzdata, or python -m pip install tzdata"
     if not count:
-        return failed("time zones", "there is no time zone database", fix)
+        return Diagnosis.failed("time zones", "there is no time zone database", fix)
     if not is_there:
-        return failed("time zones", f"{timezone} is not among the {count} of this machine", fix)
-    return well("time zones", f"{count}, schedules in {timezone}")
+        return Diagnosis.failed(
+            "time zones", f"{timezone} is not among the {count} of this machine", fix
+        )
+    return Diagnosis.ok("time zones", f"{count}, schedules in {timezone}")
 
 
 def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis:
     shown = f"{free_bytes >> 20} MB free on {path}"
     fix = "delete something, or set data_dir to a larger disk"
     if free_bytes < NO_ROOM_BYTES or free_inodes == 0:
-        return failed("disk", shown if free_inodes else f"no inode is free on {path}", fix)
+        return Diagnosis.failed(
+            "disk", shown if free_inodes else f"no inode is free on {path}", fix
+        )
     if free_bytes < LITTLE_ROOM_BYTES:
-        return warned("disk", shown, fix)
-    return well("disk", shown)
+        return Diagnosis.warning("disk", shown, fix)
+    return Diagnosis.ok("disk", shown)
 
 
 # The installation.
@@ -13839,8 +13954,10 @@ def check_directory(name: str, path: str, nearest: str, can_write: bool) -> Diag
     """`nearest`: the path itself, or of the directories above it the first that is there."""
     if not can_write:
         user = os.environ.get("USER") or f"uid {os.geteuid()}"
-        return failed(name, f"{user} cannot write to {nearest}", f"chown -R {user} {nearest}")
-    return well(name, path if path == nearest else f"{path}, made by the first start")
+        return Diagnosis.failed(
+            name, f"{user} cannot write to {nearest}", f"chown -R {user} {nearest}"
+        )
+    return Diagnosis.ok(name, path if path == nearest else f"{path}, made by the first start")
 
 
 def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
@@ -13848,8 +13965,8 @@ def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
     open_files = [path for path, mode in files if mode & 0o077]
     if open_files:
         sentence = f"others can read {', '.join(open_files)}"
-        return failed("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
-    return well("secrecy", "keys and tokens are readable by their owner alone")
+        return Diagnosis.failed("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
+    return Diagnosis.ok("secrecy", "keys and tokens are readable by their owner alone")
 
 
 def check_ports(
@@ -13858,14 +13975,18 @@ def check_ports(
     """`status`: what the server's health answers; `trouble`: why a port could not be had."""
     if pid is None:
         if trouble:
-            return failed("ports", trouble, "end what has the port, or set another")
-        return well("ports", f"{config.http_port} and {config.zmq_port} are free")
+            return Diagnosis.failed("ports", trouble, "end what has the port, or set another")
+        return Diagnosis.ok("ports", f"{config.http_port} and {config.zmq_port} are free")
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
-        return failed("server", f"pid {pid} runs, but {http_url(config)} does not answer", fix)
+        return Diagnosis.failed(
+            "server", f"pid {pid} runs, but {http_url(config)} does not answer", fix
+        )
     if status != 200:
-        return failed("server", f"not healthy: {status}", f"see {http_url(config)}/api/health")
-    return well("server", f"pid {pid} answers on {http_url(config)}")
+        return Diagnosis.failed(
+            "server", f"not healthy: {status}", f"see {http_url(config)}/api/health"
+        )
+    return Diagnosis.ok("server", f"pid {pid} answers on {http_url(config)}")
 
 
 def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
@@ -13874,51 +13995,57 @@ def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
         "schedulezero.py restore FILE with one of the backups; the next start does so by itself"
     )
     if isinstance(finding, str):
-        return failed("database", finding, "start the newer program, or correct data_dir")
+        return Diagnosis.failed("database", finding, "start the newer program, or correct data_dir")
     if finding.condition is Condition.DAMAGED:
-        return failed("database", finding.sentence, restore)
+        return Diagnosis.failed("database", finding.sentence, restore)
     if finding.condition is Condition.EMPTY:
-        return well("database", "made by the first start")
+        return Diagnosis.ok("database", "made by the first start")
     if wal_bytes > LONG_WAL_BYTES:
         sentence = f"sound, but its log has {wal_bytes >> 20} MB"
-        return warned("database", sentence, "end what reads it, or restart the server")
+        return Diagnosis.warning("database", sentence, "end what reads it, or restart the server")
     if finding.condition is Condition.UNCHECKED:
-        return well("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
-    return well("database", "sound")
+        return Diagnosis.ok("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
+    return Diagnosis.ok("database", "sound")
 
 
 def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: bool) -> Diagnosis:
     fix = "see the server's log; meanwhile: schedulezero.py backup FILE"
     if not every_h:
-        return warned("backups", "are switched off", "set backup: {every_hours: 24}")
+        return Diagnosis.warning("backups", "are switched off", "set backup: {every_hours: 24}")
     if newest_us is None:
         return (
-            well("backups", "none yet") if not has_data else warned("backups", "there is none", fix)
+            Diagnosis.ok("backups", "none yet")
+            if not has_data
+            else Diagnosis.warning("backups", "there is none", fix)
         )
     age_h = (now_us - newest_us) / 3_600e6
     if age_h > LATE_BACKUPS * every_h:
-        return warned("backups", f"the newest is {age_h:.0f} hours old", fix)
-    return well("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
+        return Diagnosis.warning("backups", f"the newest is {age_h:.0f} hours old", fix)
+    return Diagnosis.ok("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
 
 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
         sentence = f"left by something that went wrong: {', '.join(paths)}"
-        return warned("leftovers", sentence, f"when nobody needs them: rm {' '.join(paths)}")
-    return well("leftovers", "none")
+        return Diagnosis.warning(
+            "leftovers", sentence, f"when nobody needs them: rm {' '.join(paths)}"
+        )
+    return Diagnosis.ok("leftovers", "none")
 
 
 def check_logs(used_bytes: int, most_mb: int) -> Diagnosis:
     shown = f"{used_bytes >> 20} of {most_mb} MB"
     if used_bytes > 1.1 * (most_mb << 20):
-        return warned("logs", shown, "nothing, if the server runs: within a minute the oldest go")
-    return well("logs", shown)
+        return Diagnosis.warning(
+            "logs", shown, "nothing, if the server runs: within a minute the oldest go"
+        )
+    return Diagnosis.ok("logs", shown)
 
 
 def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
     """A unit's user, its comments and empty lines are the installer's own."""
     if present is None:
-        return well("unit", "not installed")
+        return Diagnosis.ok("unit", "not installed")
     before, after = (
         [line for line in text.splitlines() if line and not line.startswith(("#", "User="))]
         for text in (present, wanted)
@@ -13930,8 +14057,8 @@ def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
     ]
     if changes:
         sentence = f"{path} is not what this version would write: {'; '.join(changes[:4])}"
-        return warned("unit", sentence, "compare with: schedulezero.py systemd")
-    return well("unit", path)
+        return Diagnosis.warning("unit", sentence, "compare with: schedulezero.py systemd")
+    return Diagnosis.ok("unit", path)
 
 
 # Looking things up.
@@ -13953,8 +14080,8 @@ def diagnose(
         config = load()
     except ConfigError as error:
         fix = "correct it; schedulezero.py check says when it is right"
-        return [*found, failed("configuration", str(error), fix)]
-    found.append(well("configuration", config.path or "the defaults"))
+        return [*found, Diagnosis.failed("configuration", str(error), fix)]
+    found.append(Diagnosis.ok("configuration", config.path or "the defaults"))
     found += look_at_installation(config, clock, ask)
     path = os.path.join(unit_directory, unit_name(config))
     found.append(check_unit(path, load_text(path), render_unit(config, environ)))
@@ -14069,6 +14196,7 @@ def port_trouble(config: Config, kind: str) -> str | None:
 # --- Command line -----------------------------------------------------------------------------
 
 START_TIMEOUT_S: Final = 30.0  # for /api/health to answer
+UNHEALTHY_S: Final = 5.0  # for a server that answers to become healthy
 STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.05
@@ -14156,7 +14284,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("check", command_check, "validate the configuration and say what it would run")
     systemd = add("systemd", command_systemd, "print a systemd unit for this installation")
     systemd.add_argument("--handlers", action="store_true",
-                         help="a template for units of handlers that `autostart: false` leaves out")  # fmt: skip
+                         help="a template for those with `autostart: false`")  # fmt: skip
     doctor = add("doctor", command_doctor, "look for what is wrong and say what helps")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     add_token_commands(add("token", command_token_list, "make, list and revoke tokens"))
@@ -14340,6 +14468,8 @@ def command_start(arguments: Arguments) -> int:
     failure = wait_for_health(config, process)
     if failure is None:
         print(f"ScheduleZero ({config.deployment}) runs on {http_url(config)}, pid {process.pid}")
+        if fetch_health(config) != 200:
+            print(f"It is not healthy: see {http_url(config)}/api/health", file=sys.stderr)
         return EXIT_OK
     process.terminate()
     process.wait(STOP_TIMEOUT_S)
@@ -14352,9 +14482,9 @@ def command_start(arguments: Arguments) -> int:
 
 
 def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | None:
-    """None once /api/health says 200, else why it will not."""
+    """None once /api/health says 200, or goes on to say 503; else why it does neither."""
     clock = Clock()
-    give_up_s = clock.monotonic() + START_TIMEOUT_S
+    patient_s, give_up_s = (clock.monotonic() + s for s in (UNHEALTHY_S, START_TIMEOUT_S))
     while clock.monotonic() < give_up_s:
         if process.poll() is not None:
             return f"the governor ended with {describe_exit(process.returncode)}"
@@ -14364,8 +14494,9 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
             return f"the server ended with {server['reason']}"
-        if server.get("pid") and fetch_health(config) == 200:
-            return None
+        status = fetch_health(config) if server.get("pid") else None
+        if status == 200 or (status == 503 and clock.monotonic() >= patient_s):
+            return None  # a full disk, say, is no reason to end what can serve reads
         time.sleep(POLL_S)
     return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
 
@@ -14536,7 +14667,7 @@ def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[
         "processes": [
             process
             | {"uptime_seconds": uptime_s(process["started_at"], now_us)}
-            | (read_memory(process["pid"]) if process["pid"] else {})
+            | (read_footprint(process["pid"]) if process["pid"] else {})
             for process in processes
         ],
     }
@@ -14546,6 +14677,11 @@ def uptime_s(started_at: str | None, now_us: int) -> int | None:
     if started_at is None:
         return None
     return max(0, (now_us - us_of(datetime.fromisoformat(started_at))) // 1_000_000)
+
+
+def read_footprint(pid: int) -> dict[str, int | None]:
+    """Memory, and `disk_written_bytes` since the process began."""
+    return {**read_memory(pid), "disk_written_bytes": load_written_bytes(pid)}
 
 
 def read_memory(pid: int) -> dict[str, int]:
@@ -14558,7 +14694,7 @@ def read_memory(pid: int) -> dict[str, int]:
 
 
 def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "RSS", "PSS", "LAST END")]
+    rows = [("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "RSS", "PSS", "WRITTEN", "LAST END")]
     rows += [
         (
             process["name"],
@@ -14568,6 +14704,7 @@ def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
             str(process["restarts"]),
             render_size(process.get("rss_bytes")),
             render_size(process.get("pss_bytes")),
+            render_size(process.get("disk_written_bytes")),
             process["reason"] or "-",
         )
         for process in processes

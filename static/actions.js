@@ -15,24 +15,38 @@ export function createActions(page) {
     await api.acknowledgeHealth();
     page.refresh();
   };
-  const actions = { ...scheduleActions(page), ...bulkActions(page), ...executionActions(page), acknowledge };
-  return Object.fromEntries(Object.entries(actions)
-    .map(([name, act]) => [name, (data = {}) => page.attempt(() => act(data))]));
+  const actions = {
+    ...scheduleActions(page),
+    ...bulkActions(page),
+    ...executionActions(page),
+    acknowledge,
+  };
+  return Object.fromEntries(
+    Object.entries(actions).map(([name, act]) => [
+      name,
+      (data = {}) => page.attempt(() => act(data)),
+    ]),
+  );
 }
 
 function scheduleActions(page) {
   const ctx = () => page.ctx();
-  const told = (call, done) => async ({ id }) => {
-    await call(id);
-    page.say(`Schedule ${id} ${done}.`);
-    page.refresh();
-  };
+  const told =
+    (call, done) =>
+    async ({ id }) => {
+      await call(id);
+      page.say(`Schedule ${id} ${done}.`);
+      page.refresh();
+    };
   const saved = (id, done) => {
     page.say(`Schedule ${id} ${done}.`);
     page.refresh();
     page.go({ view: "schedules", id });
   };
-  const openForm = (copy) => async ({ id }) => openScheduleForm(ctx, { schedule: await api.loadSchedule(id), copy, onDone: saved });
+  const openForm =
+    (copy) =>
+    async ({ id }) =>
+      openScheduleForm(ctx, { schedule: await api.loadSchedule(id), copy, onDone: saved });
   return {
     "new-schedule": ({ handler: handler_id, method: method_name }) =>
       openScheduleForm(ctx, { call: handler_id ? { handler_id, method_name } : {}, onDone: saved }),
@@ -51,7 +65,8 @@ function scheduleActions(page) {
 
 async function deleteSchedule(page, id) {
   const isAgreed = await confirmAction({
-    title: `Delete ${id}?`, label: "delete",
+    title: `Delete ${id}?`,
+    label: "delete",
     text: "Queued runs of this schedule are cancelled, running ones finish, and its history stays.",
   });
   if (!isAgreed) return;
@@ -72,24 +87,35 @@ function bulkActions(page) {
     const work = async () => {
       while (next < ids.length) {
         const id = ids[next++];
-        await change(id).then(() => selected.delete(id), (error) => failures.push(error));
+        await change(id).then(
+          () => selected.delete(id),
+          (error) => failures.push(error),
+        );
         page.say(`${formatCount(next)} of ${formatPlural(ids.length, "schedule")} ${done} …`);
       }
     };
     await Promise.all(Array.from({ length: BULK_AT_ONCE }, work));
-    page.say(`${formatPlural(ids.length - failures.length, "schedule")} ${done}.`
-      + (failures.length ? ` ${formatCount(failures.length)} not: ${failures[0].message}` : ""));
+    page.say(
+      `${formatPlural(ids.length - failures.length, "schedule")} ${done}.` +
+        (failures.length ? ` ${formatCount(failures.length)} not: ${failures[0].message}` : ""),
+    );
     page.refresh();
   };
-  return { "bulk-pause": each(api.pauseSchedule, "paused"), "bulk-resume": each(api.resumeSchedule, "resumed") };
+  return {
+    "bulk-pause": each(api.pauseSchedule, "paused"),
+    "bulk-resume": each(api.resumeSchedule, "resumed"),
+  };
 }
 
 function executionActions(page) {
   return {
     "run-method": ({ handler: handler_id, method: name }) => {
-      const handler = page.resources.get("handlers")?.data?.handlers.find(({ id }) => id === handler_id);
+      const handler = page.resources
+        .get("handlers")
+        ?.data?.handlers.find(({ id }) => id === handler_id);
       const method = methodsOf(handler).find((one) => one.name === name);
-      if (method) openRun({ handler_id, method, onDone: (id) => page.go({ view: "executions", id }) });
+      if (method)
+        openRun({ handler_id, method, onDone: (id) => page.go({ view: "executions", id }) });
     },
     "cancel-execution": async ({ id }) => {
       await api.cancelExecution(id);

@@ -11,7 +11,11 @@ export class ApiError extends Error {
 const REQUEST_LIMIT_MS = 20_000;
 
 /** The JSON answer to one request; `onDate` hears the server's clock from each answer. */
-export async function request(method, url, { body, signal, onDate, limit = REQUEST_LIMIT_MS } = {}) {
+export async function request(
+  method,
+  url,
+  { body, signal, onDate, limit = REQUEST_LIMIT_MS } = {},
+) {
   const timeout = AbortSignal.timeout(limit);
   const response = await send(url, {
     method,
@@ -25,7 +29,10 @@ export async function request(method, url, { body, signal, onDate, limit = REQUE
   // Health answers 503 with its full report when it has failed: that is an answer, not an error.
   if (response.ok || (answer?.checks && response.status === 503)) return answer;
   throw new ApiError(answer?.error ?? `The server answered ${response.status}.`, {
-    status: response.status, code: answer?.code, field: answer?.field, body: answer,
+    status: response.status,
+    code: answer?.code,
+    field: answer?.field,
+    body: answer,
   });
 }
 
@@ -50,7 +57,8 @@ export const createSchedule = (body) => request("POST", "/api/schedule", { body 
 export const changeSchedule = (id, body) => request("PATCH", at("schedules", id), { body });
 export const loadExecution = (id) => request("GET", at("executions", id));
 export const cancelExecution = (id) => request("POST", at("executions", id, "cancel"));
-export const runMethod = (body) => request("POST", "/api/run_now", { body: { ...body, wait: false } });
+export const runMethod = (body) =>
+  request("POST", "/api/run_now", { body: { ...body, wait: false } });
 export const logIn = (token) => request("POST", "/api/login", { body: { token } });
 export const logOut = () => request("POST", "/api/logout");
 export const acknowledgeHealth = () => request("POST", "/api/health/acknowledge");

@@ -13,22 +13,46 @@ export function resources({ route: { query } }) {
 export function render(ctx) {
   const resource = ctx.get("audit");
   const { entries = [], next_cursor: next } = resource?.data ?? {};
-  const heads = [["started", "when"], ["state-of", "answer"], ["name", "who"], ["address", "from"], ["call-of", "did"], ["outcome", "to"]];
+  const heads = [
+    ["started", "when"],
+    ["state-of", "answer"],
+    ["name", "who"],
+    ["address", "from"],
+    ["call-of", "did"],
+    ["outcome", "to"],
+  ];
   const { route } = ctx;
   const older = (before) => renderRoute({ ...route, query: { before } });
   return [
     unseenHeading("Audit"),
-    tableFrame({
-      title: "Audit", name: "audit", resource, nothing: "nothing was changed yet", table: { wide: true, busy: resource?.loading, heads },
-    }, entries.map((entry) => entryRow(ctx, entry))),
-    pages([route.query.before && older(null), "« newest", "page-previous"], [next != null && older(next), "older ›", "page-next"]),
+    tableFrame(
+      {
+        title: "Audit",
+        name: "audit",
+        resource,
+        nothing: "nothing was changed yet",
+        table: { wide: true, busy: resource?.loading, heads },
+      },
+      entries.map((entry) => entryRow(ctx, entry)),
+    ),
+    pages(
+      [route.query.before && older(null), "« newest", "page-previous"],
+      [next != null && older(next), "older ›", "page-next"],
+    ),
   ];
 }
 
-const entryRow = (ctx, { number, at, actor, address, action, target, status }) => row("audit", number,
-  cell("started", when(at, ctx)),
-  cell("state-of", status == null ? state("success", "accepted") : state("error", `refused ${status}`)),
-  cell("name", actor || dim("nobody")),
-  cell("address dim", address),
-  cell("call-of", action.replaceAll("_", " ")),
-  cell("outcome dim", target));
+const entryRow = (ctx, { number, at, actor, address, action, target, status }) =>
+  row(
+    "audit",
+    number,
+    cell("started", when(at, ctx)),
+    cell(
+      "state-of",
+      status == null ? state("success", "accepted") : state("error", `refused ${status}`),
+    ),
+    cell("name", actor || dim("nobody")),
+    cell("address dim", address),
+    cell("call-of", action.replaceAll("_", " ")),
+    cell("outcome dim", target),
+  );

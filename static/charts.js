@@ -1,85 +1,199 @@
-// Charts as SVG of a few lines. Colour is never alone: failures are hollow, and each chart is told in words.
+// Charts as SVG of a few lines. Colour is never alone: failures are hollow, and each chart is
+// told in words.
 
 import { h, s } from "./dom.js";
 import { formatCount, formatDuration, formatPlural } from "./format.js";
 import { logPosition } from "./model.js";
 
-/** Bars of executions per minute: successes, failures (hollow) on top of them, then what did not run. */
+/** A drawing of `width` × `height` units that fills its place, whatever its shape. */
+const drawing = (width, height, ...children) => {
+  const viewBox = `0 0 ${width} ${height}`;
+  return s("svg", { viewBox, preserveAspectRatio: "none", "aria-hidden": "true" }, children);
+};
+
+/** A chart and what stands under it; `story` tells it to those who do not see it. */
+const figure = (kind, story, plot, caption) =>
+  h(
+    "figure",
+    { class: kind },
+    h("div", { class: "plot", role: "img", "aria-label": story }, plot),
+    h("figcaption", { "aria-hidden": "true" }, caption),
+  );
+
+const rect = (kind, x, y, width, height) => s("rect", { class: kind, x, y, width, height });
+const tip = (text) => s("title", null, text);
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const minuteOf = (times, at) => times.clock(at).slice(0, 5);
+
+// ---- Executions per minute ----------------------------------------------------------------------
+
+/** Bars: successes, failures (hollow) on top of them, then what did not run. */
 export function minuteBars(buckets, times) {
   const totals = buckets.map(({ success, failed, other }) => success + failed + other);
+  const failed = sum(buckets.map((bucket) => bucket.failed));
   const top = Math.max(4, ...totals);
-  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
-  const story = `${formatPlural(sum(totals), "execution")} in the last ${buckets.length} minutes, `
-    + `${formatCount(sum(buckets.map(({ failed }) => failed)))} failed; at most ${formatCount(Math.max(...totals))} in one minute`;
-  const part = (kind, i, from, count) => count > 0
-    && s("rect", { class: kind, x: i + 0.12, y: 100 - 100 * (from + count) / top, width: 0.76, height: 100 * count / top });
-  const bar = ({ at, success, failed, other }, i) => s("g", null,
-    s("title", null, `${times.clock(at).slice(0, 5)}  ${success} succeeded, ${failed} failed, ${other} did not run`),
-    s("rect", { class: "reach", x: i, y: 0, width: 1, height: 100 }),
-    part("good", i, 0, success), part("bad", i, success, failed), part("other", i, success + failed, other));
-  return h("figure", { class: "bars" },
-    h("div", { class: "plot", role: "img", "aria-label": story },
+  const story =
+    `${formatPlural(sum(totals), "execution")} in the last ${buckets.length} minutes, ` +
+    `${formatCount(failed)} failed; at most ${formatCount(Math.max(...totals))} in one minute`;
+  const grid = s("path", { class: "grid", d: `M0 0H${buckets.length}M0 50H${buckets.length}` });
+  const marks = [buckets[0], buckets[Math.floor(buckets.length / 2)], buckets.at(-1)];
+  return figure(
+    "bars",
+    story,
+    [
       h("span", { class: "top", "aria-hidden": "true" }, formatCount(top)),
-      s("svg", { viewBox: `0 0 ${buckets.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
-        s("path", { class: "grid", d: `M0 0H${buckets.length}M0 50H${buckets.length}` }), buckets.map(bar))),
-    h("figcaption", { "aria-hidden": "true" },
-      [buckets[0].at, buckets[Math.floor(buckets.length / 2)].at, buckets.at(-1).at].map((at) => h("span", null, times.clock(at).slice(0, 5)))));
+      drawing(
+        buckets.length,
+        100,
+        grid,
+        buckets.map((bucket, i) => minuteBar(bucket, i, top, times)),
+      ),
+    ],
+    marks.map(({ at }) => h("span", null, minuteOf(times, at))),
+  );
 }
 
-/** A line of blocks filled to `share`; the rest is hollow. */
+function minuteBar({ at, success, failed, other }, i, top, times) {
+  const part = (kind, from, count) =>
+    count > 0 &&
+    rect(kind, i + 0.12, 100 - (100 * (from + count)) / top, 0.76, (100 * count) / top);
+  return s(
+    "g",
+    null,
+    tip(`${minuteOf(times, at)}  ${success} succeeded, ${failed} failed, ${other} did not run`),
+    rect("reach", i, 0, 1, 100),
+    part("good", 0, success),
+    part("bad", success, failed),
+    part("other", success + failed, other),
+  );
+}
+
+// ---- Success ------------------------------------------------------------------------------------
+
+/** A line filled to `share`; the rest is hollow. */
 export const gauge = (share, label) =>
-  h("div", { class: "gauge", role: "img", "aria-label": label },
-    s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      share == null ? s("rect", { class: "none", width: 100, height: 10 }) : [
-        share < 1 && s("rect", { class: "bad", x: share * 100, width: 100 - share * 100, height: 10 }),
-        s("rect", { class: "good", width: share * 100, height: 10 })]));
+  h(
+    "div",
+    { class: "gauge", role: "img", "aria-label": label },
+    drawing(100, 10, gaugeParts(share)),
+  );
+
+function gaugeParts(share) {
+  if (share == null) return rect("none", 0, 0, 100, 10);
+  const filled = share * 100;
+  return [share < 1 && rect("bad", filled, 0, 100 - filled, 10), rect("good", 0, 0, filled, 10)];
+}
+
+// ---- Durations ----------------------------------------------------------------------------------
 
 /** From p50 to p95 of each handler on one logarithmic axis. `rows`: [name, {p50, p95, max}]. */
 export function durationRanges(rows) {
-  const known = rows.filter(([, duration]) => duration?.p50 != null);
-  const low = 10 ** Math.floor(Math.log10(Math.max(1, Math.min(...known.map(([, d]) => d.p50)))));
-  const high = Math.max(low * 1000, 10 ** Math.ceil(Math.log10(Math.max(1, ...known.map(([, d]) => d.p95)))));
-  const ticks = [];
-  for (let tick = low; tick <= high; tick *= 10) ticks.push(tick);
-  const x = (ms) => 100 * logPosition(ms, low, high);
-  const range = ([name, { p50, p95, max }]) => h("tr", { "data-key": name },
-    h("th", { scope: "row" }, name),
-    h("td", { class: "range" }, s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-      s("path", { class: "grid", d: ticks.map((tick) => `M${x(tick)} 0V10`).join("") }),
-      s("rect", { class: "span", x: x(p50), y: 3.5, width: Math.max(0.8, x(p95) - x(p50)), height: 3 }),
-      s("rect", { class: "median", x: Math.min(98.6, x(p50)), y: 1, width: 1.4, height: 8 },
-        s("title", null, `p50 ${formatDuration(p50)}, p95 ${formatDuration(p95)}, max ${formatDuration(max)}`)))),
-    h("td", { class: "num" }, formatDuration(p50)), h("td", { class: "num" }, formatDuration(p95)));
-  const axis = h("tr", { class: "axis", "aria-hidden": "true" }, h("td"), h("td", { class: "range" }, s("svg", null,
-    s("text", { x: "0%" }, tickText(low)), s("text", { x: "100%" }, tickText(high)))), h("td"), h("td"));
-  return h("table", { class: "durations" },
+  const axis = durationAxis(rows.map(([, duration]) => duration));
+  const head = (label, i) => h("th", { scope: "col", class: i > 1 && "num" }, label);
+  return h(
+    "table",
+    { class: "durations" },
     h("caption", { class: "unseen" }, "Duration of successful runs by handler"),
-    h("colgroup", null, ["name", "range", "took", "took"].map((kind) => h("col", { class: `c-${kind}` }))),
-    h("thead", null, h("tr", null, ["handler", "", "p50", "p95"].map((label, i) => h("th", { scope: "col", class: i > 1 && "num" }, label)))),
-    h("tbody", null, known.map(range), axis));
+    h(
+      "colgroup",
+      null,
+      ["name", "range", "took", "took"].map((kind) => h("col", { class: `c-${kind}` })),
+    ),
+    h("thead", null, h("tr", null, ["handler", "", "p50", "p95"].map(head))),
+    h(
+      "tbody",
+      null,
+      rows.map(([name, duration]) => durationRow(name, duration, axis)),
+      axisRow(axis),
+    ),
+  );
 }
 
-/** A power of ten of milliseconds, short: 1 ms, 10 s, 1000 s. */
-const tickText = (ms) => (ms < 1000 ? `${ms} ms` : `${ms / 1000} s`);
+/** The powers of ten that hold all ranges, three of them at least. */
+function durationAxis(durations) {
+  const log = (ms) => Math.log10(Math.max(1, ms));
+  const low = Math.floor(log(Math.min(...durations.map(({ p50 }) => p50))));
+  const high = Math.max(low + 3, Math.ceil(log(Math.max(...durations.map(({ p95 }) => p95)))));
+  return Array.from({ length: high - low + 1 }, (_, i) => 10 ** (low + i));
+}
 
-/** The coming 24 hours in quarters of an hour; columns grow with the logarithm of the fires due. */
+function durationRow(name, { p50, p95, max }, axis) {
+  const x = (ms) => 100 * logPosition(ms, axis[0], axis.at(-1));
+  const grid = s("path", { class: "grid", d: axis.map((tick) => `M${x(tick)} 0V10`).join("") });
+  const range = s(
+    "g",
+    null,
+    tip(`p50 ${formatDuration(p50)}, p95 ${formatDuration(p95)}, max ${formatDuration(max)}`),
+    rect("span", x(p50), 3.5, Math.max(0.8, x(p95) - x(p50)), 3),
+    rect("median", Math.min(98.6, x(p50)), 1, 1.4, 8),
+  );
+  return h(
+    "tr",
+    { "data-key": name },
+    h("th", { scope: "row" }, name),
+    h("td", { class: "range" }, drawing(100, 10, grid, range)),
+    h("td", { class: "num" }, formatDuration(p50)),
+    h("td", { class: "num" }, formatDuration(p95)),
+  );
+}
+
+function axisRow(axis) {
+  const end = (x, ms) => s("text", { x }, ms < 1000 ? `${ms} ms` : `${ms / 1000} s`);
+  const ends = s("svg", null, end("0%", axis[0]), end("100%", axis.at(-1)));
+  return h(
+    "tr",
+    { class: "axis", "aria-hidden": "true" },
+    h("td"),
+    h("td", { class: "range" }, ends),
+    h("td"),
+    h("td"),
+  );
+}
+
+// ---- The coming day -----------------------------------------------------------------------------
+
+/** 24 hours in quarters of an hour; columns grow with the logarithm of the fires due. */
 export function dayStrip(slots, times) {
-  const top = Math.max(1, ...slots.map((slot) => slot.count));
-  const total = slots.reduce((sum, slot) => sum + slot.count, 0);
-  const hours = slots.map((slot, i) => [i, ...times.hour(slot.at)]).filter(([, hour, minute]) => minute === 0 && hour % 3 === 0);
-  const column = ({ at, count, names }, i) => {
-    if (!count) return null;
-    const height = 12 + 88 * (Math.log(1 + count) / Math.log(1 + top));
-    const some = [...names].slice(0, 6).join(", ") + (names.size > 6 ? `, ${names.size - 6} more` : "");
-    return s("g", null,
-      s("title", null, `${times.clock(at).slice(0, 5)}  ${formatPlural(count, "fire")}: ${some}`),
-      s("rect", { class: "reach", x: i, y: 0, width: 1, height: 100 }),
-      s("rect", { class: "fire", x: i + 0.15, y: 100 - height, width: 0.7, height }));
+  const counts = slots.map(({ count }) => count);
+  const top = Math.max(1, ...counts);
+  const hours = slots
+    .map(({ at }, i) => [i, ...times.hour(at)])
+    .filter(([, hour, minute]) => minute === 0 && hour % 3 === 0);
+  const grid = s("path", { class: "grid", d: hours.map(([i]) => `M${i} 0V100`).join("") });
+  const label = ([i, hour]) => {
+    const kind = [hour % 6 && "odd", i < 2 && "first"].filter(Boolean).join(" ");
+    return s(
+      "text",
+      { x: `${(100 * i) / slots.length}%`, y: "1em", class: kind },
+      `${String(hour).padStart(2, "0")}:00`,
+    );
   };
-  return h("figure", { class: "strip" },
-    h("div", { class: "plot", role: "img", "aria-label": `${formatPlural(total, "fire")} in the coming 24 hours` },
-      s("svg", { viewBox: `0 0 ${slots.length} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
-        s("path", { class: "grid", d: hours.map(([i]) => `M${i} 0V100`).join("") }), slots.map(column))),
-    h("figcaption", { "aria-hidden": "true" }, s("svg", { class: "hours" }, hours.map(([i, hour]) =>
-      s("text", { x: `${(i / slots.length) * 100}%`, y: "1em", class: [hour % 6 && "odd", i < 2 && "first"].filter(Boolean).join(" ") }, `${String(hour).padStart(2, "0")}:00`)))));
+  return figure(
+    "strip",
+    `${formatPlural(sum(counts), "fire")} in the coming 24 hours`,
+    drawing(
+      slots.length,
+      100,
+      grid,
+      slots.map((slot, i) => slotColumn(slot, i, top, times)),
+    ),
+    s("svg", { class: "hours" }, hours.map(label)),
+  );
+}
+
+const NAMED = 6; // schedules in a tip
+
+function slotColumn({ at, count, names }, i, top, times) {
+  if (!count) return null;
+  const height = 12 + (88 * Math.log(1 + count)) / Math.log(1 + top);
+  const some =
+    [...names].slice(0, NAMED).join(", ") +
+    (names.size > NAMED ? `, ${names.size - NAMED} more` : "");
+  return s(
+    "g",
+    null,
+    tip(`${minuteOf(times, at)}  ${formatPlural(count, "fire")}: ${some}`),
+    rect("reach", i, 0, 1, 100),
+    rect("fire", i + 0.15, 100 - height, 0.7, height),
+  );
 }

@@ -9,20 +9,25 @@ import { openHelp, openPalette } from "./palette.js";
 /** The commands by name; each gets the data attributes of what asked. */
 export function createCommands(page, stream, showLook) {
   const commands = {
-    ...moveCommands(page), ...selectCommands(page), ...settingCommands(page, showLook), ...createActions(page),
+    ...moveCommands(page),
+    ...selectCommands(page),
+    ...settingCommands(page, showLook),
+    ...createActions(page),
     "pause-live": () => page.hold(),
     retry: () => stream.retry(),
-    "log-out": () => page.attempt(async () => {
-      await logOut();
-      page.resources.reload();
-    }),
+    "log-out": () =>
+      page.attempt(async () => {
+        await logOut();
+        page.resources.reload();
+      }),
     help: () => openHelp(page.settings),
-    palette: () => openPalette({
-      commands: offer(commands, focusedRow()),
-      handlers: page.resources.get("handlers")?.data?.handlers ?? [],
-      goTo: (view, id) => page.go({ view, id }),
-      runMethod: (handler, method) => commands["run-method"]({ handler, method }),
-    }),
+    palette: () =>
+      openPalette({
+        commands: offer(commands, focusedRow()),
+        handlers: page.resources.get("handlers")?.data?.handlers ?? [],
+        goTo: (view, id) => page.go({ view, id }),
+        runMethod: (handler, method) => commands["run-method"]({ handler, method }),
+      }),
   };
   return commands;
 }
@@ -41,7 +46,8 @@ function walk(step) {
 }
 
 /** Press the first of these buttons that the row has. */
-const press = (row, ...acts) => row?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
+const press = (row, ...acts) =>
+  row?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
 
 const follow = (id) => document.getElementById(id)?.click();
 
@@ -73,7 +79,11 @@ function selectCommands(page) {
   return {
     select: ({ id, checked }) => mark([id], checked),
     "select-row": ({ id }) => mark([id], !selected.has(id)),
-    "select-page": ({ checked }) => mark(rows().map((row) => row.dataset.id), checked),
+    "select-page": ({ checked }) =>
+      mark(
+        rows().map((row) => row.dataset.id),
+        checked,
+      ),
     "select-none": () => mark([...selected], false),
   };
 }
@@ -90,7 +100,13 @@ function settingCommands(page, showLook) {
 /** The commands of the palette: those for the row or page at hand first. */
 function offer(commands, row) {
   const { id, row: kind } = row?.dataset ?? {};
-  return KEYS.filter(({ act, on }) => act !== "palette" && !act.startsWith("row-") && (!on || on === kind))
+  return KEYS.filter(
+    ({ act, on }) => act !== "palette" && !act.startsWith("row-") && (!on || on === kind),
+  )
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
-    .map(({ act, key, text, on }) => ({ text: on ? `${text} ${id}` : text, hint: key, run: () => commands[act]({ id }) }));
+    .map(({ act, key, text, on }) => ({
+      text: on ? `${text} ${id}` : text,
+      hint: key,
+      run: () => commands[act]({ id }),
+    }));
 }

@@ -28,9 +28,19 @@ export function confirmAction({ title, text, label }) {
   return new Promise((resolve) => {
     let agreed = false;
     const { dialog, close } = openDialog({
-      name: "confirm", label: title, onClose: () => resolve(agreed),
-      render: () => [h("h2", null, title), h("p", null, text),
-        h("p", { class: "buttons" }, button("close", "keep"), button("agree", label, { class: "danger", autofocus: true }))],
+      name: "confirm",
+      label: title,
+      onClose: () => resolve(agreed),
+      render: () => [
+        h("h2", null, title),
+        h("p", null, text),
+        h(
+          "p",
+          { class: "buttons" },
+          button("close", "keep"),
+          button("agree", label, { class: "danger", autofocus: true }),
+        ),
+      ],
       onAct() {
         agreed = true;
         close();

@@ -17,7 +17,8 @@ export function formatDuration(ms) {
   if (ms < 1) return "<1 ms";
   if (ms < 999.5) return `${Math.round(ms)} ms`;
   if (ms < MINUTE) return `${(ms / SECOND).toFixed(ms < 9_950 ? 2 : 1)} s`;
-  if (ms < HOUR) return `${Math.floor(ms / MINUTE)} min ${pad(Math.floor((ms % MINUTE) / SECOND))} s`;
+  if (ms < HOUR)
+    return `${Math.floor(ms / MINUTE)} min ${pad(Math.floor((ms % MINUTE) / SECOND))} s`;
   if (ms < DAY) return `${Math.floor(ms / HOUR)} h ${pad(Math.floor((ms % HOUR) / MINUTE))} min`;
   return `${Math.floor(ms / DAY)} d ${Math.floor((ms % DAY) / HOUR)} h`;
 }
@@ -26,7 +27,12 @@ export function formatDuration(ms) {
 export function formatRelative(ms) {
   const away = Math.abs(ms);
   if (away < SECOND) return "now";
-  const [size, unit] = [[DAY, "d"], [HOUR, "h"], [MINUTE, "min"], [SECOND, "s"]].find(([n]) => away >= n);
+  const [size, unit] = [
+    [DAY, "d"],
+    [HOUR, "h"],
+    [MINUTE, "min"],
+    [SECOND, "s"],
+  ].find(([n]) => away >= n);
   const text = `${formatCount(Math.floor(away / size))} ${unit}`;
   return ms > 0 ? `in ${text}` : `${text} ago`;
 }
@@ -38,7 +44,7 @@ export const formatCount = (n) => (n == null ? "–" : COUNT.format(Math.round(n
 export function formatPercent(share) {
   if (share == null) return "–";
   if (share === 1 || share === 0) return `${share * 100} %`;
-  return `${(Math.min(99.9, Math.max(0.1, share * 100))).toFixed(1)} %`;
+  return `${Math.min(99.9, Math.max(0.1, share * 100)).toFixed(1)} %`;
 }
 
 export function formatBytes(bytes) {
@@ -56,7 +62,9 @@ const texts = new WeakMap(); // rendering again each second must not encode a me
 /** JSON on one line, cut to `limit` characters. */
 export function formatJson(value, limit = 120) {
   const isObject = typeof value === "object" && value !== null;
-  const text = (isObject && texts.get(value)) || cut(value === undefined ? "" : JSON.stringify(value), MAX_CELL);
+  const text =
+    (isObject && texts.get(value)) ||
+    cut(value === undefined ? "" : JSON.stringify(value), MAX_CELL);
   if (isObject) texts.set(value, text);
   return cut(text, limit);
 }
@@ -64,14 +72,22 @@ export function formatJson(value, limit = 120) {
 /** JSON over several lines, cut where it gets too long to read. */
 export function prettyJson(value) {
   const text = JSON.stringify(value, null, 2);
-  return text.length > MAX_JSON ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(text.length - MAX_JSON)} more characters` : text;
+  return text.length > MAX_JSON
+    ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(text.length - MAX_JSON)} more characters`
+    : text;
 }
 
 /** job_params as `a=1 b="x"`; empty text for none. */
 export const formatParams = (params, limit) =>
-  cut(Object.entries(params ?? {}).map(([name, value]) => `${name}=${formatJson(value, 40)}`).join(" "), limit);
+  cut(
+    Object.entries(params ?? {})
+      .map(([name, value]) => `${name}=${formatJson(value, 40)}`)
+      .join(" "),
+    limit,
+  );
 
-export const cut = (text, limit = 80) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
+export const cut = (text, limit = 80) =>
+  text.length > limit ? `${text.slice(0, limit - 1)}…` : text;
 
 /** The first line of an error or result, short enough for a table cell. */
 export const firstLine = (text, limit = 160) => cut(String(text ?? "").split("\n", 1)[0], limit);
@@ -79,46 +95,68 @@ export const firstLine = (text, limit = 160) => cut(String(text ?? "").split("\n
 const MAX_KNOWN = 5_000;
 
 /** Text for times in one zone. Intl is slow, so what was told once is remembered. */
-export function createTimes(zone) {
-  const format = new Intl.DateTimeFormat("en-GB", {
-    timeZone: zone, hourCycle: "h23", year: "numeric", month: "2-digit", day: "2-digit", weekday: "short",
-    hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "shortOffset",
-  });
-  const known = new Map();
-  const split = (ms) => {
+export class Times {
+  #known = new Map();
+
+  constructor(zone) {
+    this.zone = zone;
+    this.format = new Intl.DateTimeFormat("en-GB", {
+      timeZone: zone,
+      hourCycle: "h23",
+      year: "numeric",
+      month: "2-digit",
+      day: "2-digit",
+      weekday: "short",
+      hour: "2-digit",
+      minute: "2-digit",
+      second: "2-digit",
+      timeZoneName: "shortOffset",
+    });
+  }
+
+  #split(ms) {
     const second = Math.floor(ms / SECOND);
-    if (!known.has(second)) {
-      if (known.size >= MAX_KNOWN) known.clear();
-      known.set(second, Object.fromEntries(format.formatToParts(ms).map(({ type, value }) => [type, value])));
+    if (this.#known.size >= MAX_KNOWN) this.#known.clear();
+    if (!this.#known.has(second)) {
+      const parts = this.format.formatToParts(ms).map(({ type, value }) => [type, value]);
+      this.#known.set(second, Object.fromEntries(parts));
     }
-    return known.get(second);
-  };
-  return {
-    zone,
-    /** 16:02:11 */
-    clock: (ms) => (({ hour, minute, second }) => `${hour}:${minute}:${second}`)(split(ms)),
-    /** A time with offset, or in Unix seconds, as wall time of `other`: 2026-11-24T02:30:00. Wall time stays. */
-    local(time, other = zone) {
-      if (typeof time === "string" && !/(Z|[+-]\d\d:?\d\d)$/.test(time)) return time;
-      const at = new Date(typeof time === "number" ? time * 1000 : time);
-      return at.toLocaleString("sv-SE", { timeZone: other }).replace(" ", "T");
-    },
-    /** The local hour 0..23 and minute. */
-    hour: (ms) => (({ hour, minute }) => [Number(hour), Number(minute)])(split(ms)),
-    /** Today "16:02:11", else "11-24 02:30", in another year "2027-01-01". */
-    short(ms, now) {
-      const [at, today] = [split(ms), split(now)];
-      if (at.year !== today.year) return `${at.year}-${at.month}-${at.day}`;
-      if (at.month !== today.month || at.day !== today.day) return `${at.month}-${at.day} ${at.hour}:${at.minute}`;
-      return `${at.hour}:${at.minute}:${at.second}`;
-    },
-    /** Tue 2026-11-24 02:30:00 Europe/Berlin (GMT+1) */
-    full(ms) {
-      const at = split(ms);
-      return `${at.weekday} ${at.year}-${at.month}-${at.day} ${at.hour}:${at.minute}:${at.second} `
-        + `${zone} (${at.timeZoneName})`;
-    },
-  };
+    return this.#known.get(second);
+  }
+
+  /** 16:02:11 */
+  clock(ms) {
+    const { hour, minute, second } = this.#split(ms);
+    return `${hour}:${minute}:${second}`;
+  }
+
+  /** The local hour 0..23 and the minute. */
+  hour(ms) {
+    const { hour, minute } = this.#split(ms);
+    return [Number(hour), Number(minute)];
+  }
+
+  /** Today "16:02:11", else "11-24 02:30", in another year "2027-01-01". */
+  short(ms, now) {
+    const [at, today] = [this.#split(ms), this.#split(now)];
+    if (at.year !== today.year) return `${at.year}-${at.month}-${at.day}`;
+    if (at.month === today.month && at.day === today.day) return this.clock(ms);
+    return `${at.month}-${at.day} ${at.hour}:${at.minute}`;
+  }
+
+  /** Tue 2026-11-24 02:30:00 Europe/Berlin (GMT+1) */
+  full(ms) {
+    const { weekday, year, month, day, timeZoneName } = this.#split(ms);
+    return `${weekday} ${year}-${month}-${day} ${this.clock(ms)} ${this.zone} (${timeZoneName})`;
+  }
+}
+
+/** A time with an offset, or in Unix seconds, as wall time of a zone: 2026-11-24T02:30:00. Wall
+ *  time stays as it is. */
+export function localTime(time, zone) {
+  if (typeof time === "string" && !/(Z|[+-]\d\d:?\d\d)$/.test(time)) return time;
+  const at = new Date(typeof time === "number" ? time * SECOND : time);
+  return at.toLocaleString("sv-SE", { timeZone: zone }).replace(" ", "T");
 }
 
 /** Shape, words and tone of each state: what is told by colour is told by shape and text too. */
@@ -154,6 +192,14 @@ export const STATES = {
 export const stateOf = (name) => STATES[name] ?? ["·", String(name), "dim"];
 
 export const EXECUTION_STATUSES = [
-  "queued", "running", "success", "error", "timeout", "cancelled", "missed", "skipped", "lost",
+  "queued",
+  "running",
+  "success",
+  "error",
+  "timeout",
+  "cancelled",
+  "missed",
+  "skipped",
+  "lost",
 ];
 export const FAILED_STATUSES = ["error", "timeout", "lost"];

@@ -56,7 +56,15 @@ function asked({ key, target, ctrlKey, metaKey, altKey }, { settings }) {
 /** The fields of a filter form become the query of the route. */
 function filter(form, page) {
   const given = new FormData(form);
-  const query = Object.fromEntries([...new Set(given.keys())].map((name) => [name, given.getAll(name).join()]));
+  const query = Object.fromEntries(
+    [...new Set(given.keys())].map((name) => [name, given.getAll(name).join()]),
+  );
   const { route } = page;
-  page.go({ view: route.view, query: { ...route.query, status: null, page: null, before: null, ...query } }, true);
+  page.go(
+    {
+      view: route.view,
+      query: { ...route.query, status: null, page: null, before: null, ...query },
+    },
+    true,
+  );
 }

@@ -16,7 +16,12 @@ export const KEYS = [
   { key: "/", act: "search", text: "search" },
   { key: "n", act: "new-schedule", text: "new schedule" },
   { key: "x", act: "select-row", text: "select the schedule", on: "schedule" },
-  { key: "r", act: "run-row", text: "run the schedule, the method or the execution again", on: "any" },
+  {
+    key: "r",
+    act: "run-row",
+    text: "run the schedule, the method or the execution again",
+    on: "any",
+  },
   { key: "s", act: "toggle-row", text: "pause or resume the schedule", on: "schedule" },
   { key: "e", act: "edit-schedule", text: "edit the schedule", on: "schedule" },
   { key: "d", act: "duplicate-schedule", text: "duplicate the schedule", on: "schedule" },
@@ -32,4 +37,7 @@ export const KEYS = [
 
 /** The entry for a key press on a row of kind `row` (null outside rows), or null. */
 export const actionFor = (key, row) =>
-  KEYS.find((entry) => entry.key === key && (!entry.on || (row && (entry.on === "any" || entry.on === row)))) ?? null;
+  KEYS.find(
+    (entry) =>
+      entry.key === key && (!entry.on || (row && (entry.on === "any" || entry.on === row))),
+  ) ?? null;

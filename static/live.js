@@ -12,9 +12,13 @@ export class Live {
 
   constructor(page) {
     this.page = page;
-    document.addEventListener("pointermove", ({ target }) => {
-      if (target.closest?.("tbody")) this.#aimedAt = performance.now();
-    }, { passive: true });
+    document.addEventListener(
+      "pointermove",
+      ({ target }) => {
+        if (target.closest?.("tbody")) this.#aimedAt = performance.now();
+      },
+      { passive: true },
+    );
   }
 
   /** Rows do not move away under a pointer that is about to press something in them. */
@@ -40,18 +44,20 @@ export class Live {
   }
 
   #apply(name, payload) {
-    const { page, page: { progress, resources } } = this;
+    const { progress, resources } = this.page;
     if (name === "gap") {
       progress.clear();
       resources.reload();
     } else if (name === "progress") progress.set(payload.execution_id, payload);
     else if (name === "log") this.#addLog(payload);
     else resources.apply(name, payload);
-    if (name === "execution" && payload.status !== "running") page.progress.delete(payload.execution_id);
+    if (name === "execution" && payload.status !== "running") progress.delete(payload.execution_id);
   }
 
   #addLog({ execution_id, lines }) {
-    const { page, page: { route } } = this;
-    if (route.view === "executions" && route.id === execution_id) page.log = [...page.log, ...lines].slice(-MAX_LOG_LINES);
+    const { page } = this;
+    const { route } = page;
+    if (route.view === "executions" && route.id === execution_id)
+      page.log = [...page.log, ...lines].slice(-MAX_LOG_LINES);
   }
 }

@@ -3,12 +3,16 @@
 import { logIn } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { h } from "./dom.js";
-import { field, focusError } from "./fields.js";
+import { field, focusError, submitButton } from "./fields.js";
 
 /** Ask for a token until one is right; then `onDone()`. */
 export function openLogin(onDone) {
   const form = { draft: {}, errors: {}, sending: false };
-  const { dialog, update, close } = openDialog({ name: "login", label: "Log in", render: () => renderLogin(form) });
+  const { dialog, update, close } = openDialog({
+    name: "login",
+    label: "Log in",
+    render: () => renderLogin(form),
+  });
   dialog.addEventListener("cancel", (event) => event.preventDefault());
   dialog.addEventListener("input", ({ target }) => {
     form.draft.token = target.value;
@@ -29,7 +33,17 @@ export function openLogin(onDone) {
   });
 }
 
-const renderLogin = (form) => h("form", { novalidate: true },
-  h("h2", null, "Log in"),
-  field(form, { path: "token", label: "Token", hint: "from: schedulezero.py token create NAME", type: "password", autocomplete: "current-password" }),
-  h("p", { class: "buttons" }, h("button", { type: "submit", class: "primary", disabled: form.sending }, "log in")));
+const renderLogin = (form) =>
+  h(
+    "form",
+    { novalidate: true },
+    h("h2", null, "Log in"),
+    field(form, {
+      path: "token",
+      label: "Token",
+      hint: "from: schedulezero.py token create NAME",
+      type: "password",
+      autocomplete: "current-password",
+    }),
+    h("p", { class: "buttons" }, submitButton("log in", form.sending)),
+  );

@@ -17,13 +17,16 @@ import { Stream } from "./stream.js";
 const TICK_MS = 500;
 const CLOCK_MS = 1_000;
 
-const parts = Object.fromEntries(["top", "main", "status", "facts"].map((id) => [id, document.getElementById(id)]));
+const parts = Object.fromEntries(
+  ["top", "main", "status", "facts"].map((id) => [id, document.getElementById(id)]),
+);
 const settings = createSettings(globalThis.localStorage);
 const page = new Page({ overview, schedules, handlers, executions, audit }, settings, parts);
-page.onLogin = () => openLogin(() => {
-  page.resources.reload();
-  stream.retry();
-});
+page.onLogin = () =>
+  openLogin(() => {
+    page.resources.reload();
+    stream.retry();
+  });
 const live = new Live(page);
 const stream = new Stream("/api/events", {
   onEvents: (events) => live.take(events),
@@ -35,7 +38,9 @@ const look = () => showLook(settings, document.documentElement, contrast.matches
 look();
 contrast.addEventListener("change", look);
 
-document.getElementById("zones").append(...Intl.supportedValuesOf("timeZone").map((zone) => h("option", { value: zone })));
+document
+  .getElementById("zones")
+  .append(...Intl.supportedValuesOf("timeZone").map((zone) => h("option", { value: zone })));
 listen(page, createCommands(page, stream, look));
 addEventListener("popstate", () => page.follow());
 document.addEventListener("visibilitychange", () => page.render());

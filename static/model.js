@@ -45,25 +45,35 @@ export function renderQuery(query) {
 export function schedulesUrl({ search, handler, state, sort, page }) {
   const offset = (Math.max(1, Number(page) || 1) - 1) * PAGE_ROWS;
   return `/api/schedules${renderQuery({
-    search, handler_id: handler, paused: { paused: "true", active: "false" }[state],
-    sort: sort || "next_fire_time", limit: PAGE_ROWS, offset: offset || null,
+    search,
+    handler_id: handler,
+    paused: { paused: "true", active: "false" }[state],
+    sort: sort || "next_fire_time",
+    limit: PAGE_ROWS,
+    offset: offset || null,
   })}`;
 }
 
 export const SPANS = { "1h": 60, "24h": 1440, "7d": 10_080 };
 
-/** `now` is rounded down to whole minutes, so that the address stays the same between two renders. */
+/** `now` is rounded down to minutes, so that the address stays the same between two renders. */
 export function executionsUrl({ status, handler, schedule, span, before }, now) {
   const minutes = SPANS[span];
   const since = minutes && new Date((Math.floor(now / MINUTE) - minutes) * MINUTE).toISOString();
   return `/api/executions${renderQuery({
-    status, handler_id: handler, schedule_id: schedule, since, limit: PAGE_ROWS, cursor: before,
+    status,
+    handler_id: handler,
+    schedule_id: schedule,
+    since,
+    limit: PAGE_ROWS,
+    cursor: before,
   })}`;
 }
 
 // ---- Executions ---------------------------------------------------------------------------------
 
-export const isFinal = (execution) => execution.status !== "queued" && execution.status !== "running";
+export const isFinal = (execution) =>
+  execution.status !== "queued" && execution.status !== "running";
 export const isFailed = (execution) => FAILED_STATUSES.includes(execution.status);
 
 /** The state to show: a queued execution that has begun an attempt waits for its next one. */
@@ -79,14 +89,16 @@ export function stateOfSchedule(schedule) {
 /** The trigger in words, without the zone if that is the server's own. */
 export function wordsOf({ description, trigger }, config) {
   const own = ` ${config?.timezone}`;
-  return description?.endsWith(own) ? description.slice(0, -own.length) : description ?? trigger;
+  return description?.endsWith(own) ? description.slice(0, -own.length) : (description ?? trigger);
 }
 
 /** Whether a history filtered by the query of the executions view shows this execution. */
 export function isShown({ status, handler, schedule }, execution) {
-  return (!status || status.split(",").includes(execution.status))
-    && (!handler || handler === execution.handler_id)
-    && (!schedule || schedule === execution.schedule_id);
+  return (
+    (!status || status.split(",").includes(execution.status)) &&
+    (!handler || handler === execution.handler_id) &&
+    (!schedule || schedule === execution.schedule_id)
+  );
 }
 
 /** `rows` with `execution` replaced, added in front or removed; newest first, at most `limit`. */
@@ -98,20 +110,27 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
 }
 
 /** What an execution event does to a list of at most `limit` records that holds what `isWanted`. */
-export const keepRecords = (isWanted, limit) => (data, execution) =>
-  ({ ...data, records: upsertExecution(data.records, execution, isWanted(execution), limit) });
+export const keepRecords = (isWanted, limit) => (data, execution) => ({
+  ...data,
+  records: upsertExecution(data.records, execution, isWanted(execution), limit),
+});
 
 // ---- Captured logs ------------------------------------------------------------------------------
 
 export const MAX_LOG_LINES = 3_000;
 
-/** The stored log of an execution as lines [unix_s, level, text]; what is no such line has only a text. */
+/** The stored log of an execution as lines [unix_s, level, text]; other lines have only a text. */
 export function readLog(log) {
   return log ? log.replace(/\n$/, "").split("\n").map(readLogLine) : [];
 }
 
 function readLogLine(line) {
-  const [, at, level, text] = /^(\d{4}-\d\d-\d\dT\S+Z) (\S+) (.*)$/.exec(line) ?? [null, null, null, line];
+  const [, at, level, text] = /^(\d{4}-\d\d-\d\dT\S+Z) (\S+) (.*)$/.exec(line) ?? [
+    null,
+    null,
+    null,
+    line,
+  ];
   return [at && Date.parse(at) / 1000, level, text];
 }
 
@@ -132,7 +151,9 @@ export function joinLog(snapshot, live) {
 /** One bucket per minute, oldest first, gaps filled with zeros: {at, success, failed, other}. */
 export function fillMinutes(buckets, now, minutes = 60) {
   const last = Math.floor(now / MINUTE);
-  const known = new Map((buckets ?? []).map((bucket) => [Math.floor(Date.parse(bucket.minute) / MINUTE), bucket]));
+  const known = new Map(
+    (buckets ?? []).map((bucket) => [Math.floor(Date.parse(bucket.minute) / MINUTE), bucket]),
+  );
   return Array.from({ length: minutes }, (_, i) => {
     const minute = last - minutes + 1 + i;
     const { total = 0, success = 0, failed = 0 } = known.get(minute) ?? {};
@@ -144,22 +165,36 @@ export function fillMinutes(buckets, now, minutes = 60) {
 export const logPosition = (ms, low, high) =>
   Math.min(1, Math.max(0, Math.log(Math.max(ms, low) / low) / Math.log(high / low)));
 
-const UNITS_MS = { weeks: 604_800_000, days: 86_400_000, hours: 3_600_000, minutes: MINUTE, seconds: 1_000 };
+const UNITS_MS = {
+  weeks: 604_800_000,
+  days: 86_400_000,
+  hours: 3_600_000,
+  minutes: MINUTE,
+  seconds: 1_000,
+};
 
 /** Milliseconds between two fires of an interval schedule; 0 for every other kind. */
 export function intervalMs({ trigger_config: config }) {
   if (config?.type !== "interval") return 0;
-  return Object.entries(UNITS_MS).reduce((sum, [unit, ms]) => sum + ms * (Number(config[unit]) || 0), 0);
+  return Object.entries(UNITS_MS).reduce(
+    (sum, [unit, ms]) => sum + ms * (Number(config[unit]) || 0),
+    0,
+  );
 }
 
 /** The known fires of a schedule from `first` to `end` in ms. Of intervals all are known, of what
- *  `told` (a preview) tells those, else the next; null if they are too dense for slots of `slotMs`. */
+ *  `told` (a preview) tells those, else the next; null if they are too dense for the slots. */
 export function knownFires(schedule, told, first, end, slotMs) {
   const next = Date.parse(schedule.next_fire_time);
   const step = intervalMs(schedule);
   if (step && step < slotMs) return null;
   const ahead = told?.map(({ at }) => Date.parse(at)) ?? [];
-  if (ahead.length > 1 && ahead.at(-1) < end && (ahead.at(-1) - ahead[0]) / (ahead.length - 1) < slotMs) return null;
+  if (
+    ahead.length > 1 &&
+    ahead.at(-1) < end &&
+    (ahead.at(-1) - ahead[0]) / (ahead.length - 1) < slotMs
+  )
+    return null;
   for (let fire = next + step; step && fire < end; fire += step) ahead.push(fire);
   return [...new Set([next, ...ahead])].filter((fire) => fire >= first && fire < end);
 }
@@ -168,7 +203,11 @@ export function knownFires(schedule, told, first, end, slotMs) {
  *  {slots: [{at, count, names}], dense}. `toldOf(schedule)` is its preview, if there is one. */
 export function fillSlots(schedules, toldOf, now, count = 96, slotMs = 15 * MINUTE) {
   const first = Math.floor(now / slotMs) * slotMs;
-  const slots = Array.from({ length: count }, (_, i) => ({ at: first + i * slotMs, count: 0, names: new Set() }));
+  const slots = Array.from({ length: count }, (_, i) => ({
+    at: first + i * slotMs,
+    count: 0,
+    names: new Set(),
+  }));
   let dense = 0;
   for (const schedule of schedules) {
     const fires = knownFires(schedule, toldOf(schedule), first, first + count * slotMs, slotMs);
@@ -195,7 +234,10 @@ export const isEmpty = (object) => Object.keys(object ?? {}).length === 0;
 
 /** A call as it is written: chime(volume=3, *text*). */
 export const signature = ({ name, parameters }) =>
-  `${name}(${parameters.map((p) => (p.required ? p.name : `${p.name}=${JSON.stringify(p.default ?? null)}`)).join(", ")})`;
+  `${name}(${parameters.map(signaturePart).join(", ")})`;
+
+const signaturePart = ({ name, required, default: preset = null }) =>
+  required ? name : `${name}=${JSON.stringify(preset)}`;
 
 // ---- The link to the server ---------------------------------------------------------------------
 
@@ -205,8 +247,10 @@ export function nextLink(link, happened, now) {
   return state === link.state ? link : { state, since: now };
 }
 
-const everywhere = (state) => Object.fromEntries(
-  ["connecting", "live", "polling", "disconnected", "asleep"].map((from) => [from, state]));
+const everywhere = (state) =>
+  Object.fromEntries(
+    ["connecting", "live", "polling", "disconnected", "asleep"].map((from) => [from, state]),
+  );
 
 const LINK = {
   opened: everywhere("live"),
@@ -217,17 +261,16 @@ const LINK = {
   woke: { asleep: "connecting" },
 };
 
-/** How far the server's clock is ahead of ours in ms; its Date has whole seconds, so small steps are noise. */
+/** How far the server's clock is ahead of ours in ms; its Date has whole seconds, so small steps
+ *  are noise. */
 export function nextOffset(offset, server, local) {
   const seen = server + 500 - local;
   return Math.abs(seen - offset) > 1_500 ? seen : offset;
 }
 
-/** Times in the zone the user prefers; the same object while the zone stays. */
-export function bestZone(times, choice, serverZone, browserZone, create) {
-  const zone = { server: serverZone ?? browserZone, browser: browserZone, UTC: "UTC" }[choice];
-  return zone === times.zone ? times : create(zone);
-}
+/** The zone to tell times in; `choice` is the user's. */
+export const chooseZone = (choice, serverZone, browserZone) =>
+  ({ server: serverZone ?? browserZone, browser: browserZone })[choice] ?? "UTC";
 
 /** Milliseconds to wait after the nth failure in a row; `chance` in 0..1 spreads the clients. */
 export const backoff = (failures, chance) =>
@@ -235,7 +278,8 @@ export const backoff = (failures, chance) =>
 
 /** Server-sent events from `text`: the complete ones, and the rest to put before the next chunk. */
 export function parseEvents(text) {
-  const end = text.endsWith("\r") ? text.length - 1 : text.length; // its \n may be in the next chunk
+  // The \n of a last \r may be in the next chunk.
+  const end = text.endsWith("\r") ? text.length - 1 : text.length;
   const blocks = text.slice(0, end).replace(/\r\n?/g, "\n").split("\n\n");
   const rest = blocks.pop() + text.slice(end);
   return { events: blocks.map(parseEvent).filter(Boolean), rest };
@@ -268,7 +312,8 @@ export function matchScore(query, text) {
 
 /** The best answers first, at most `limit`. */
 export const bestMatches = (query, items, limit = 12) =>
-  items.map((item) => [matchScore(query, item.text), item])
+  items
+    .map((item) => [matchScore(query, item.text), item])
     .filter(([score]) => score > 0)
     .sort(([a], [b]) => b - a)
     .slice(0, limit)

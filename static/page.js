@@ -1,23 +1,31 @@
 // The page: where it is, what it shows, what it says. Everything else acts through it.
 
 import { h, patch } from "./dom.js";
-import { createTimes } from "./format.js";
-import { bestZone, nextLink, nextOffset, parseRoute, renderRoute } from "./model.js";
+import { Times } from "./format.js";
+import { chooseZone, nextLink, nextOffset, parseRoute, renderRoute } from "./model.js";
 import { Resources } from "./resources.js";
 import { renderFacts, renderTop } from "./shell.js";
 
 const SAY_MS = 12_000;
 const BROWSER_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
-// What every view needs. The age of heartbeats is shown among the handlers only, and no event tells of it.
+// What every view needs. The age of heartbeats is shown among the handlers only, and no event
+// tells of it.
 const always = (view) => ({
   config: { url: "/api/config", every: 60_000 },
   session: { url: "/api/session", every: 60_000 },
   health: {
-    url: "/api/health", every: 5_000, refresh: 10_000,
+    url: "/api/health",
+    every: 5_000,
+    refresh: 10_000,
     on: { health: (data, change) => ({ ...data, ...change }), clock: "reload" },
   },
-  handlers: { url: "/api/handlers", every: 2_000, refresh: view === "handlers" ? 2_000 : 30_000, on: { handler: replaceHandler } },
+  handlers: {
+    url: "/api/handlers",
+    every: 2_000,
+    refresh: view === "handlers" ? 2_000 : 30_000,
+    on: { handler: replaceHandler },
+  },
 });
 
 function replaceHandler(data, handler) {
@@ -27,7 +35,7 @@ function replaceHandler(data, handler) {
 
 export class Page {
   route = parseRoute("");
-  times = createTimes(BROWSER_ZONE);
+  times = new Times(BROWSER_ZONE);
   link = { state: "connecting", since: Date.now() };
   held = false;
   selected = new Set(); // ids of schedules
@@ -40,7 +48,10 @@ export class Page {
   /** `views` by name: modules with title, resources and render; `parts`: the elements to fill. */
   constructor(views, settings, parts) {
     Object.assign(this, { views, settings, parts });
-    this.resources = new Resources({ onChange: () => this.render(), onAnswer: (answer) => this.#hear(answer) });
+    this.resources = new Resources({
+      onChange: () => this.render(),
+      onAnswer: (answer) => this.#hear(answer),
+    });
   }
 
   get view() {
@@ -51,8 +62,18 @@ export class Page {
   ctx() {
     const { route, times, link, held, selected, progress, log, settings, resources } = this;
     return {
-      route, times, link, held, selected, progress, log, settings, now: Date.now() + this.#offset,
-      config: resources.get("config")?.data, get: (name) => resources.get(name), listHash: (view) => this.listHash(view),
+      route,
+      times,
+      link,
+      held,
+      selected,
+      progress,
+      log,
+      settings,
+      now: Date.now() + this.#offset,
+      config: resources.get("config")?.data,
+      get: (name) => resources.get(name),
+      listHash: (view) => this.listHash(view),
     };
   }
 
@@ -72,8 +93,10 @@ export class Page {
 
   paint() {
     this.#isWanted = false;
-    const { settings, view, parts: { top, main, facts } } = this;
-    this.times = bestZone(this.times, settings.get("zone"), this.ctx().config?.timezone, BROWSER_ZONE, createTimes);
+    const { settings, view } = this;
+    const { top, main, facts } = this.parts;
+    const zone = chooseZone(settings.get("zone"), this.ctx().config?.timezone, BROWSER_ZONE);
+    if (zone !== this.times.zone) this.times = new Times(zone);
     if (!this.held) this.#sync(false);
     const ctx = this.ctx();
     const read = [...main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
@@ -81,12 +104,17 @@ export class Page {
     patch(top, ...renderTop(ctx));
     patch(main, ...view.render(ctx));
     patch(facts, ...renderFacts(ctx));
-    for (const node of main.querySelectorAll("[data-stick]")) if (!read.includes(node)) node.scrollTop = node.scrollHeight;
-    document.title = `${this.link.state === "disconnected" ? "○ " : ""}${view.title(ctx)} · ${ctx.config?.instance_name ?? "ScheduleZero"}`;
+    for (const node of main.querySelectorAll("[data-stick]"))
+      if (!read.includes(node)) node.scrollTop = node.scrollHeight;
+    const alarm = this.link.state === "disconnected" ? "○ " : "";
+    document.title = `${alarm}${view.title(ctx)} · ${ctx.config?.instance_name ?? "ScheduleZero"}`;
   }
 
   #sync(isOther) {
-    this.resources.sync({ ...always(this.route.view), ...this.view.resources(this.ctx()) }, isOther);
+    this.resources.sync(
+      { ...always(this.route.view), ...this.view.resources(this.ctx()) },
+      isOther,
+    );
   }
 
   /** Tell something in the status line; `to` makes it a link. */
@@ -149,7 +177,8 @@ export class Page {
   setLink(happened) {
     const before = this.link;
     this.link = nextLink(before, happened, Date.now() + this.#offset);
-    if (this.link !== before && ["live", "polling"].includes(this.link.state)) this.resources.expire();
+    if (this.link !== before && ["live", "polling"].includes(this.link.state))
+      this.resources.expire();
     this.render();
   }
 

@@ -1,4 +1,4 @@
-// The command palette: everything the page can do, and every schedule, by a few letters. And the help.
+// The command palette: all the page can do, and every schedule, by a few letters. And the help.
 
 import { request } from "./api.js";
 import { openDialog } from "./dialogs.js";
@@ -23,14 +23,26 @@ class Palette {
 
   constructor({ commands, handlers, goTo, runMethod }) {
     this.goTo = goTo;
-    this.fixed = [...commands, ...handlers.flatMap((handler) => [
-      { text: `handler ${handler.id}`, run: () => goTo("handlers", handler.id) },
-      ...methodsOf(handler).map(({ name }) => ({ text: `run ${handler.id}.${name}`, run: () => runMethod(handler.id, name) })),
-    ])];
-    Object.assign(this, openDialog({
-      name: "palette", label: "Commands", render: () => this.render(), onAct: (_, { at }) => this.choose(Number(at)),
-      onClose: () => clearTimeout(this.timer),
-    }));
+    this.fixed = [
+      ...commands,
+      ...handlers.flatMap((handler) => [
+        { text: `handler ${handler.id}`, run: () => goTo("handlers", handler.id) },
+        ...methodsOf(handler).map(({ name }) => ({
+          text: `run ${handler.id}.${name}`,
+          run: () => runMethod(handler.id, name),
+        })),
+      ]),
+    ];
+    Object.assign(
+      this,
+      openDialog({
+        name: "palette",
+        label: "Commands",
+        render: () => this.render(),
+        onAct: (_, { at }) => this.choose(Number(at)),
+        onClose: () => clearTimeout(this.timer),
+      }),
+    );
     this.dialog.addEventListener("input", ({ target }) => this.enter(target.value));
     this.dialog.addEventListener("keydown", (event) => this.press(event));
   }
@@ -43,13 +55,36 @@ class Palette {
     const items = this.items();
     return [
       h("input", {
-        type: "text", id: "palette-input", role: "combobox", "aria-expanded": "true", "aria-controls": "palette-list",
-        "aria-autocomplete": "list", "aria-activedescendant": items.length ? `choice-${this.chosen}` : null,
-        "aria-label": "Command", placeholder: "command, schedule, handler", autocomplete: "off", spellcheck: "false",
+        type: "text",
+        id: "palette-input",
+        role: "combobox",
+        "aria-expanded": "true",
+        "aria-controls": "palette-list",
+        "aria-autocomplete": "list",
+        "aria-activedescendant": items.length ? `choice-${this.chosen}` : null,
+        "aria-label": "Command",
+        placeholder: "command, schedule, handler",
+        autocomplete: "off",
+        spellcheck: "false",
       }),
-      h("ul", { id: "palette-list", role: "listbox", "aria-label": "Commands" }, items.map((item, i) =>
-        h("li", { id: `choice-${i}`, role: "option", "aria-selected": String(i === this.chosen), "data-act": "choose", "data-at": i },
-          h("span", null, item.text), item.hint && h("kbd", null, item.hint)))),
+      h(
+        "ul",
+        { id: "palette-list", role: "listbox", "aria-label": "Commands" },
+        items.map((item, i) =>
+          h(
+            "li",
+            {
+              id: `choice-${i}`,
+              role: "option",
+              "aria-selected": String(i === this.chosen),
+              "data-act": "choose",
+              "data-at": i,
+            },
+            h("span", null, item.text),
+            item.hint && h("kbd", null, item.hint),
+          ),
+        ),
+      ),
       items.length ? null : h("p", { class: "empty" }, "nothing found"),
     ];
   }
@@ -68,11 +103,15 @@ class Palette {
   }
 
   async search(query) {
-    const { schedules } = await request("GET", `/api/schedules?limit=${FOUND_ROWS}&search=${encodeURIComponent(query)}`)
-      .catch(() => ({ schedules: [] }));
+    const { schedules } = await request(
+      "GET",
+      `/api/schedules?limit=${FOUND_ROWS}&search=${encodeURIComponent(query)}`,
+    ).catch(() => ({ schedules: [] }));
     if (query !== this.query || !this.dialog.open) return;
-    this.found = schedules.map(({ id, name }) =>
-      ({ text: `schedule ${name ? `${name} (${id})` : id}`, run: () => this.goTo("schedules", id) }));
+    this.found = schedules.map(({ id, name }) => ({
+      text: `schedule ${name ? `${name} (${id})` : id}`,
+      run: () => this.goTo("schedules", id),
+    }));
     this.update();
   }
 
@@ -92,11 +131,28 @@ class Palette {
 export function openHelp(settings) {
   const isOn = () => settings.get("keys") !== "off";
   const { update } = openDialog({
-    name: "help", label: "Keys",
+    name: "help",
+    label: "Keys",
     render: () => [
       h("h2", null, "Keys"),
-      h("dl", { class: isOn() ? null : "off" }, KEYS.map(({ key, text, on }) => [h("dt", null, h("kbd", null, key)), h("dd", null, text, where(on))])),
-      h("p", null, h("label", null, h("input", { type: "checkbox", "data-act": "switch", checked: isOn() }), " single-key shortcuts")),
+      h(
+        "dl",
+        { class: isOn() ? null : "off" },
+        KEYS.map(({ key, text, on }) => [
+          h("dt", null, h("kbd", null, key)),
+          h("dd", null, text, where(on)),
+        ]),
+      ),
+      h(
+        "p",
+        null,
+        h(
+          "label",
+          null,
+          h("input", { type: "checkbox", "data-act": "switch", checked: isOn() }),
+          " single-key shortcuts",
+        ),
+      ),
       h("p", { class: "buttons" }, button("close", "close", { autofocus: true })),
     ],
     onAct() {
@@ -106,4 +162,10 @@ export function openHelp(settings) {
   });
 }
 
-const where = (on) => on && h("span", { class: "dim" }, on === "any" ? " (on a row or page)" : ` (on ${on === "execution" ? "an" : "a"} ${on})`);
+const where = (on) =>
+  on &&
+  h(
+    "span",
+    { class: "dim" },
+    on === "any" ? " (on a row or page)" : ` (on ${on === "execution" ? "an" : "a"} ${on})`,
+  );

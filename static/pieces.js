@@ -8,15 +8,24 @@ export const dim = (...text) => h("span", { class: "dim" }, text);
 
 /** A titled box; `note` stands after the title, `aside` at the right end of the upper edge. */
 export const frame = ({ title, aside, name, note }, ...children) =>
-  h("section", { class: `frame ${name}-frame`, "data-key": name, "aria-label": title },
-    h("header", null, h("h2", null, title),
+  h(
+    "section",
+    { class: `frame ${name}-frame`, "data-key": name, "aria-label": title },
+    h(
+      "header",
+      null,
+      h("h2", null, title),
       note && h("span", { class: "note" }, note),
-      aside && h("span", { class: "aside" }, aside)),
-    h("div", { class: "body" }, children));
+      aside && h("span", { class: "aside" }, aside),
+    ),
+    h("div", { class: "body" }, children),
+  );
 
 /** A frame with a table of what `resource` holds; `nothing` is said if there are no rows. */
 export function tableFrame({ title, name, note, aside, resource, nothing, table: about }, rows) {
-  const content = missing(resource) ?? (rows.length ? table({ caption: title, name, ...about }, rows) : empty(nothing));
+  const content =
+    missing(resource) ??
+    (rows.length ? table({ caption: title, name, ...about }, rows) : empty(nothing));
   return frame({ title, name, note, aside }, content);
 }
 
@@ -30,9 +39,12 @@ export function state(name, text) {
 /** Only the shape; the text is there for those who do not see it. */
 export function shape(name) {
   const [mark, label, tone] = stateOf(name);
-  return h("span", { class: `state ${tone}`, title: label },
+  return h(
+    "span",
+    { class: `state ${tone}`, title: label },
     h("span", { "aria-hidden": "true", class: "shape" }, mark),
-    h("span", { class: "unseen" }, label));
+    h("span", { class: "unseen" }, label),
+  );
 }
 
 /** A moment: absolute ("abs"), relative ("rel") or both, always with everything in its title. */
@@ -63,17 +75,27 @@ export const empty = (...text) => h("p", { class: "empty" }, text);
 /** What stands where a resource would: waiting, an error with its sentence, or nothing. */
 export function missing(resource) {
   if (resource?.data) return null;
-  return resource?.error ? h("p", { class: "empty red", role: "alert" }, resource.error.message) : empty("loading …");
+  return resource?.error
+    ? h("p", { class: "empty red", role: "alert" }, resource.error.message)
+    : empty("loading …");
 }
 
-/** A table with a caption for those who do not see it. `heads`: [class, label, attributes]; the first
- *  class is the column's, and sets its width. A `wide` one becomes blocks of lines where it is narrow. */
+/** A table with a caption for those who do not see it. `heads`: [class, label, attributes]; the
+ *  first class is the column's, and sets its width. A `wide` one becomes blocks of lines where it
+ *  is narrow. */
 export const table = ({ caption, name, busy, heads, wide }, rows) =>
-  h("table", { class: `${name} ${wide ? "wide" : ""}`, "data-key": name, "aria-busy": busy ? "true" : null },
+  h(
+    "table",
+    { class: `${name} ${wide ? "wide" : ""}`, "data-key": name, "aria-busy": busy ? "true" : null },
     h("caption", { class: "unseen" }, caption),
-    h("colgroup", null, heads.map(([kind]) => h("col", { class: `c-${kind.split(" ")[0]}` }))),
+    h(
+      "colgroup",
+      null,
+      heads.map(([kind]) => h("col", { class: `c-${kind.split(" ")[0]}` })),
+    ),
     h("thead", null, h("tr", null, heads.map(head))),
-    h("tbody", null, rows));
+    h("tbody", null, rows),
+  );
 
 const head = ([kind, label, more]) => h("th", { scope: "col", class: kind, ...more }, label);
 
@@ -87,9 +109,15 @@ export const cell = (kind, ...children) => h("td", { class: kind }, children);
 export const trail = (ctx, view, label) =>
   h("p", { class: "trail" }, h("a", { href: ctx.listHash(view) }, `‹ ${label}`));
 
-/** The heading of a page about one thing. It takes the focus when the page opens, so it is there at once. */
+/** The heading of a page about one thing. It takes the focus when the page opens, so it is there
+ *  at once. */
 export const heading = (text, ...beside) =>
-  h("div", { class: "heading", "data-key": "heading" }, h("h1", { tabindex: "-1", id: "title" }, text), beside);
+  h(
+    "div",
+    { class: "heading", "data-key": "heading" },
+    h("h1", { tabindex: "-1", id: "title" }, text),
+    beside,
+  );
 
 /** The heading of a list; its frame has the visible title. */
 export const unseenHeading = (text) => h("h1", { class: "unseen", tabindex: "-1" }, text);
@@ -100,18 +128,35 @@ export const tools = (kind, id, ...buttons) =>
 
 /** Pairs of name and value; those without a value are left out. */
 export const facts = (pairs) =>
-  h("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== "" && value !== false)
-    .map(([name, value]) => [h("dt", null, name), h("dd", null, value)]));
+  h(
+    "dl",
+    { class: "facts" },
+    pairs
+      .filter(([, value]) => value != null && value !== "" && value !== false)
+      .map(([name, value]) => [h("dt", null, name), h("dd", null, value)]),
+  );
 
 /** A choice among [value, label] options. */
 export const select = (props, options, chosen) =>
-  h("select", props, options.map(([value, label]) => h("option", { value, selected: value === (chosen ?? "") }, label)));
+  h(
+    "select",
+    props,
+    options.map(([value, label]) =>
+      h("option", { value, selected: value === (chosen ?? "") }, label),
+    ),
+  );
 
-/** Links between pages of a list: [address or nothing, label, id] each; nothing if there is one page only. */
+/** Links between pages of a list: [address or nothing, label, id] each; nothing if none leads
+ *  anywhere. */
 export function pages(...targets) {
   if (!targets.some(([href]) => href)) return null;
-  return h("nav", { class: "pager", "aria-label": "Pages" }, targets.map(([href, label, id]) =>
-    (id ? h("a", { id, href: href || null, "aria-disabled": href ? null : "true" }, label) : label)));
+  return h(
+    "nav",
+    { class: "pager", "aria-label": "Pages" },
+    targets.map(([href, label, id]) =>
+      id ? h("a", { id, href: href || null, "aria-disabled": href ? null : "true" }, label) : label,
+    ),
+  );
 }
 
 // ---- Filters of lists ---------------------------------------------------------------------------
@@ -121,11 +166,21 @@ export const filters = (...fields) =>
 
 export const searchField = (name, label, value = "") =>
   h("input", {
-    type: "search", id: "search", name, value, placeholder: label, "aria-label": label,
-    autocomplete: "off", spellcheck: "false",
+    type: "search",
+    id: "search",
+    name,
+    value,
+    placeholder: label,
+    "aria-label": label,
+    autocomplete: "off",
+    spellcheck: "false",
   });
 
 export function handlerField({ get, route: { query } }) {
   const ids = (get("handlers")?.data?.handlers ?? []).map(({ id }) => [id, id]);
-  return select({ name: "handler", "aria-label": "Handler" }, [["", "all handlers"], ...ids], query.handler);
+  return select(
+    { name: "handler", "aria-label": "Handler" },
+    [["", "all handlers"], ...ids],
+    query.handler,
+  );
 }

@@ -1,4 +1,5 @@
-// What the current view has loaded from the API: fetched once, changed by events, loaded again when stale.
+// What the current view has loaded from the API: fetched once, changed by events, loaded again
+// when stale.
 
 import { request } from "./api.js";
 
@@ -6,10 +7,11 @@ const POLL_MS = 3_000; // without an event stream
 const REFRESH_MS = 60_000; // with one: events may be complete, a look now and then costs nothing
 
 /**
- * Named resources. A spec is {url, body?, every, refresh?, on?}: `on` maps an event name to "reload" or
- * to a function of (data, payload) that gives the changed data or "reload"; `every` is the least time
- * between two loads in ms. `onChange` is told of each change, `onAnswer` of each answer (its date in ms),
- * and of errors that are about more than the resource: no answer, or none without login.
+ * Named resources. A spec is {url, body?, every, refresh?, on?}: `on` maps an event name to
+ * "reload" or to a function of (data, payload) that gives the changed data or "reload"; `every` is
+ * the least time between two loads, `refresh` the most, in ms. `onChange` is told of each change,
+ * `onAnswer` of each answer (its date in ms), and of errors that are about more than the resource:
+ * no answer, or none without login.
  */
 export class Resources {
   #entries = new Map();
@@ -48,10 +50,18 @@ export class Resources {
     entry.controller?.abort();
     entry.controller = new AbortController();
     Object.assign(entry, { loading: true, stale: false, loadedAt: performance.now(), missed: [] });
-    const { spec: { url, body }, controller: { signal } } = entry;
+    const { url, body } = entry.spec;
+    const { signal } = entry.controller;
     try {
-      const answer = await request(body ? "POST" : "GET", url, { body, signal, onDate: this.onAnswer });
-      entry.data = entry.missed.reduce((data, [name, payload]) => changed(entry, data, name, payload), answer);
+      const answer = await request(body ? "POST" : "GET", url, {
+        body,
+        signal,
+        onDate: this.onAnswer,
+      });
+      entry.data = entry.missed.reduce(
+        (data, [name, payload]) => changed(entry, data, name, payload),
+        answer,
+      );
       entry.error = null;
     } catch (error) {
       if (signal.aborted) return;
@@ -75,9 +85,11 @@ export class Resources {
   tick(isPolling) {
     const now = performance.now();
     for (const entry of this.#entries.values()) {
-      const { loading, stale, loadedAt, spec: { every, refresh = REFRESH_MS } } = entry;
+      const { loading, stale, loadedAt, spec } = entry;
+      const { every, refresh = REFRESH_MS } = spec;
       const age = now - loadedAt;
-      if (!loading && (age >= (isPolling ? POLL_MS : refresh) || (stale && age >= every))) this.#load(entry);
+      if (!loading && (age >= (isPolling ? POLL_MS : refresh) || (stale && age >= every)))
+        this.#load(entry);
     }
   }
 

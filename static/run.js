@@ -4,54 +4,90 @@ import { runMethod } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { h } from "./dom.js";
 import { readNumber, readParams } from "./draft.js";
-import { enterParam, field, focusError, paramFields, placeError, switchParams } from "./fields.js";
+import {
+  enterParam,
+  field,
+  focusError,
+  paramFields,
+  placeError,
+  submitButton,
+  switchParams,
+} from "./fields.js";
 import { button } from "./pieces.js";
 
 /** Open the dialog for a method; `onDone` gets the id of the new execution. */
-export function openRun({ handler_id, method, onDone }) {
-  const form = { draft: { job_params: "{}" }, errors: {}, sending: false };
-  Object.assign(form, openDialog({
-    name: "run", label: `Run ${handler_id}.${method.name}`, render: () => renderRun(form, handler_id, method),
-    onAct() {
-      switchParams(form, method.parameters);
-      form.update();
-    },
-  }));
+export function openRun(options) {
+  new RunForm(options);
+}
 
-  form.dialog.addEventListener("input", ({ target: { name, value } }) => {
-    form.draft[name] = value;
-    delete form.errors[name];
-    enterParam(form, name);
-    form.update();
-  });
+class RunForm {
+  draft = { job_params: "{}" };
+  errors = {};
+  sending = false;
 
-  form.dialog.addEventListener("submit", async (event) => {
+  constructor({ handler_id, method, onDone }) {
+    Object.assign(this, { handler_id, method, onDone });
+    const label = `Run ${handler_id}.${method.name}`;
+    Object.assign(
+      this,
+      openDialog({
+        name: "run",
+        label,
+        render: () => renderRun(this, label),
+        onAct: () => this.act(),
+      }),
+    );
+    this.dialog.addEventListener("input", ({ target }) => this.enter(target));
+    this.dialog.addEventListener("submit", (event) => this.submit(event));
+  }
+
+  act() {
+    switchParams(this, this.method.parameters);
+    this.update();
+  }
+
+  enter({ name, value }) {
+    this.draft[name] = value;
+    delete this.errors[name];
+    enterParam(this, name);
+    this.update();
+  }
+
+  async submit(event) {
     event.preventDefault();
-    const { params, errors } = readParams(form.draft, method.parameters);
-    form.errors = errors;
-    if (!Object.keys(errors).length) await send(params);
-    form.update();
-    focusError(form.dialog);
-  });
+    const { params, errors } = readParams(this.draft, this.method.parameters);
+    this.errors = errors;
+    if (!Object.keys(errors).length) await this.send(params);
+    this.update();
+    focusError(this.dialog);
+  }
 
-  async function send(job_params) {
-    form.sending = true;
-    const timeout = form.draft.timeout ? { timeout: readNumber(form.draft.timeout) } : {};
+  async send(job_params) {
+    this.sending = true;
+    const {
+      handler_id,
+      method: { name: method_name },
+    } = this;
+    const timeout = this.draft.timeout ? readNumber(this.draft.timeout) : undefined;
     try {
-      const { execution_id } = await runMethod({ handler_id, method_name: method.name, job_params, ...timeout });
-      form.close();
-      onDone(execution_id);
+      const { execution_id } = await runMethod({ handler_id, method_name, job_params, timeout });
+      this.close();
+      this.onDone(execution_id);
     } catch (error) {
-      placeError(form, error);
+      placeError(this, error);
     }
-    form.sending = false;
+    this.sending = false;
   }
 }
 
-const renderRun = (form, handler_id, { name, doc, parameters }) => h("form", { novalidate: true },
-  h("h2", null, `Run ${handler_id}.${name}`),
-  doc && h("p", { class: "dim" }, doc),
-  paramFields(form, parameters),
-  field(form, { path: "timeout", label: "Timeout, s", control: "number" }),
-  form.errors[""] && h("p", { class: "error", role: "alert" }, `✗ ${form.errors[""]}`),
-  h("p", { class: "buttons" }, button("close", "cancel"), h("button", { type: "submit", class: "primary", disabled: form.sending }, "run")));
+const renderRun = (form, title) =>
+  h(
+    "form",
+    { novalidate: true },
+    h("h2", null, title),
+    form.method.doc && h("p", { class: "dim" }, form.method.doc),
+    paramFields(form, form.method.parameters),
+    field(form, { path: "timeout", label: "Timeout, s", control: "number" }),
+    form.errors[""] && h("p", { class: "error", role: "alert" }, `✗ ${form.errors[""]}`),
+    h("p", { class: "buttons" }, button("close", "cancel"), submitButton("run", form.sending)),
+  );

@@ -1,10 +1,13 @@
 // What the user prefers, kept in the browser.
 
 export const CHOICES = {
-  theme: ["auto", "light", "dark"], contrast: ["auto", "more", "less"], zone: ["server", "browser", "UTC"], keys: ["on", "off"],
+  theme: ["auto", "light", "dark"],
+  contrast: ["auto", "more", "less"],
+  zone: ["server", "browser", "UTC"],
+  keys: ["on", "off"],
 };
 
-/** Settings that fall back to their first choice, and live in memory only where storage is forbidden. */
+/** Settings that fall back to their first choice; in memory only, where storage is forbidden. */
 export function createSettings(storage) {
   const held = {};
   const get = (name) => held[name] ?? read(storage, name) ?? CHOICES[name][0];
@@ -27,7 +30,8 @@ export function createSettings(storage) {
 /** Put theme and contrast on the root element; without a choice the system's wish counts. */
 export function showLook(settings, root, wantsContrast) {
   root.dataset.theme = settings.get("theme");
-  root.dataset.contrast = { auto: wantsContrast ? "more" : "less" }[settings.get("contrast")] ?? settings.get("contrast");
+  root.dataset.contrast =
+    { auto: wantsContrast ? "more" : "less" }[settings.get("contrast")] ?? settings.get("contrast");
 }
 
 function read(storage, name) {

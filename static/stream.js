@@ -7,9 +7,9 @@ const UNSUPPORTED_MS = 30_000; // how long to poll before asking for the stream 
 const HIDDEN_MS = 60_000; // a tab hidden for longer closes its stream
 
 /**
- * Follows `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data}; `onLink`
- * gets "opened", "unsupported" (an answer, but no stream), "lost", "unreachable" (again no answer),
- * "slept" and "woke".
+ * Follows `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data};
+ * `onLink` gets "opened", "unsupported" (an answer, but no stream), "lost", "unreachable" (again no
+ * answer), "slept" and "woke".
  */
 export class Stream {
   #lastId = "";
@@ -29,7 +29,9 @@ export class Stream {
       this.#failures += 1;
       if (ended === "unsupported") this.onLink("unsupported");
       else this.onLink(this.#failures > 1 ? "unreachable" : "lost");
-      await this.#pause(ended === "unsupported" ? UNSUPPORTED_MS : backoff(this.#failures, Math.random()));
+      await this.#pause(
+        ended === "unsupported" ? UNSUPPORTED_MS : backoff(this.#failures, Math.random()),
+      );
     }
   }
 
@@ -42,7 +44,9 @@ export class Stream {
     this.#controller = new AbortController();
     const watchdog = this.#hangUpAfterSilence();
     const response = await fetch(this.url, {
-      headers: this.#lastId ? { "Last-Event-ID": this.#lastId } : {}, cache: "no-store", signal: this.#controller.signal,
+      headers: this.#lastId ? { "Last-Event-ID": this.#lastId } : {},
+      cache: "no-store",
+      signal: this.#controller.signal,
     }).finally(() => clearTimeout(watchdog));
     if (!response.ok) return "unsupported";
     this.#failures = 0;
@@ -80,7 +84,9 @@ export class Stream {
 
   async #sleep() {
     this.onLink("slept");
-    await new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+    await new Promise((resolve) =>
+      document.addEventListener("visibilitychange", resolve, { once: true }),
+    );
     this.onLink("woke");
   }
 

@@ -195,17 +195,39 @@ async def test_a_routing_id_of_ones_own_choice_is_refused(
     assert (await claimant.register())["code"] == "not_allowed"
 
 
+async def test_a_forged_routing_id_neither_speaks_nor_hears_for_another(
+    server: Server, context: zmq.asyncio.Context
+) -> None:
+    async with enrolled(context, server) as handler:
+        instance = server.gateway.registry.of("worker")[0]
+        execution_id = await server.submit()
+        call = await handler.call()
+        handler.socket.close(0)
+        await until(lambda: instance.unreachable)
+        assert isinstance(instance.route, bytes)
+        forger = Encrypted(context, server, enrol(server, "other"), identity=instance.route)
+        await forger.succeed(call, "forged")
+        await forger.request("heartbeat", **handler.profile)
+        await server.submit()
+        await forger.request("ping")
+        for _ in range(3):
+            await forger.take(lambda m: m.get("code") == "bad_message")
+        with pytest.raises(zmq.Again):
+            await forger.socket.recv(zmq.NOBLOCK)
+        assert instance.unreachable
+        assert server.status(execution_id) is Status.RUNNING
+
+
 async def test_a_revoked_handler_is_gone_with_what_it_ran_and_does_not_come_back(
     server: Server, context: zmq.asyncio.Context
 ) -> None:
     async with enrolled(context, server) as handler:
         execution_id = await server.submit(retry=ONCE)
-        call = await handler.call()
+        await handler.call()
         sz.KeyFile(server.config).change(lambda keys: keys.revoke("worker"))
         assert (await server.ended(execution_id)).status is Status.LOST
         await handler.event(zmq.EVENT_DISCONNECTED)
         await handler.event(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-        await handler.succeed(call)
         assert server.handler_status() == "Disconnected"
 
 

@@ -1,21 +1,29 @@
 """What a server and its handlers agree on after one of them was away."""
 
+# The names imported from test_dispatch are fixtures, named again as arguments.
+# ruff: noqa: F401, F811
+
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import schedulezero as sz
 import zmq.asyncio
 from schedulezero import Overlap, Status
-from test_dispatch import (  # noqa: F401 - fixtures
+from test_dispatch import (
     ONCE,
     SOON,
+    Plain,
     Server,
     anyio_backend,
     context,
     look_often,
     serve,
+    server,
+    until,
     worker,
 )
 
@@ -23,8 +31,8 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_an_earlier_server_left_running_is_cancelled_only_when_its_handler_is_back(
-    serve: Callable[..., Server],  # noqa: F811
-    context: zmq.asyncio.Context,  # noqa: F811
+    serve: Callable[..., Server],
+    context: zmq.asyncio.Context,
 ) -> None:
     server = serve()
     async with worker(context, server) as handler:
@@ -41,8 +49,8 @@ async def test_what_an_earlier_server_left_running_is_cancelled_only_when_its_ha
 
 
 async def test_a_replaced_execution_of_an_earlier_server_ends_before_its_successor_begins(
-    serve: Callable[..., Server],  # noqa: F811
-    context: zmq.asyncio.Context,  # noqa: F811
+    serve: Callable[..., Server],
+    context: zmq.asyncio.Context,
 ) -> None:
     server = serve()
     async with worker(context, server, concurrency=2) as handler:
@@ -60,8 +68,8 @@ async def test_a_replaced_execution_of_an_earlier_server_ends_before_its_success
 
 
 async def test_a_cancelled_execution_of_an_earlier_server_that_nobody_claims_is_cancelled(
-    serve: Callable[..., Server],  # noqa: F811
-    context: zmq.asyncio.Context,  # noqa: F811
+    serve: Callable[..., Server],
+    context: zmq.asyncio.Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sz, "ADOPT_S", 0.1)
@@ -76,8 +84,8 @@ async def test_a_cancelled_execution_of_an_earlier_server_that_nobody_claims_is_
 
 
 async def test_a_handler_that_claims_a_cancelled_run_and_does_not_stop_is_given_up_after_a_grace(
-    serve: Callable[..., Server],  # noqa: F811
-    context: zmq.asyncio.Context,  # noqa: F811
+    serve: Callable[..., Server],
+    context: zmq.asyncio.Context,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sz, "CANCEL_GRACE_S", 0.1)
@@ -93,8 +101,8 @@ async def test_a_handler_that_claims_a_cancelled_run_and_does_not_stop_is_given_
 
 
 async def test_a_result_kept_on_disk_counts_for_the_process_that_ran_the_job(
-    serve: Callable[..., Server],  # noqa: F811
-    context: zmq.asyncio.Context,  # noqa: F811
+    serve: Callable[..., Server],
+    context: zmq.asyncio.Context,
 ) -> None:
     server = serve()
     async with worker(context, server) as handler:
@@ -108,3 +116,40 @@ async def test_a_result_kept_on_disk_counts_for_the_process_that_ran_the_job(
         await reborn.send({**result, "instance": "one"})
         assert (await server.ended(execution_id)).result == 7
         await reborn.acked(call["id"])
+
+
+async def test_a_plain_handler_is_told_that_it_is_registered_when_a_later_server_will_know_it(
+    server: Server,
+    context: zmq.asyncio.Context,
+) -> None:
+    plain = Plain(context, "worker")
+    with server.held_writes():
+        registering = asyncio.ensure_future(plain.register(server.endpoint))
+        await until(lambda: server.handler_status() == "Connected")
+        assert not registering.done()
+    assert (await registering)["status"] == "registered"
+    assert server.store.known_handlers()[0][:2] == ("worker", plain.address)
+
+
+async def test_who_registers_while_the_disk_takes_nothing_is_stored_when_it_does(
+    server: Server,
+    context: zmq.asyncio.Context,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SAVE_AGAIN_S", "SAVE_WAIT_S"):
+        monkeypatch.setattr(sz, name, 0.05)
+    takes, save = asyncio.Event(), server.store.save_handler
+
+    async def refuse(*values: Any) -> None:
+        if not takes.is_set():
+            raise sz.StoreUnavailable("the disk is full")
+        await save(*values)
+
+    monkeypatch.setattr(server.store, "save_handler", refuse)
+    moved, plain = Plain(context, "worker"), Plain(context, "worker")
+    assert (await moved.register(server.endpoint))["success"] is True
+    moved.die()
+    assert (await plain.register(server.endpoint))["success"] is True
+    takes.set()
+    known = await until(server.store.known_handlers)
+    assert [entry[:2] for entry in known] == [("worker", plain.address)]

@@ -102,3 +102,8 @@ async def test_a_chore_that_fails_leaves_the_others_alone(
     task = asyncio.create_task(server._keep_house())
     await until(lambda: server.recovery.last_backup_us)
     task.cancel()
+
+
+async def test_a_server_one_of_whose_tasks_is_cancelled_from_outside_ends(server: Server) -> None:
+    server._tasks[-1].cancel()
+    await until(lambda: server.failed)

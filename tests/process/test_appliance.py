@@ -208,3 +208,17 @@ def test_the_installed_command_says_what_is_wrong_in_one_line(appliance):
     assert "http_prot" in checked.stderr and "http_port" in checked.stderr
     assert checked.stderr.count("\n") == 1
     assert ROOT.name not in checked.stdout
+
+
+def test_a_cancel_that_was_answered_survives_a_killed_server(appliance):
+    one = appliance().run()
+    handler = one.handler("Example", "ex")
+    body = {"handler_id": "ex", "method_name": "sleep", "job_params": {"seconds": 600}}
+    execution_id = one.post("/api/run_now", {**body, "wait": False}).json()["execution_id"]
+    one.wait_execution(execution_id, "running")
+    handler.send_signal(signal.SIGSTOP)  # it does not hear of the cancel yet
+    assert one.post(f"/api/executions/{execution_id}/cancel").status == 200
+    one.kill()
+    one.run()
+    handler.send_signal(signal.SIGCONT)
+    assert one.wait_execution(execution_id)["status"] == "cancelled"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -473,11 +474,12 @@ def test_a_taken_port_is_one_line_that_names_the_key(site: Site, command: str, k
 
 def test_a_start_that_fails_says_why_and_leaves_nothing_running(site: Site) -> None:
     site.data.mkdir(parents=True)
-    (site.data / "schedulezero.db").write_bytes(b"no database" * 1_000)
+    with contextlib.closing(sqlite3.connect(site.data / "schedulezero.db")) as theirs:
+        theirs.execute("CREATE TABLE theirs (x)")
     code, out, err = site.do("start")
-    assert (code, out) == (1, "")
-    assert err.startswith("schedulezero: not started: the server ended with exit code 1: ")
-    assert "database" in err
+    assert (code, out) == (78, "")
+    assert err.startswith("schedulezero: not started: the ")
+    assert "a database of another program" in err
     assert site.do("status")[0] == 3
 
 

@@ -89,6 +89,29 @@ def test_whoever_is_not_logged_in_learns_only_that_it_lives(
     assert server.get("/").status == 200  # the page that asks for the token
 
 
+def test_every_route_of_the_description_is_closed_but_those_for_anyone(
+    appliance: Callable[..., Appliance],
+) -> None:
+    server = appliance()
+    token = make_token(server, "ann", "admin")
+    server.run()
+    paths = ask(server, "GET", "/api/openapi.json", token).json()["paths"]
+    answers = {
+        (method.upper(), path): server.request(
+            method.upper(), re.sub("{.*}", "x", path), None if method == "get" else {}
+        )
+        for path, operations in paths.items()
+        for method in operations
+    }
+    open_to_all = {call for call, answer in answers.items() if answer.status != 401}
+    assert open_to_all == {
+        ("GET", "/api/health"), ("GET", "/api/session"),
+        ("POST", "/api/login"), ("POST", "/api/logout"),
+    }  # fmt: skip
+    for call in open_to_all:
+        assert paths[call[1]][call[0].lower()]["security"] == []
+
+
 def test_tokens_come_and_go_while_the_server_runs(appliance: Callable[..., Appliance]) -> None:
     server = appliance().run()
     token = make_token(server, "ci", "viewer", "--expires", "30")

@@ -66,8 +66,19 @@ def test_a_handler_that_is_not_started_is_run_by_its_own_command(
 ) -> None:
     handlers = {"mine": {"run": "handler.py:Example", "autostart": False}}
     site = appliance(handlers=handlers).run("run")
-    assert "handler    mine: handler.py:Example (started by something else)" in site.cli("check").stdout
-    command = [sys.executable, "-m", "schedulezero", "--config", str(site.config), "handler", "mine"]
+    assert (
+        "handler    mine: handler.py:Example (started by something else)"
+        in site.cli("check").stdout
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "schedulezero",
+        "--config",
+        str(site.config),
+        "handler",
+        "mine",
+    ]
     process = subprocess.Popen(
         command, cwd=site.directory, env=site.environ, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,

@@ -146,9 +146,9 @@ def test_the_table_is_aligned() -> None:
     assert [process["uptime_seconds"] for process in described["processes"]] == [90, None]
     lines = render_processes(described["processes"]).splitlines()
     assert lines == [
-        "NAME      STATE    PID      UPTIME  RESTARTS  RSS  PSS  LAST END",
-        "governor  RUNNING  4194304  1m 30s  0         -    -    -",
-        "server    BACKOFF  -        -       3         -    -    exit code 1",
+        "NAME      STATE    PID      UPTIME  RESTARTS  RSS  PSS  WRITTEN  LAST END",
+        "governor  RUNNING  4194304  1m 30s  0         -    -    -        -",
+        "server    BACKOFF  -        -       3         -    -    -        exit code 1",
     ]
 
 

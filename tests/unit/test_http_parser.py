@@ -187,7 +187,7 @@ def test_pipelined_requests_come_out_in_order(size: int) -> None:
 
 def test_bytes_after_a_request_belong_to_the_next_one() -> None:
     seen = parse([GOOD["a body"] + b"garbage\r\n\r\n"])
-    assert seen[0][-1] == b"hello"
+    assert b"hello" in seen[0]
     assert seen[1][:2] == (400, "bad_request")
 
 

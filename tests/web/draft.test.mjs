@@ -2,8 +2,19 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  changedParts, controlFor, controlOf, emptyDraft, movedTrigger, paramsDraft, readJson, readParams, scheduleBody,
-  scheduleDraft, triggerConfig, triggerDraft, triggerErrors,
+  changedParts,
+  controlFor,
+  controlOf,
+  emptyDraft,
+  movedTrigger,
+  paramsDraft,
+  readJson,
+  readParams,
+  scheduleBody,
+  scheduleDraft,
+  triggerConfig,
+  triggerDraft,
+  triggerErrors,
 } from "../../static/draft.js";
 
 const PARAMETERS = [
@@ -15,12 +26,19 @@ const PARAMETERS = [
 
 test("every trigger that has fields comes back from its draft unchanged", () => {
   for (const config of [
-    { type: "interval", hours: 1, seconds: 30, start_time: "2026-11-24T02:30:00", timezone: "Europe/Berlin" },
+    {
+      type: "interval",
+      hours: 1,
+      seconds: 30,
+      start_time: "2026-11-24T02:30:00",
+      timezone: "Europe/Berlin",
+    },
     { type: "cron", minute: "*/5", day_of_week: "mon-fri", timezone: "UTC" },
     { type: "cron", expression: "30 2 * * *", timezone: "Europe/Berlin" },
     { type: "calendar_interval", months: 1, hour: 2, start_date: "2026-11-30", timezone: "UTC" },
     { type: "date", run_date: "2027-01-01T00:00:00", timezone: "UTC" },
-  ]) assert.deepEqual(triggerConfig(triggerDraft(config)), config);
+  ])
+    assert.deepEqual(triggerConfig(triggerDraft(config)), config);
 });
 
 test("a trigger that no fields can hold is edited as JSON and loses nothing", () => {
@@ -50,21 +68,43 @@ test("changing the kind to JSON carries the trigger along, and back", () => {
 
 test("a parameter's control follows its type, told or guessed from its default", () => {
   const cases = [
-    [{ type: "int" }, "number"], [{ type: "float | None" }, "number"], [{ type: "Optional[str]" }, "text"],
-    [{ type: "bool" }, "boolean"], [{ type: "list[int]" }, "json"], [{ default: "x" }, "text"], [{ default: 1 }, "number"], [{}, "json"],
+    [{ type: "int" }, "number"],
+    [{ type: "float | None" }, "number"],
+    [{ type: "Optional[str]" }, "text"],
+    [{ type: "bool" }, "boolean"],
+    [{ type: "list[int]" }, "json"],
+    [{ default: "x" }, "text"],
+    [{ default: 1 }, "number"],
+    [{}, "json"],
   ];
-  for (const [parameter, control] of cases) assert.equal(controlOf(parameter), control, JSON.stringify(parameter));
+  for (const [parameter, control] of cases)
+    assert.equal(controlOf(parameter), control, JSON.stringify(parameter));
 });
 
 test("fields become parameters of their types; empty ones are left out", () => {
-  const draft = { "job_params.path": "/srv", "job_params.keep": "7", "job_params.loud": "false", "job_params.options": '{"a":1}' };
-  assert.deepEqual(readParams(draft, PARAMETERS), { params: { path: "/srv", keep: 7, loud: false, options: { a: 1 } }, errors: {} });
+  const draft = {
+    "job_params.path": "/srv",
+    "job_params.keep": "7",
+    "job_params.loud": "false",
+    "job_params.options": '{"a":1}',
+  };
+  assert.deepEqual(readParams(draft, PARAMETERS), {
+    params: { path: "/srv", keep: 7, loud: false, options: { a: 1 } },
+    errors: {},
+  });
   assert.deepEqual(readParams({ "job_params.path": "x" }, PARAMETERS).params, { path: "x" });
 });
 
 test("each wrong field has its own sentence", () => {
-  const { errors } = readParams({ "job_params.keep": "many", "job_params.options": "{a" }, PARAMETERS);
-  assert.deepEqual(Object.keys(errors), ["job_params.path", "job_params.keep", "job_params.options"]);
+  const { errors } = readParams(
+    { "job_params.keep": "many", "job_params.options": "{a" },
+    PARAMETERS,
+  );
+  assert.deepEqual(Object.keys(errors), [
+    "job_params.path",
+    "job_params.keep",
+    "job_params.options",
+  ]);
   assert.equal(errors["job_params.path"], "path is required.");
   assert.equal(errors["job_params.keep"], "many is not a number.");
 });
@@ -79,7 +119,8 @@ test("parameters as JSON must be an object", () => {
   const read = (job_params) => readParams({ params_as: "json", job_params }, PARAMETERS);
   assert.deepEqual(read('{"x": 1}'), { params: { x: 1 }, errors: {} });
   assert.deepEqual(read(""), { params: {}, errors: {} });
-  for (const text of ["[1]", "null", "3", '"x"', "{"]) assert.ok(read(text).errors.job_params, text);
+  for (const text of ["[1]", "null", "3", '"x"', "{"])
+    assert.ok(read(text).errors.job_params, text);
 });
 
 test("existing parameters are shown as fields only if those can hold them", () => {
@@ -94,9 +135,19 @@ test("existing parameters are shown as fields only if those can hold them", () =
 });
 
 const SCHEDULE = {
-  id: "nightly", name: "Nightly", handler_id: "backup", method_name: "push", job_params: { path: "/srv" }, paused: false,
-  trigger_config: { type: "cron", hour: "2", timezone: "UTC" }, timeout: 60, coalesce: "latest", overlap: "queue", max_jitter: 0,
-  misfire_grace_time: null, retry: { max_attempts: 5, base_delay: 1, factor: 2, max_delay: 60, jitter: 0.5 },
+  id: "nightly",
+  name: "Nightly",
+  handler_id: "backup",
+  method_name: "push",
+  job_params: { path: "/srv" },
+  paused: false,
+  trigger_config: { type: "cron", hour: "2", timezone: "UTC" },
+  timeout: 60,
+  coalesce: "latest",
+  overlap: "queue",
+  max_jitter: 0,
+  misfire_grace_time: null,
+  retry: { max_attempts: 5, base_delay: 1, factor: 2, max_delay: 60, jitter: 0.5 },
 };
 
 test("opening and saving a schedule changes nothing", () => {
@@ -112,20 +163,36 @@ test("only what was changed is sent, and an emptied field goes back to its defau
   const original = scheduleBody(draft, PARAMETERS, true).body;
   const edited = { ...draft, timeout: "", overlap: "", name: "", "trigger_config.hour": "3" };
   assert.deepEqual(changedParts(original, scheduleBody(edited, PARAMETERS, true).body), {
-    name: null, timeout: null, overlap: "skip", trigger_config: { type: "cron", hour: "3", timezone: "UTC" },
+    name: null,
+    timeout: null,
+    overlap: "skip",
+    trigger_config: { type: "cron", hour: "3", timezone: "UTC" },
   });
 });
 
 test("a new schedule sends what was filled in and nothing else", () => {
-  const draft = { ...emptyDraft("UTC"), handler_id: "h", method_name: "m", schedule_id: " mine ", paused: "true" };
+  const draft = {
+    ...emptyDraft("UTC"),
+    handler_id: "h",
+    method_name: "m",
+    schedule_id: " mine ",
+    paused: "true",
+  };
   assert.deepEqual(JSON.parse(JSON.stringify(scheduleBody(draft, [], false))), {
     body: {
-      handler_id: "h", method_name: "m", job_params: {}, schedule_id: "mine", paused: true,
+      handler_id: "h",
+      method_name: "m",
+      job_params: {},
+      schedule_id: "mine",
+      paused: true,
       trigger_config: { type: "interval", minutes: 5, timezone: "UTC" },
     },
     errors: {},
   });
-  assert.deepEqual(Object.keys(scheduleBody(emptyDraft("UTC"), [], false).errors), ["handler_id", "method_name"]);
+  assert.deepEqual(Object.keys(scheduleBody(emptyDraft("UTC"), [], false).errors), [
+    "handler_id",
+    "method_name",
+  ]);
 });
 
 test("an API error finds the control it belongs to, the nearest if not the very one", () => {

@@ -19,7 +19,14 @@ test("a key for rows does nothing outside them, nor on rows of another kind", ()
 });
 
 test("settings fall back to their first choice and survive forbidden storage", () => {
-  const forbidden = { getItem() { throw new Error("denied"); }, setItem() { throw new Error("denied"); } };
+  const forbidden = {
+    getItem() {
+      throw new Error("denied");
+    },
+    setItem() {
+      throw new Error("denied");
+    },
+  };
   const settings = createSettings(forbidden);
   assert.equal(settings.get("theme"), "auto");
   assert.equal(settings.next("theme"), "light");

@@ -36,7 +36,7 @@ CSP = (
 Json = dict[str, Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     def __init__(self, status: int, error: str, field_path: str | None = None) -> None:
         super().__init__(error)
         self.status = status
@@ -95,7 +95,8 @@ class Mock:
         bad = any(said != "ok" for said in self.checks.values())
         return {
             "status": "degraded" if bad else "ok", "checks": self.checks, "version": "0.1.0",
-            "uptime_seconds": 274_311, "memory_bytes": 33_900_000, "disk_written_bytes": 7_340_032, "warnings": [],
+            "uptime_seconds": 274_311, "memory_bytes": 33_900_000,
+            "disk_written_bytes": 7_340_032, "warnings": [],
         }  # fmt: skip
 
     def config(self, query: Json, body: Any) -> Json:
@@ -129,13 +130,13 @@ class Mock:
 
     def one_schedule(self, query: Json, body: Any, schedule_id: str) -> Json:
         if schedule_id not in self.schedules:
-            raise Refused(404, f"There is no schedule {schedule_id}.")
+            raise RefusedError(404, f"There is no schedule {schedule_id}.")
         return self.schedules[schedule_id]
 
     def create(self, query: Json, body: Any) -> Json:
         schedule_id = body.get("schedule_id") or f"schedule-{len(self.schedules) + 1}"
         if schedule_id in self.schedules:
-            raise Refused(409, f"The id {schedule_id} is taken.", "schedule_id")
+            raise RefusedError(409, f"The id {schedule_id} is taken.", "schedule_id")
         trigger = preview(body["trigger_config"])
         made = schedule(schedule_id, body["handler_id"], body["method_name"])
         made.update({key: value for key, value in body.items() if key != "schedule_id"})
@@ -187,7 +188,7 @@ class Mock:
         for found in self.executions:
             if found["execution_id"] == execution_id:
                 return {**found, "attempts": [], "log": "", **self.details.get(execution_id, {})}
-        raise Refused(404, f"There is no execution {execution_id}.")
+        raise RefusedError(404, f"There is no execution {execution_id}.")
 
     def cancel(self, query: Json, body: Any, execution_id: str) -> Json:
         found = next(e for e in self.executions if e["execution_id"] == execution_id)
@@ -222,9 +223,9 @@ class Mock:
 def preview(config: Json, count: int = 5) -> Json:
     """Fires as the server would tell them, for a few kinds of trigger."""
     if config.get("minute") == "61":
-        raise Refused(400, "61 is not between 0 and 59", "trigger_config.minute")
+        raise RefusedError(400, "61 is not between 0 and 59", "trigger_config.minute")
     if config.get("timezone") == "Mars/Base":
-        raise Refused(400, "'Mars/Base' is not a known time zone", "trigger_config.timezone")
+        raise RefusedError(400, "'Mars/Base' is not a known time zone", "trigger_config.timezone")
     units = {"weeks": 604_800, "days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
     cron = 3600 if config.get("minute") else 86_400
     step = sum(size * float(config.get(unit, 0)) for unit, size in units.items()) or cron
@@ -293,11 +294,11 @@ class Handler(BaseHTTPRequestHandler):
                 try:
                     reply = method(self.mock, query, body, *map(unquote, match.groups()))
                     return self.send_json(201 if parts.path == "/api/schedule" else 200, reply)
-                except Refused as refused:
+                except RefusedError as refused:
                     return self.send_json(refused.status, refused.body)
         return self.send_json(404, {"status": "error", "error": "There is no such page."})
 
-    do_POST = do_PATCH = do_DELETE = answer
+    do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
     def send_static(self, path: str) -> None:
         file = STATIC / ("index.html" if path == "/" else path.lstrip("/"))
@@ -393,7 +394,8 @@ def handler(handler_id: str, *methods: Json, status: str = "Connected", **more: 
         "clock_skew_seconds": 0.012, "pid": 812, "hostname": "pi-bench",
     }  # fmt: skip
     return {
-        "id": handler_id, "address": "dial-in", "status": status, "running": 1, "queued": 0, "capacity": 4,
+        "id": handler_id, "address": "dial-in", "status": status, "running": 1,
+        "queued": 0, "capacity": 4,
         "methods": [m["name"] for m in methods], "method_details": list(methods),
         "instances": [instance], "last_seen": instance["last_seen"], **more,
     }  # fmt: skip
@@ -479,15 +481,16 @@ def small() -> Mock:
         mock.schedules[made["id"]] = made
     for i in range(60):
         status = {7: "error", 23: "timeout", 31: "skipped", 44: "missed"}.get(i, "success")
-        ends = {"result": {"rung": True}} if status == "success" else {}
+        ends: Json = {"result": {"rung": True}} if status == "success" else {}
         if status in ("error", "timeout"):
             ends = {"error": "[Errno 111] Connection refused: nas.local:2049", "attempt_number": 3}
         if status in ("skipped", "missed"):
             ends = {"reason": "overlap", "started_at": None, "duration_ms": None}
         name = ("backup", "push", "nightly-backup") if i % 8 == 7 else (
             "ding-dong", "chime", "hourly-chime")  # fmt: skip
-        mock.executions.append(execution(f"x{999 - i:011}", name[0], name[1], status, name[2],
-                                         ago=40 + i * 57, took=0.004 * (i + 1), **ends))  # fmt: skip
+        lasted = {"ago": 40 + i * 57, "took": 0.004 * (i + 1)}
+        made = execution(f"x{999 - i:011}", name[0], name[1], status, name[2], **lasted, **ends)
+        mock.executions.append(made)
     failed = next(e for e in mock.executions if e["status"] == "error")
     mock.details[failed["execution_id"]] = {
         "attempts": [
@@ -502,8 +505,9 @@ def small() -> Mock:
     now = time.time()
     for i in range(60):
         total = (i * 7919) % 11 + (i % 20 == 0) * 14
-        mock.per_minute.append({"minute": iso((now // 60 - i) * 60), "total": total,
-                                "success": total - (total > 9) * 2, "failed": (total > 9) * 2})
+        failed_too = 2 if total > 9 else 0
+        minute = {"minute": iso((now // 60 - i) * 60), "total": total, "failed": failed_too}
+        mock.per_minute.append({**minute, "success": total - failed_too})
     return mock
 
 
@@ -514,15 +518,14 @@ def running() -> Mock:
         f"{iso_in(i - 41)} {'INFO' if i % 3 else 'stdout'} file {i:>3} of 180: IMG_{4400 + i}.jpg\n"
         for i in range(40)
     )
-    mock.executions.insert(0, execution("live00000001", "backup", "push", "running",
-                                        "nightly-backup", ago=42,
-                                        job_params={"path": "/srv/photos", "keep_days": 30}))
+    params = {"path": "/srv/photos", "keep_days": 30}
+    call = ("backup", "push", "running", "nightly-backup")
+    mock.executions.insert(0, execution("live00000001", *call, ago=42, job_params=params))
     mock.details["live00000001"] = {"log": log}
-    mock.executions.insert(0, execution("wait00000002", "backup", "verify", "queued", ago=9,
-                                        attempt_number=1, due_at=iso_in(14),
-                                        error="[Errno 110] timed out"))
+    waits: Json = {"attempt_number": 1, "due_at": iso_in(14), "error": "[Errno 110] timed out"}
+    mock.executions.insert(0, execution("wait00000002", "backup", "verify", "queued", **waits))
     mock.executions.insert(0, execution("wait00000003", "sensors", "read", "queued", ago=2))
-    return mock  # fmt: skip
+    return mock
 
 
 def many(count: int = 10_000) -> Mock:

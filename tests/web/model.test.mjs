@@ -2,9 +2,28 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  backoff, bestMatches, executionsUrl, fillMinutes, fillSlots, intervalMs, isShown, joinLog, logPosition, matchScore,
-  methodsOf, nextLink, nextOffset, parseEvents, parseRoute, readLog, renderRoute, schedulesUrl, signature,
-  stateOfExecution, stateOfSchedule, upsertExecution,
+  backoff,
+  bestMatches,
+  executionsUrl,
+  fillMinutes,
+  fillSlots,
+  intervalMs,
+  isShown,
+  joinLog,
+  logPosition,
+  matchScore,
+  methodsOf,
+  nextLink,
+  nextOffset,
+  parseEvents,
+  parseRoute,
+  readLog,
+  renderRoute,
+  schedulesUrl,
+  signature,
+  stateOfExecution,
+  stateOfSchedule,
+  upsertExecution,
 } from "../../static/model.js";
 
 const MINUTE = 60_000;
@@ -16,7 +35,8 @@ test("every route survives the hash, whatever is in its id", () => {
     { view: "schedules", id: null, query: { search: "a&b=c #%", page: "3" } },
     { view: "schedules", id: "a/b?c#d%20 e", query: {} },
     { view: "executions", id: null, query: { status: "error,lost" } },
-  ]) assert.deepEqual(parseRoute(renderRoute(route)), route);
+  ])
+    assert.deepEqual(parseRoute(renderRoute(route)), route);
 });
 
 test("an unknown or broken hash is the overview, never an error", () => {
@@ -46,15 +66,27 @@ test("states say what is behind a row: retrying, broken, finished", () => {
   assert.equal(stateOfSchedule({ quarantined: "no such zone", paused: true }), "quarantined");
   assert.equal(stateOfSchedule({ paused: true, next_fire_time: null }), "paused");
   assert.equal(stateOfSchedule({ paused: false, next_fire_time: null }), "finished");
-  assert.equal(stateOfSchedule({ paused: false, next_fire_time: "2026-11-23T12:00:00Z" }), "active");
+  assert.equal(
+    stateOfSchedule({ paused: false, next_fire_time: "2026-11-23T12:00:00Z" }),
+    "active",
+  );
 });
 
 test("an execution event changes its row in place, comes in front if new, and leaves if filtered out", () => {
   const rows = ["b", "a"].map((execution_id) => ({ execution_id, status: "running" }));
   const ended = { execution_id: "a", status: "success" };
-  assert.deepEqual(upsertExecution(rows, ended, true).map((row) => row.status), ["running", "success"]);
-  assert.deepEqual(upsertExecution(rows, { execution_id: "c" }, true).map((row) => row.execution_id), ["c", "b", "a"]);
-  assert.deepEqual(upsertExecution(rows, ended, false).map((row) => row.execution_id), ["b"]);
+  assert.deepEqual(
+    upsertExecution(rows, ended, true).map((row) => row.status),
+    ["running", "success"],
+  );
+  assert.deepEqual(
+    upsertExecution(rows, { execution_id: "c" }, true).map((row) => row.execution_id),
+    ["c", "b", "a"],
+  );
+  assert.deepEqual(
+    upsertExecution(rows, ended, false).map((row) => row.execution_id),
+    ["b"],
+  );
   assert.equal(upsertExecution(rows, { execution_id: "c" }, false), rows);
   assert.equal(upsertExecution(rows, { execution_id: "c" }, true, 2).length, 2);
 });
@@ -63,39 +95,66 @@ test("the filter of the history is applied to events as the server applies it to
   const execution = { status: "error", handler_id: "h", schedule_id: "s" };
   assert.ok(isShown({}, execution));
   assert.ok(isShown({ status: "lost,error", handler: "h", schedule: "s" }, execution));
-  for (const query of [{ status: "lost" }, { handler: "x" }, { schedule: "x" }]) assert.ok(!isShown(query, execution));
+  for (const query of [{ status: "lost" }, { handler: "x" }, { schedule: "x" }])
+    assert.ok(!isShown(query, execution));
 });
 
 test("a stored log and live lines join without a line twice or missing", () => {
   const line = (text) => [0, "stdout", text];
   const texts = (lines) => lines.map(([, , text]) => text).join("");
   const cases = [
-    ["", "", ""], ["abc", "", "abc"], ["", "abc", "abc"], ["abc", "bcd", "abcd"], ["abc", "abc", "abc"],
-    ["abc", "def", "abcdef"], ["aab", "abab", "aabab"], ["abc", "c", "abc"],
+    ["", "", ""],
+    ["abc", "", "abc"],
+    ["", "abc", "abc"],
+    ["abc", "bcd", "abcd"],
+    ["abc", "abc", "abc"],
+    ["abc", "def", "abcdef"],
+    ["aab", "abab", "aabab"],
+    ["abc", "c", "abc"],
   ];
   for (const [stored, live, joined] of cases) {
-    assert.equal(texts(joinLog([...stored].map(line), [...live].map(line))), joined, `${stored} + ${live}`);
+    assert.equal(
+      texts(joinLog([...stored].map(line), [...live].map(line))),
+      joined,
+      `${stored} + ${live}`,
+    );
   }
 });
 
 test("a stored log is read as lines with time and level, and what is no such line as text", () => {
   assert.deepEqual(readLog("2026-11-23T12:00:00.500000Z INFO a  b\n… 3 lines left out …\n"), [
-    [NOON / 1000 + 0.5, "INFO", "a  b"], [null, null, "… 3 lines left out …"],
+    [NOON / 1000 + 0.5, "INFO", "a  b"],
+    [null, null, "… 3 lines left out …"],
   ]);
   assert.deepEqual(readLog(""), []);
   assert.deepEqual(readLog(null), []);
 });
 
 test("minutes without executions are zeros, and those that did not run are not failures", () => {
-  const minutes = fillMinutes([{ minute: "2026-11-23T11:59:00Z", total: 9, success: 5, failed: 1 }], NOON, 3);
-  assert.deepEqual(minutes.map(({ at, ...counts }) => counts), [
-    { success: 0, failed: 0, other: 0 }, { success: 5, failed: 1, other: 3 }, { success: 0, failed: 0, other: 0 },
-  ]);
+  const minutes = fillMinutes(
+    [{ minute: "2026-11-23T11:59:00Z", total: 9, success: 5, failed: 1 }],
+    NOON,
+    3,
+  );
+  assert.deepEqual(
+    minutes.map(({ at, ...counts }) => counts),
+    [
+      { success: 0, failed: 0, other: 0 },
+      { success: 5, failed: 1, other: 3 },
+      { success: 0, failed: 0, other: 0 },
+    ],
+  );
   assert.equal(minutes[2].at, NOON);
 });
 
 const strip = (schedule, told) => {
-  const { slots, dense } = fillSlots([{ id: "s", trigger_config: {}, ...schedule }], () => told, NOON, 4, 15 * MINUTE);
+  const { slots, dense } = fillSlots(
+    [{ id: "s", trigger_config: {}, ...schedule }],
+    () => told,
+    NOON,
+    4,
+    15 * MINUTE,
+  );
   return [slots.map(({ count }) => count), dense];
 };
 
@@ -105,7 +164,10 @@ test("the strip shows every fire of an interval, those of a preview, else the ne
   assert.deepEqual(strip({ next_fire_time, trigger_config: interval(20) }), [[0, 1, 1, 0], 0]);
   assert.deepEqual(strip({ next_fire_time, trigger_config: interval(5) }), [[0, 0, 0, 0], 1]);
   assert.deepEqual(strip({ next_fire_time }), [[0, 1, 0, 0], 0]);
-  assert.deepEqual(strip({ next_fire_time }, [{ at: next_fire_time }, { at: "2026-11-23T12:59:59Z" }]), [[0, 1, 0, 1], 0]);
+  assert.deepEqual(
+    strip({ next_fire_time }, [{ at: next_fire_time }, { at: "2026-11-23T12:59:59Z" }]),
+    [[0, 1, 0, 1], 0],
+  );
   assert.deepEqual(strip({ next_fire_time: null }), [[0, 0, 0, 0], 0]);
   assert.deepEqual(strip({ next_fire_time: "2026-11-24T12:00:00Z" }), [[0, 0, 0, 0], 0]);
 });
@@ -116,7 +178,10 @@ test("a preview that ends early because it is dense is counted, not drawn", () =
 });
 
 test("the length of an interval adds its units", () => {
-  assert.equal(intervalMs({ trigger_config: { type: "interval", hours: 1, seconds: 30 } }), 3_630_000);
+  assert.equal(
+    intervalMs({ trigger_config: { type: "interval", hours: 1, seconds: 30 } }),
+    3_630_000,
+  );
   assert.equal(intervalMs({ trigger_config: { type: "cron", hour: "1" } }), 0);
 });
 
@@ -127,17 +192,34 @@ test("durations lie on a logarithmic axis and never outside it", () => {
 });
 
 test("methods are told with and without details", () => {
-  const chime = { name: "chime", doc: "Ring.", parameters: [{ name: "n", required: true }, { name: "v", default: 3 }] };
-  assert.deepEqual(methodsOf({ methods: ["chime", "x"], method_details: [chime] }), [chime, { name: "x", doc: "", parameters: [] }]);
+  const chime = {
+    name: "chime",
+    doc: "Ring.",
+    parameters: [
+      { name: "n", required: true },
+      { name: "v", default: 3 },
+    ],
+  };
+  assert.deepEqual(methodsOf({ methods: ["chime", "x"], method_details: [chime] }), [
+    chime,
+    { name: "x", doc: "", parameters: [] },
+  ]);
   assert.deepEqual(methodsOf(undefined), []);
   assert.equal(signature(chime), "chime(n, v=3)");
 });
 
 test("the link says since when it is down, and a late answer does not claim it is live", () => {
-  const told = (...happened) => happened.reduce((link, what, i) => nextLink(link, what, i + 1), { state: "connecting", since: 0 });
+  const told = (...happened) =>
+    happened.reduce((link, what, i) => nextLink(link, what, i + 1), {
+      state: "connecting",
+      since: 0,
+    });
   assert.deepEqual(told("opened"), { state: "live", since: 1 });
   assert.equal(told("opened", "lost").state, "connecting");
-  assert.deepEqual(told("opened", "lost", "unreachable", "unreachable"), { state: "disconnected", since: 3 });
+  assert.deepEqual(told("opened", "lost", "unreachable", "unreachable"), {
+    state: "disconnected",
+    since: 3,
+  });
   assert.equal(told("unreachable", "unsupported").state, "polling");
   assert.equal(told("unsupported").state, "polling");
   assert.equal(told("unsupported", "unreachable").state, "disconnected");
@@ -157,8 +239,12 @@ test("the server's whole seconds do not make the clock jitter, but a real differ
   assert.equal(nextOffset(0, 1_060_000, 1_000_000), 60_500);
 });
 
-const STREAM = "retry: 1000\n\n: hello\n\nid: a-1\nevent: log\ndata: {\"x\":\ndata: 1}\n\nid: a-2\r\nevent: health\r\ndata:{}\r\n\r\n";
-const EVENTS = [{ name: "log", id: "a-1", data: '{"x":\n1}' }, { name: "health", id: "a-2", data: "{}" }];
+const STREAM =
+  'retry: 1000\n\n: hello\n\nid: a-1\nevent: log\ndata: {"x":\ndata: 1}\n\nid: a-2\r\nevent: health\r\ndata:{}\r\n\r\n';
+const EVENTS = [
+  { name: "log", id: "a-1", data: '{"x":\n1}' },
+  { name: "health", id: "a-2", data: "{}" },
+];
 
 test("events are read whole, byte by byte, and with trailing bytes", () => {
   assert.deepEqual(parseEvents(STREAM), { events: EVENTS, rest: "" });
@@ -175,8 +261,14 @@ test("events are read whole, byte by byte, and with trailing bytes", () => {
 
 test("the palette finds by parts of words, starts first", () => {
   const items = ["pause nightly", "run backup.push", "backup"].map((text) => ({ text }));
-  assert.deepEqual(bestMatches("backup", items).map(({ text }) => text), ["backup", "run backup.push"]);
-  assert.deepEqual(bestMatches("push run", items).map(({ text }) => text), ["run backup.push"]);
+  assert.deepEqual(
+    bestMatches("backup", items).map(({ text }) => text),
+    ["backup", "run backup.push"],
+  );
+  assert.deepEqual(
+    bestMatches("push run", items).map(({ text }) => text),
+    ["run backup.push"],
+  );
   assert.equal(bestMatches("", items).length, 3);
   assert.equal(matchScore("zzz", "abc"), 0);
 });

@@ -125,9 +125,7 @@ def test_editing_sends_only_what_was_changed(real: Appliance, open_page: Open) -
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
-def test_a_schedule_is_paused_resumed_copied_and_deleted(
-    real: Appliance, open_page: Open
-) -> None:
+def test_a_schedule_is_paused_resumed_copied_and_deleted(real: Appliance, open_page: Open) -> None:
     make_schedule(real, "nightly")
     page = open_page(url_of(real, "#/schedules"))
     row(page, "nightly").get_by_role("button", name="pause").click()

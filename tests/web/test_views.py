@@ -39,7 +39,8 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
     open_page: Open, serve: Serve
 ) -> None:
     page = open_page(serve(mock_server.running()).url)
-    expect(page.get_by_role("img", name=re.compile("executions in the last 60 min"))).to_be_visible()
+    chart = page.get_by_role("img", name=re.compile("executions in the last 60 minutes"))
+    expect(chart).to_be_visible()
     expect(page.get_by_text("96.6 %", exact=True)).to_be_visible()
     expect(rows(page, "running")).to_have_count(3)
     expect(rows(page, "running").nth(1)).to_contain_text("retrying")
@@ -78,7 +79,7 @@ def test_view_filter_sort_and_page_live_in_the_address(open_page: Open, serve: S
     page.go_back()
     expect(page.get_by_label("State", exact=True)).to_have_value("paused")
     page.get_by_role("link", name="sensor-00017").click()
-    page.get_by_role("link", name="‹ Schedules").click()
+    page.locator("p.trail a").click()
     expect(page).to_have_url(re.compile(r"handler=sensors&state=paused"))
 
 
@@ -166,6 +167,26 @@ def test_a_server_without_events_is_polled(open_page: Open, serve: Serve) -> Non
     expect(page.locator("#top")).to_contain_text("polling")
     mock.executions.insert(0, mock_server.execution("new000000001", "backup", "push", "lost"))
     expect(rows(page, "history").first).to_contain_text("lost")
+
+
+def test_a_tab_that_nobody_looks_at_lets_its_stream_go(open_page: Open, serve: Serve) -> None:
+    url = serve(mock_server.small()).url
+    page = open_page("about:blank")
+    page.clock.install()
+    page.goto(url)
+    expect(page.locator("#top")).to_contain_text("live")
+    page.evaluate(SHOW_OR_HIDE, True)
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/api/events")):
+        page.clock.run_for(61_000)
+    page.clock.run_for(10_000)
+    with page.expect_request("**/api/events"):
+        page.evaluate(SHOW_OR_HIDE, False)
+
+
+SHOW_OR_HIDE = """hidden => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
 
 def test_the_page_can_be_held_still(open_page: Open, serve: Serve) -> None:
