@@ -89,7 +89,8 @@ function gaugeParts(share) {
 /** From p50 to p95 of each handler on one logarithmic axis. `rows`: [name, {p50, p95, max}]. */
 export function durationRanges(rows) {
   const axis = durationAxis(rows.map(([, duration]) => duration));
-  const head = (label, i) => h("th", { scope: "col", class: i > 1 && "num" }, label);
+  const kinds = ["name", "range", "took num", "took num"];
+  const head = (label, i) => h("th", { scope: "col", class: kinds[i] }, label);
   return h(
     "table",
     { class: "durations" },
@@ -97,7 +98,7 @@ export function durationRanges(rows) {
     h(
       "colgroup",
       null,
-      ["name", "range", "took", "took"].map((kind) => h("col", { class: `c-${kind}` })),
+      kinds.map((kind) => h("col", { class: `c-${kind.split(" ")[0]}` })),
     ),
     h("thead", null, h("tr", null, ["handler", "", "p50", "p95"].map(head))),
     h(
@@ -161,7 +162,8 @@ export function dayStrip(slots, times) {
     .filter(([, hour, minute]) => minute === 0 && hour % 3 === 0);
   const grid = s("path", { class: "grid", d: hours.map(([i]) => `M${i} 0V100`).join("") });
   const label = ([i, hour]) => {
-    const kind = [hour % 6 && "odd", i < 2 && "first"].filter(Boolean).join(" ");
+    const end = i < 2 ? "first" : i > slots.length - 8 ? "last" : "";
+    const kind = `${hour % 6 ? "odd" : ""} ${end}`;
     return s(
       "text",
       { x: `${(100 * i) / slots.length}%`, y: "1em", class: kind },

@@ -119,7 +119,9 @@ def test_a_configured_origin_may_use_the_api_with_a_token(
     assert "Authorization" in preflight.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in preflight.headers
     answer = server.request(
-        "GET", "/api/schedules", headers={**theirs, "Authorization": f"Bearer {made.stdout.strip()}"}
+        "GET",
+        "/api/schedules",
+        headers={**theirs, "Authorization": f"Bearer {made.stdout.strip()}"},
     )
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
     assert answer.headers["vary"] == "Origin"
@@ -210,7 +212,8 @@ def test_what_two_parsers_could_read_in_two_ways_ends_the_connection(
 
 
 @pytest.mark.parametrize(
-    "target", ["http://evil.example/api/health", "evil.example:443", "*", "//evil.example/api/health"]
+    "target",
+    ["http://evil.example/api/health", "evil.example:443", "*", "//evil.example/api/health"],
 )
 def test_a_target_that_is_no_path_reaches_nothing(server: Appliance, target: str) -> None:
     request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -287,7 +290,9 @@ def test_failures_from_the_loopback_address_do_not_lock_out_programs_with_a_toke
     server.run()
 
     def ask(credential: str) -> Any:
-        return server.request("GET", "/api/schedules", None, {"Authorization": f"Bearer {credential}"})
+        return server.request(
+            "GET", "/api/schedules", None, {"Authorization": f"Bearer {credential}"}
+        )
 
     assert {ask("sz_wrong").status for _ in range(20)} == {401, 429}
     assert ask(token).status == 200

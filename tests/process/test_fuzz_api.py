@@ -1,4 +1,4 @@
-"""Requests made up from the API's own description, against a real server, with and without a token."""
+"""Requests made up from the API's own description: a real server, with and without a token."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_no_request_without_a_token_gets_in_where_one_is_needed(
     document = server.request("GET", "/api/openapi.json", headers=token).json()
     before = server.request("GET", "/api/audit", headers=token).json()["entries"]
     # Checks that tell good requests from bad ones have no say: all of them are refused alike.
-    told_apart = "positive_data_acceptance,missing_required_header,negative_data_rejection,ignored_auth"
+    told_apart = (
+        "positive_data_acceptance,missing_required_header,negative_data_rejection,ignored_auth"
+    )
     code, said = fuzz(
         server, document, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "5",
         "--exclude-checks", told_apart,

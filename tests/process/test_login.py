@@ -53,7 +53,8 @@ def test_each_role_may_do_what_it_is_for_and_no_more(appliance: Callable[..., Ap
     server.headers = {"Authorization": f"Bearer {tokens['admin']}"}
     server.run().handler("Example")
     server.headers = {}
-    assert ask(server, "POST", "/api/schedule", tokens["admin"], SCHEDULE | {"schedule_id": "s"}).status == 201
+    body = SCHEDULE | {"schedule_id": "s"}
+    assert ask(server, "POST", "/api/schedule", tokens["admin"], body).status == 201
     asked = [
         ("GET", "/api/schedules", None),
         ("POST", "/api/schedules/s/pause", {}),
@@ -283,7 +284,13 @@ def test_a_token_is_in_no_log_and_no_answer(appliance: Callable[..., Appliance])
     wrong = "sz_00000000_" + "5" * 64
     bodies = [
         ask(server, "GET", path, token).body
-        for path in ("/api/config", "/api/audit", "/api/session", "/api/health", "/api/openapi.json")
+        for path in (
+            "/api/config",
+            "/api/audit",
+            "/api/session",
+            "/api/health",
+            "/api/openapi.json",
+        )
     ]
     bodies.append(ask(server, "GET", "/api/schedules", wrong).body)
     bodies.append(server.post("/api/login", {"token": wrong}).body)

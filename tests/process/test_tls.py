@@ -79,6 +79,7 @@ def test_the_api_answers_over_tls_and_cookies_stay_there(started: Any) -> None:
     assert client.ask("GET", "/api/session", Cookie=cookie.partition(";")[0])[1]["name"] == "ann"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 def test_only_modern_tls_is_spoken(started: Any) -> None:
     _, client = started
     with client.connect() as connection:
@@ -173,9 +174,7 @@ def test_a_renewed_certificate_is_used_after_a_reload_and_old_connections_go_on(
         assert b"200 OK" in b"".join(iter(lambda: old.recv(4_096), b""))
 
 
-def test_a_reload_with_a_wrong_certificate_changes_nothing(
-    started: Any, tmp_path: Path
-) -> None:
+def test_a_reload_with_a_wrong_certificate_changes_nothing(started: Any, tmp_path: Path) -> None:
     server, client = started
     shutil.copy(make_certificate(tmp_path, "other")["tls_key"], server.settings["tls_key"])
     reloaded = server.cli("reload")

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schedulezero as sz
 from hypothesis import given
 from hypothesis import strategies as st
-
-import schedulezero as sz
 
 NOW_US = sz.us_of(sz.datetime(2026, 11, 23, 12, 0, 0, tzinfo=sz.UTC))
 DAY_US = 86_400_000_000
@@ -123,7 +122,14 @@ def test_a_token_is_taken_from_a_bearer_header_only(header: str, token: str) -> 
 
 @pytest.mark.parametrize(
     ("header", "value"),
-    [("a=1", "1"), ("b=2; a=1", "1"), ("aa=2;a=1", "1"), ("a=1=2", "1=2"), ("b=a=1", ""), ("a", "")],
+    [
+        ("a=1", "1"),
+        ("b=2; a=1", "1"),
+        ("aa=2;a=1", "1"),
+        ("a=1=2", "1=2"),
+        ("b=a=1", ""),
+        ("a", ""),
+    ],
 )
 def test_a_cookie_is_found_by_its_whole_name(header: str, value: str) -> None:
     assert sz.parse_cookie(header, "a") == value
@@ -428,12 +434,19 @@ def test_a_configured_origin_is_taken_to_the_letter() -> None:
     allowed = frozenset({"https://tools.example.org"})
     good = {**HERE, "origin": "https://tools.example.org", "sec-fetch-site": "cross-site"}
     assert sz.describe_cross_site("POST", good, allowed) is None
-    for near in ("http://tools.example.org", "https://tools.example.org:444", "https://example.org"):
+    for near in (
+        "http://tools.example.org",
+        "https://tools.example.org:444",
+        "https://example.org",
+    ):
         assert sz.describe_cross_site("POST", {**good, "origin": near}, allowed)
 
 
 def test_default_ports_are_the_same_as_none() -> None:
-    for origin, host in (("https://a.example", "a.example:443"), ("http://a.example:80", "a.example")):
+    for origin, host in (
+        ("https://a.example", "a.example:443"),
+        ("http://a.example:80", "a.example"),
+    ):
         headers = {"origin": origin, "host": host}
         assert sz.describe_cross_site("POST", headers, frozenset()) is None
 

@@ -1,0 +1,53 @@
+"""What the dashboard's files promise by what they are."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+
+STATIC = Path(__file__).parents[2] / "static"
+FILES = sorted(STATIC.iterdir())
+MODULES = [path for path in FILES if path.suffix == ".js"]
+MAX_COMPRESSED_BYTES = 100_000
+
+
+def test_the_whole_page_is_under_a_hundred_kilobytes_on_the_wire() -> None:
+    assert sum(len(zlib.compress(path.read_bytes(), 9)) for path in FILES) < MAX_COMPRESSED_BYTES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_nothing_is_loaded_from_elsewhere(path: Path) -> None:
+    text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"(?:https?:)?//[\w.-]+\.\w{2,}", text) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_data_cannot_become_markup_or_code(path: Path) -> None:
+    risky = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|javascript:"
+    )
+    assert re.findall(risky, path.read_text()) == []
+
+
+def test_the_page_has_no_inline_script_or_style() -> None:
+    page = (STATIC / "index.html").read_text()
+    assert re.findall(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page) == []
+
+
+def test_every_module_is_loaded_ahead() -> None:
+    page = (STATIC / "index.html").read_text()
+    loaded = set(re.findall(r'(?:href|src)="(\w+\.js)"', page))
+    assert loaded == {path.name for path in MODULES}
+
+
+def test_modules_import_in_one_direction() -> None:
+    imports = {
+        path.name: set(re.findall(r'from "\./(\w+\.js)"', path.read_text())) for path in MODULES
+    }
+    while imports:
+        leaves = {name for name, needed in imports.items() if not needed & imports.keys()}
+        assert leaves, f"these import each other: {sorted(imports)}"
+        imports = {name: needed for name, needed in imports.items() if name not in leaves}
