@@ -1724,7 +1724,7 @@ class WorkerProcess:
             signal.signal(signum, signal.SIG_DFL)
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._converse, daemon=True).start()
         while True:
             job = self._calls.get()
             body = self._work(job)
@@ -1734,6 +1734,15 @@ class WorkerProcess:
             with self._sending:
                 self._job = None  # what its threads still say is for nobody
                 self._send(b"R", body)
+
+    def _converse(self) -> None:
+        """Talk to the parent; when that ends, in whatever way, so does this process."""
+        try:
+            self._listen()
+        except OSError as error:  # it died with something of ours unread
+            log.debug("the handler is gone: %s", error)
+        finally:
+            os._exit(EXIT_OK)
 
     def _listen(self) -> None:
         poll = select.poll()
@@ -1750,7 +1759,7 @@ class WorkerProcess:
             if self._link.fileno() in ready:
                 data = self._link.recv(65_536)
                 if not data:
-                    os._exit(EXIT_OK)  # the parent is gone or wants no more of us
+                    return  # the parent is gone or wants no more of us
                 for kind, body in frames.feed(data):
                     self._obey(kind, body)
             if job:
@@ -2160,6 +2169,7 @@ class Dealer:
         if failure != self._failure:
             self._failure = failure
             log.error("%s refuses the connection: %s", self._server, failure)
+        self._session.closed()
         self._abandon(time.monotonic())
 
     def _governor_died(self, fd: int) -> None:

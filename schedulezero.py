@@ -9072,7 +9072,7 @@ def describe_cross_site(
 
 
 def _is_same_host(origin: str, host: str | None) -> bool:
-    """Whether an origin has the authority the request was sent to. A proxy may change the scheme."""
+    """Whether an origin has the authority that was asked. A proxy may change the scheme."""
     scheme, _, authority = origin.partition("://")
     port = {"http": ":80", "https": ":443"}.get(scheme)
     if port is None or host is None:
@@ -12532,7 +12532,7 @@ class Server:
             self._loop_task.cancel()
 
     def _tell(self) -> None:
-        """Tell systemd. What a new start cannot cure, as a full disk, does not stop its watchdog."""
+        """Tell systemd. What no new start can cure, as a full disk, does not stop its watchdog."""
         checks, status = self.health()
         wrong = [sentence for sentence in checks.values() if sentence != "ok"]
         is_alive = self._quiet_s <= STALLED_S and self.store.hung_s <= HUNG_S
@@ -14918,7 +14918,7 @@ def add_token_commands(parser: argparse.ArgumentParser) -> None:
     create.add_argument("name", metavar="NAME", help="who it is for; the audit shows it")
     roles = [str(role) for role in Role if role is not Role.ANYONE]
     create.add_argument("--role", choices=roles, required=True,
-                        help="viewer reads, operator also runs and pauses, admin may do all")  # fmt: skip
+                        help="viewer reads, operator also runs, admin may do all")  # fmt: skip
     create.add_argument("--expires", type=int, metavar="DAYS", help="not at all if not given")
     create.set_defaults(command=command_token_create)
     listing = commands.add_parser("list", help="show the tokens, but not what they are")

@@ -6,6 +6,7 @@ The handlers write every start and end to a file of their own, which is what the
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -70,6 +71,11 @@ class Recorder:
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
         return [(line[0], line[2]) for line in lines if line[1] == execution_id]
 
+    def pids(self, execution_id: str) -> set[int]:
+        """The processes that wrote of an execution."""
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return {line[4] for line in lines if line[1] == execution_id}
+
     def wait_mark(self, execution_id: str, *mark: object) -> None:
         wait_for(lambda: tuple(mark) in self.marks(execution_id), f"{mark}", 40)
 
@@ -80,6 +86,20 @@ class Recorder:
         execution_id = self._one.post("/api/run_now", {**body, **more}).json()["execution_id"]
         self.wait_mark(execution_id, "start", 1)
         return str(execution_id)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only what its parent has not collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def is_idle(pid: int) -> bool:
+    """Whether every thread of a process sleeps."""
+    stats = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(stat.read_text().rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 def outcomes(one: Appliance, execution_id: str) -> tuple[str, list[str]]:
@@ -282,3 +302,16 @@ def test_a_job_that_ignores_its_end_is_killed_and_its_worker_replaced(appliance,
     assert one.wait_execution(execution_id)["status"] == how
     add = {"handler_id": "stubborn", "method_name": "add", "job_params": {"a": 2, "b": 3}}
     assert one.post("/api/run_now", add).json()["result"] == 5
+
+
+def test_a_worker_process_ends_with_its_handler_although_what_it_said_was_never_read(appliance):
+    one = appliance().run()
+    worker = Recorder(one)
+    process = worker.start("--processes")
+    execution_id = worker.run(1, job_params={"token": "t", "seconds": 1, "talk": 50})
+    process.send_signal(signal.SIGSTOP)
+    worker.wait_mark(execution_id, "success", 1)
+    (pid,) = worker.pids(execution_id)
+    wait_for(lambda: is_idle(pid), "the worker process to wait for its next job")
+    os.killpg(process.pid, signal.SIGKILL)
+    wait_for(lambda: not is_running(pid), "the worker process to end")
