@@ -195,7 +195,9 @@ class Appliance:
         def reached() -> dict[str, Any] | None:
             execution = self.get(f"/api/executions/{execution_id}").json()
             final = execution["status"] not in ("queued", "running")
-            return execution if execution["status"] in statuses or (not statuses and final) else None
+            return (
+                execution if execution["status"] in statuses or (not statuses and final) else None
+            )
 
         return wait_for(reached, f"execution {execution_id} to be {statuses or 'final'}")
 

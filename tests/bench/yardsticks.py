@@ -19,9 +19,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
-from load import percentile
-
 from bench import memory_mib, usage_of
+from load import percentile
 
 Figures = dict[str, float]
 

@@ -554,5 +554,3 @@ async def test_a_result_that_the_next_server_takes_is_hidden_too(
         await handler.reconnect(running=[call["id"]])
         await handler.succeed(call, f"it was {PASSWORD}")
         assert (await second.ended(execution_id)).result == "it was ***"
-
-

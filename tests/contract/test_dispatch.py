@@ -56,7 +56,7 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 async def until(condition: Callable[[], T], within_s: float = WITHIN_S) -> T:
     """The value of the condition as soon as it is true."""
     async with asyncio.timeout(within_s):
-        while not (value := condition()):  # noqa: ASYNC110
+        while not (value := condition()):
             await asyncio.sleep(0.005)
     return value
 

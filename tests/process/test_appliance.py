@@ -72,9 +72,7 @@ def test_schedules_and_history_are_still_there_after_a_restart(appliance):
     one = appliance(handlers={"ex": {"run": "handler.py:Example"}})
     assert one.cli("start").returncode == 0
     one.wait_connected("ex")
-    made = one.post(
-        "/api/schedule", add("ex", trigger_config={"type": "interval", "seconds": 1})
-    )
+    made = one.post("/api/schedule", add("ex", trigger_config={"type": "interval", "seconds": 1}))
     assert made.status == 201
     schedule_id = made.json()["schedule_id"]
 

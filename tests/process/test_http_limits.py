@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 import schedulezero as sz
 
 QUICK = sz.HttpLimits(
@@ -112,7 +111,7 @@ async def connect(server: sz.HttpServer) -> Client:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; the test's own time limit bounds it."""
-    while not condition():  # noqa: ASYNC110 - nothing here sets an event
+    while not condition():
         await asyncio.sleep(0.005)
 
 

@@ -115,7 +115,7 @@ def test_an_upgrade_with_jobs_running_loses_nothing_and_runs_nothing_twice(appli
     assert one.cli("start").returncode == 0
     one.wait_connected("governed")
     worker.start("--concurrency", "2")
-    there = worker.run(6, retry=ONCE)
+    there = worker.run(12, retry=ONCE)
     here = worker.run(3, retry=ONCE, handler_id="governed")
     assert one.cli("restart").returncode == 0
     assert one.get(f"/api/executions/{there}").json()["status"] == "running"

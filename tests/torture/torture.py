@@ -406,9 +406,11 @@ def run(directory: Path, seed: int, duration_s: float) -> bool:
         finally:
             site.close()
             shutil.copytree(site.data, directory / "kept", dirs_exist_ok=True)
+        left = site.wait_empty()
     verdict = check(history)
     report(verdict, done, time.monotonic() - began_s)
-    return verdict.is_good and verdict.counts["starts"] > 0
+    print(f"  {len(left):6} processes left behind {left or ''}")
+    return verdict.is_good and verdict.counts["starts"] > 0 and not left
 
 
 def main() -> int:

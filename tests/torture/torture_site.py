@@ -19,6 +19,7 @@ from conftest import Appliance
 HERE = Path(__file__).resolve().parent
 DISK_MIB = 192
 RECOVER_S = 30.0  # what a start after a kill may take
+ORPHAN_S = 15.0  # what is left of killed ones may take to end
 ALREADY_RUNNING = 75
 
 
@@ -118,6 +119,21 @@ class Site:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.appliance.cli("stop")
+
+    def wait_empty(self) -> list[int]:
+        """The processes of this site that are still there some time after all was stopped."""
+        give_up_s = time.monotonic() + ORPHAN_S
+        while (left := self._pids()) and time.monotonic() < give_up_s:
+            time.sleep(0.2)
+        return left
+
+    def _pids(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):  # it has ended, or is only waited for
+                if entry.readlink() == self.directory:
+                    found.append(int(entry.parent.name))
+        return found
 
 
 @contextlib.contextmanager

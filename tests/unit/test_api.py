@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import schedulezero as sz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import schedulezero as sz
 
 NOW_US = sz.us_of(sz.datetime(2026, 11, 23, 12, 0, 0, tzinfo=sz.UTC))
 HOURLY = {"type": "interval", "hours": 1}

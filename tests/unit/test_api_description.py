@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
 import schedulezero as sz
 
 DOCUMENT = json.loads(sz.encode_json(sz.describe_api(sz.ROUTES)))

@@ -6,9 +6,8 @@ import json
 import logging
 import time
 
-import pytest
-
 import handler
+import pytest
 from handler import (
     BadParameters,
     ConfigError,

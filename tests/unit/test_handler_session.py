@@ -6,9 +6,8 @@ import json
 import os
 import time
 
-import pytest
-
 import handler
+import pytest
 from handler import Job, ProtocolError, Session, Spool, failure, success
 
 PROFILE = {"handler_id": "h", "instance": "abc", "methods": [], "concurrency": 2}

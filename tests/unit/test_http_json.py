@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import pytest
+import schedulezero as sz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import schedulezero as sz
 
 REFUSED = {
     "nothing": (b"", "not JSON"),

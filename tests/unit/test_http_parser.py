@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import astuple
 
 import pytest
+import schedulezero as sz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import schedulezero as sz
 
 HOST = b"Host: localhost\r\n"
 

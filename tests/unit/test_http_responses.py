@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
 import schedulezero as sz
 
 DATE = b"Mon, 23 Nov 2026 15:53:00 GMT"

@@ -75,7 +75,7 @@ def test_the_link_is_encrypted_unless_only_this_machine_reaches_it(
 
 def test_an_open_link_to_the_network_is_refused_unless_insisted_on() -> None:
     config = Config(zmq_host="0.0.0.0", zmq_security="null")
-    with pytest.raises(ConfigError, match="zmq_security.*0.0.0.0.*use curve"):
+    with pytest.raises(ConfigError, match=r"zmq_security.*0\.0\.0\.0.*use curve"):
         choose_security(config)
     assert choose_security(replace(config, allow_insecure=True)) == "null"
 
@@ -278,7 +278,12 @@ def test_what_only_looks_like_a_reference_is_refused(wrong: Any) -> None:
 def test_a_secret_is_hidden_however_it_is_spelt() -> None:
     secret = 'p@ss "wörd"\n-----KEY LINE 1-----'
     scrubber = Scrubber([secret])
-    for spelt in (secret, json.dumps(secret), repr(secret), f"https://u:{'p%40ss%20%22w%C3%B6rd%22%0A-----KEY%20LINE%201-----'}@h"):
+    for spelt in (
+        secret,
+        json.dumps(secret),
+        repr(secret),
+        f"https://u:{'p%40ss%20%22w%C3%B6rd%22%0A-----KEY%20LINE%201-----'}@h",
+    ):
         hidden = scrubber.text(f"before {spelt} after")
         assert "ss" not in hidden
         assert "***" in hidden

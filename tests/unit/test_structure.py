@@ -137,7 +137,10 @@ def test_only_its_owner_touches(resource: str) -> None:
 def is_read_only(statement: ast.stmt) -> bool:
     """Whether its annotation lets mypy refuse every change."""
     annotation = ast.unparse(getattr(statement, "annotation", None) or ast.Constant(0))
-    return annotation.startswith("Final[") and re.search(r"\b(Mapping|Schema)\b", annotation) is not None
+    return (
+        annotation.startswith("Final[")
+        and re.search(r"\b(Mapping|Schema)\b", annotation) is not None
+    )
 
 
 def test_the_module_has_no_mutable_state() -> None:
@@ -166,8 +169,8 @@ def test_every_broad_except_says_what_goes_on() -> None:
     broad = [
         node
         for node in ast.walk(tree())
-        if isinstance(node, ast.ExceptHandler) and dotted(node.type or ast.Constant(0)) in
-        ("Exception", "BaseException", "")
+        if isinstance(node, ast.ExceptHandler)
+        and dotted(node.type or ast.Constant(0)) in ("Exception", "BaseException", "")
     ]
     silent = [
         f"line {node.lineno}: {lines[node.lineno - 1].strip()}"

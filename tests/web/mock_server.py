@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
                     return self.send_json(refused.status, refused.body)
         return self.send_json(404, {"status": "error", "error": "There is no such page."})
 
-    do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
+    do_POST = do_PATCH = do_DELETE = answer
 
     def send_static(self, path: str) -> None:
         file = STATIC / ("index.html" if path == "/" else path.lstrip("/"))
