@@ -18,7 +18,7 @@ run: .venv/run  ## Set up, then run the clock deployment in the foreground (Ctrl
 
 test: .venv/test lint  ## Set up, then run every test
 	$(BIN)/python -m pytest -c tests/pytest.ini $(ARGS)
-	node --test tests/web/
+	node --test tests/web/*.test.mjs
 
 lint: .venv/test  ## Check style and types
 	$(BIN)/ruff check --config tests/ruff.toml . && $(BIN)/ruff format --check --config tests/ruff.toml .
@@ -33,9 +33,10 @@ bench: .venv/test  ## Measure the figures of the README on this machine
 clean:  ## Remove what was made, but neither data nor logs
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.venv/run: schedulezero.py
+.venv/run: schedulezero.py handler.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(DEPENDENCIES) && touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(DEPENDENCIES)
+	$(BIN)/python -m compileall -q schedulezero.py handler.py && touch $@
 
 .venv/test: .venv/run Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TOOLS) && touch $@

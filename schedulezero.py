@@ -4517,7 +4517,8 @@ class Store(apscheduler.abc.DataStore):
             (first_id_of(since_us), since_us),
         )
         minutes = self._reader.all(
-            "SELECT completed_us / 60000000, count(*), sum(status = 'success') FROM executions "
+            "SELECT completed_us / 60000000, count(*), sum(status = 'success'), "
+            "sum(status IN ('error', 'timeout', 'lost')) FROM executions "
             "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
             (first_id_of(since_us), self.clock.now_us() - 3600 * 1_000_000),
         )
@@ -4531,8 +4532,13 @@ class Store(apscheduler.abc.DataStore):
                 for handler_id in sorted({row[0] for row in rows})
             },
             "per_minute": [
-                {"minute": iso_of(minute * 60_000_000), "total": total, "success": success}
-                for minute, total, success in minutes
+                {
+                    "minute": iso_of(minute * 60_000_000),
+                    "total": total,
+                    "success": success,
+                    "failed": failed,
+                }
+                for minute, total, success, failed in minutes
             ],
         }
 
@@ -7068,9 +7074,13 @@ class Gateway:
 
     # Reading
 
+    def _read_again(self) -> None:
+        # Cleared here alone: if the descriptor's call did it too, each edge would add a reader.
+        self._reading = False
+        self._on_readable()
+
     def _on_readable(self) -> None:
         """Read what is there. The descriptor is edge-triggered: stop only when nothing is left."""
-        self._reading = False
         until_s = self.clock.monotonic() + READ_TURN_S
         for taken in range(READ_BATCH):
             if taken and self.clock.monotonic() > until_s:
@@ -7141,7 +7151,7 @@ class Gateway:
         """Look again in this turn of the loop: a send may have eaten the edge."""
         if not self._reading:
             self._reading = True
-            self.loop.call_soon(self._on_readable)
+            self.loop.call_soon(self._read_again)
 
     # Writing
     #
@@ -13381,16 +13391,19 @@ class Governor:
         return pid
 
     def _start_warden(self) -> None:
-        """Start the warden, at the beginning or after it died, and tell it what runs."""
+        """Start the warden, at the beginning or after it died.
+
+        What runs is in its pipe before it lives: the governor may be killed at any moment.
+        """
         os.close(self._warden_fd)
         read_fd, self._warden_fd = os.pipe()
         try:
+            for child in self._children.values():
+                if child.pid:
+                    self._tell_warden(f"{child.pid} {child.grace_s:g}")
             self._warden_pid = self._fork(lambda: serve_warden(read_fd))
         finally:
             os.close(read_fd)
-        for child in self._children.values():
-            if child.pid:
-                self._tell_warden(f"{child.pid} {child.grace_s:g}")
 
     def _tell_warden(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # it died; the next one is told everything

@@ -27,7 +27,7 @@ const minuteOf = (times, at) => times.clock(at).slice(0, 5);
 
 // ---- Executions per minute ----------------------------------------------------------------------
 
-/** Bars: successes, failures (hollow) on top of them, then what did not run. */
+/** Bars: successes, failures (hollow) on top of them, then what ended otherwise. */
 export function minuteBars(buckets, times) {
   const totals = buckets.map(({ success, failed, other }) => success + failed + other);
   const failed = sum(buckets.map((bucket) => bucket.failed));
@@ -60,7 +60,7 @@ function minuteBar({ at, success, failed, other }, i, top, times) {
   return s(
     "g",
     null,
-    tip(`${minuteOf(times, at)}  ${success} succeeded, ${failed} failed, ${other} did not run`),
+    tip(`${minuteOf(times, at)}  ${success} succeeded, ${failed} failed, ${other} ended otherwise`),
     rect("reach", i, 0, 1, 100),
     part("good", 0, success),
     part("bad", success, failed),

@@ -547,12 +547,14 @@ async def test_no_time_is_too_early_or_late_to_ask_for(store: Store, since_us: i
 async def test_stats_count_rate_and_measure(store: Store) -> None:
     for status, took_ms in (("success", 10), ("success", 30), ("error", 5), ("missed", 0)):
         done = replace(ended(await begun(store)), status=Status(status))
-        await store.end_execution(replace(done, duration_us=took_ms * 1_000))
+        now_us = store.clock.now_us()
+        await store.end_execution(replace(done, completed_us=now_us, duration_us=took_ms * 1_000))
     stats = store.stats(0)
     assert (stats["total"], stats["success_rate"]) == (4, pytest.approx(2 / 3))
     assert stats["by_status"] == {"success": 2, "error": 1, "missed": 1}
     assert stats["duration_ms"] == {"p50": 30, "p95": 30, "p99": 30, "max": 30}
     assert stats["by_handler"]["worker"]["total"] == 4
+    assert [sum(m[key] for m in stats["per_minute"]) for key in ("success", "failed")] == [2, 1]
     assert store.stats(store.clock.now_us() + 1)["success_rate"] is None
 
 
