@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The one list of dependencies is the header of schedulezero.py.
 DEPENDENCIES = $$(sed -n 's/^\#   "\(.*\)",$$/\1/p' schedulezero.py)
-TOOLS := pytest pytest-xdist hypothesis ruff mypy types-PyYAML cronsim croniter playwright websockets schemathesis
+TOOLS := pytest pytest-xdist pytest-rerunfailures hypothesis ruff mypy types-PyYAML cronsim croniter playwright websockets schemathesis
 
 .PHONY: help run test lint torture bench clean
 
