@@ -142,6 +142,7 @@ class ScheduleZeroError(Exception):
     """Base of every failure with a sentence for the user; `code` is its snake_case name."""
 
     code = "failed"
+    field: str | None = None  # dotted path of the value it is about: `trigger_config.hour`
 
 
 class ConfigError(ScheduleZeroError):
@@ -151,9 +152,10 @@ class ConfigError(ScheduleZeroError):
 
 
 class InvalidField(ScheduleZeroError):
-    """A value from outside is refused; `field` is its dotted path: `trigger_config.hour`."""
+    """A value from outside is refused; `field` says which."""
 
     code = "invalid_field"
+    field: str
 
     def __init__(self, field: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -170,8 +172,16 @@ class NotFound(ScheduleZeroError):
     code = "not_found"
 
 
+class UnknownHandler(NotFound):
+    field = "handler_id"
+
+
 class Conflict(ScheduleZeroError):
     code = "conflict"
+
+
+class IdTaken(Conflict):
+    field = "schedule_id"
 
 
 class StoreUnavailable(ScheduleZeroError):
@@ -4108,6 +4118,17 @@ class Claimed:
     fires: Mapping[datetime, Fire]
 
 
+@dataclass(frozen=True, slots=True)
+class DueRow:
+    """What is needed of a schedule to count its coming fires."""
+
+    key: int
+    schedule_id: str
+    title: str
+    trigger_state: str
+    next_fire_us: int
+
+
 def execution_of_fire(
     schedule: Schedule, fire: Fire, execution_id: str, now_us: int, grace_s: float, config: Config
 ) -> Execution:
@@ -4274,24 +4295,42 @@ class Store(apscheduler.abc.DataStore):
         offset: int = 0,
     ) -> tuple[list[Schedule], int]:
         """One page of the matching schedules, and how many match in all."""
-        where, values = _conditions(
-            ("handler_id = ?", handler_id),
-            ("method_name = ?", method_name),
-            ("paused = ?", None if paused is None else int(paused)),
-            ("origin = ?", origin),
-            (
-                "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
-                "|| ' ' || method_name), ?)",
-                search.casefold() if search else None,
-            ),
-        )
-        order = SCHEDULE_ORDERS[sort]
+        where, values = _schedule_conditions(handler_id, method_name, paused, search, origin)
+        order = order_of(sort)
         (total,) = self._reader.one(f"SELECT count(*) FROM schedules {where}", values)
         rows = self._reader.all(
             f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
         return [schedule_of(row) for row in rows], total
+
+    def schedule_ids(
+        self,
+        *,
+        handler_id: str | None = None,
+        method_name: str | None = None,
+        paused: bool | None = None,
+        search: str | None = None,
+    ) -> list[str]:
+        """The ids of all matching schedules."""
+        where, values = _schedule_conditions(handler_id, method_name, paused, search)
+        rows = self._reader.all(f"SELECT schedule_id FROM schedules {where}", values)
+        return [schedule_id for (schedule_id,) in rows]
+
+    def due_until(self, end_us: int, *, after_key: int, limit: int) -> list[DueRow]:
+        """Schedules that will fire before `end_us`, in the order they were made."""
+        rows = self._reader.all(
+            "SELECT key, schedule_id, ifnull(name, schedule_id), trigger_state, next_fire_us "
+            f"FROM schedules WHERE {FIRES_BEFORE} AND key > ? ORDER BY key LIMIT ?",
+            (end_us, after_key, limit),
+        )
+        return [DueRow(*row) for row in rows]
+
+    def count_due(self, end_us: int, *, after_key: int) -> int:
+        """How many schedules `due_until` has not given yet after this key."""
+        query = f"SELECT count(*) FROM schedules WHERE {FIRES_BEFORE} AND key > ?"
+        (count,) = self._reader.one(query, (end_us, after_key))
+        return int(count)
 
     async def add_schedule_record(self, schedule: Schedule) -> None:
         """Store a new schedule. Raises Conflict if the id is taken."""
@@ -4300,7 +4339,7 @@ class Store(apscheduler.abc.DataStore):
             try:
                 db.execute(INSERT_SCHEDULE, schedule_row(schedule))
             except sqlite3.IntegrityError:
-                raise Conflict(f"there is a schedule '{schedule.schedule_id}' already") from None
+                raise IdTaken(f"there is a schedule '{schedule.schedule_id}' already") from None
 
         await self.write(change)
         await self._announce(apscheduler.ScheduleAdded, schedule)
@@ -5047,22 +5086,32 @@ SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(",
 SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
     name for name in SCHEDULE_NAMES if name not in ("next_fire_us", "last_fire_us", "quarantined")
 )
+FIRES_BEFORE: Final = "next_fire_us < ? AND paused = 0 AND quarantined IS NULL"
 INSERT_SCHEDULE: Final = (
     f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
 )
 SCHEDULE_ORDERS: Final[Mapping[str, str]] = {
-    "schedule_id": "schedule_id",
-    "next_fire_time": "next_fire_us IS NULL, next_fire_us, schedule_id",
-    "last_fire_time": "last_fire_us IS NULL, last_fire_us DESC, schedule_id",
-    "name": "name IS NULL, name, schedule_id",
-    "handler_id": "handler_id, schedule_id",
-    "created_at": "created_us, schedule_id",
+    "schedule_id": "schedule_id {0}",
+    "next_fire_time": "next_fire_us IS NULL, next_fire_us {0}, schedule_id",
+    "last_fire_time": "last_fire_us IS NULL, last_fire_us {1}, schedule_id",
+    "name": "name IS NULL, name {0}, schedule_id",
+    "handler_id": "handler_id {0}, schedule_id",
+    "created_at": "created_us {0}, schedule_id",
 }
 APSCHEDULER_COALESCE: Final[Mapping[apscheduler.CoalescePolicy, Coalesce]] = {
     apscheduler.CoalescePolicy.latest: Coalesce.LATEST,
     apscheduler.CoalescePolicy.earliest: Coalesce.LATEST,  # one run either way
     apscheduler.CoalescePolicy.all: Coalesce.ALL,
 }
+
+
+def order_of(sort: str) -> str:
+    """The ORDER BY of a name in SCHEDULE_ORDERS; a minus before it turns it round.
+
+    What has no value comes last either way.
+    """
+    ways = ("DESC", "ASC") if sort.startswith("-") else ("ASC", "DESC")
+    return SCHEDULE_ORDERS[sort.removeprefix("-")].format(*ways)
 
 
 def _load_trigger(state: str) -> Trigger:
@@ -5094,6 +5143,27 @@ def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
     given = [(condition, value) for condition, value in pairs if value is not None]
     where = "WHERE " + " AND ".join(condition for condition, _ in given) if given else ""
     return where, tuple(value for _, value in given)
+
+
+def _schedule_conditions(
+    handler_id: str | None,
+    method_name: str | None,
+    paused: bool | None,
+    search: str | None,
+    origin: str | None = None,
+) -> tuple[str, tuple[Any, ...]]:
+    """The WHERE clause of a list of schedules, and its values."""
+    return _conditions(
+        ("handler_id = ?", handler_id),
+        ("method_name = ?", method_name),
+        ("paused = ?", None if paused is None else int(paused)),
+        ("origin = ?", origin),
+        (
+            "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
+            "|| ' ' || method_name), ?)",
+            search.casefold() if search else None,
+        ),
+    )
 
 
 def join_logs(earlier: str, later: str) -> str:
@@ -10812,6 +10882,17 @@ MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_EDIT_TRIES: Final = 5
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
+MAX_UPCOMING_HOURS: Final = 7 * 24
+MAX_UPCOMING_BUCKETS: Final = 288
+UPCOMING_ROWS: Final = 200  # read at once
+UPCOMING_TURN_S: Final = 0.01  # of counting, before the rest of the loop has its turn
+UPCOMING_BUDGET_S: Final = 3.0  # of counting for one answer; the schedules that remain are left out
+UPCOMING_KEPT_S: Final = 2.0  # an answer serves all who ask for so long ...
+UPCOMING_KEPT_TIMES: Final = 50  # ... or so many times as long as it took: 2 % of a processor
+UPCOMING_SOONEST: Final = 8
+UPCOMING_NAMES: Final = 3  # schedules named for one bucket
+UPCOMING_ALIKE: Final = 128  # triggers whose count is kept for the next schedule with the same
+CHANGED_AT_ONCE: Final = 64  # of many schedules; each reads its row on the loop
 METRICS_PATH: Final = "/metrics"  # the one route outside /api/: Prometheus looks there
 
 
@@ -10827,6 +10908,7 @@ class App(Protocol):
     access: Access
     recovery: Recovery
     metrics: Metrics
+    forecast: Forecast
     started_monotonic: float
 
     def health(self) -> tuple[dict[str, str], str]: ...
@@ -10957,10 +11039,10 @@ def whole_number(low: int, high: int) -> Kind:
     return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
-def one_of(choices: type[enum.StrEnum]) -> Kind:
+def one_of(choices: Iterable[str]) -> Kind:
     members = {str(member): member for member in choices}
 
-    def check(path: str, value: Any) -> enum.StrEnum:
+    def check(path: str, value: Any) -> str:
         if not isinstance(value, str) or value not in members:
             raise wrong_value(path, f"one of {', '.join(members)}", value)
         return members[value]
@@ -10973,6 +11055,17 @@ def or_null(kind: Kind) -> Kind:
         return None if value is None else kind.check(path, value)
 
     return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
+
+
+def list_kind(kind: Kind, most: int) -> Kind:
+    """A list of at most so many values of a kind."""
+
+    def check(path: str, value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise wrong_value(path, f"a list of at most {most}", value)
+        return [kind.check(f"{path}[{i}]", item) for i, item in enumerate(value)]
+
+    return Kind(check, {"type": "array", "items": kind.schema, "maxItems": most})
 
 
 def members_of(fields: Fields) -> Kind:
@@ -11088,19 +11181,20 @@ NAME: Final = matching(
 TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
-    Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
-    Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
-    Field("factor", numeric(1, 100), "by which the delay grows"),
-    Field("max_delay", numeric(0, MAX_RUN_S), "seconds"),
-    Field("jitter", numeric(0, 1), "share of the delay left to chance"),
+    Field("max_attempts", or_null(whole_number(1, 1_000)), "1: never repeated"),
+    Field("base_delay", or_null(numeric(0, 86_400)), "seconds before the second attempt"),
+    Field("factor", or_null(numeric(1, 100)), "by which the delay grows"),
+    Field("max_delay", or_null(numeric(0, MAX_RUN_S)), "seconds"),
+    Field("jitter", or_null(numeric(0, 1)), "share of the delay left to chance"),
 )
 CALL_FIELDS: Final = (
     Field("handler_id", NAME, required=True),
     Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
     Field("job_params", PARAMS, "the arguments of the method"),
     Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
-    Field("retry", or_null(members_of(RETRY_FIELDS)), "null: as configured"),
-)
+    Field("retry", or_null(members_of(RETRY_FIELDS)),
+          "null, as a whole or of a member: as configured"),
+)  # fmt: skip
 RUN_FIELDS: Final = Fields(
     *CALL_FIELDS, Field("wait", FLAG, "false: answer at once with the execution's id")
 )
@@ -11123,21 +11217,16 @@ PREVIEW_FIELDS: Final = Fields(
 )
 
 
-class SortBy(enum.StrEnum):
-    SCHEDULE_ID = "schedule_id"
-    NEXT_FIRE_TIME = "next_fire_time"
-    LAST_FIRE_TIME = "last_fire_time"
-    NAME = "name"
-    HANDLER_ID = "handler_id"
-    CREATED_AT = "created_at"
-
-
-SCHEDULES_QUERY: Final = Fields(
+SORT: Final = one_of([*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS)])
+SCHEDULE_FILTERS: Final = (
     Field("handler_id", NAME),
     Field("method_name", NAME),
     Field("paused", FLAG_TEXT),
     Field("search", ANY_TEXT, "part of id, name, handler or method"),
-    Field("sort", one_of(SortBy)),
+)
+SCHEDULES_QUERY: Final = Fields(
+    *SCHEDULE_FILTERS,
+    Field("sort", SORT, "a minus before the name turns it round"),
     Field("limit", whole_number_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
     Field("offset", whole_number_text(0, 999_999_999)),
 )
@@ -11150,6 +11239,14 @@ EXECUTIONS_QUERY: Final = Fields(
     Field("cursor", CURSOR, "next_cursor of the answer before"),
 )
 NO_FIELDS: Final = Fields()
+MANY_FIELDS: Final = Fields(
+    Field("paused", FLAG, required=True),
+    Field("schedule_ids", list_kind(NAME, MAX_PAGE), "only these of those that match"),
+)
+UPCOMING_QUERY: Final = Fields(
+    Field("hours", whole_number_text(1, MAX_UPCOMING_HOURS), "24 if not given"),
+    Field("buckets", whole_number_text(1, MAX_UPCOMING_BUCKETS), "96 if not given"),
+)
 WEBSOCKET_QUERY: Final = Fields(Field("last_event_id", printable(64), "go on after this event"))
 AUDIT_QUERY: Final = Fields(
     Field("limit", whole_number_text(1, MAX_PAGE), "100 if not given"),
@@ -11330,12 +11427,20 @@ def changed_schedule(
     """
     values = {**given, "updated_us": now_us}
     if values.get("retry") is not None:
-        values["retry"] = replace(schedule.retry or config.retry, **values["retry"])
+        values["retry"] = changed_retry(schedule.retry or config.retry, values["retry"], config)
     if "trigger_config" in values:
         values |= _planned(values["trigger_config"], config, now_us)
     elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
     return replace(schedule, **values)
+
+
+def changed_retry(known: RetryPolicy, given: Mapping[str, Any], config: Config) -> RetryPolicy:
+    """The policy with the given members; one that is None becomes what is configured."""
+    standard = asdict(config.retry)
+    return replace(
+        known, **{name: standard[name] if to is None else to for name, to in given.items()}
+    )
 
 
 def new_schedule(
@@ -11368,11 +11473,11 @@ def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> 
 
 
 def check_target(app: App, handler_id: str, method_name: str) -> None:
-    """Raise NotFound for a handler never heard of, InvalidField for a method it has not."""
+    """Raise UnknownHandler if it was never heard of, InvalidField for a method it has not."""
     methods = app.gateway.method_names(handler_id)
     if methods is None:
         known = [info.handler_id for info in app.gateway.handlers()]
-        raise NotFound(f"there is no handler '{handler_id}'{suggest(handler_id, known)}")
+        raise UnknownHandler(f"there is no handler '{handler_id}'{suggest(handler_id, known)}")
     if methods and method_name not in methods:
         hint = suggest(method_name, methods) or f"; it has {', '.join(methods)[:500]}"
         sentence = f"the handler {handler_id} has no method '{method_name}'{hint}"
@@ -11402,7 +11507,114 @@ def check_undeclared(schedule: Schedule) -> None:
 
 def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
     """The configured policy with what was given changed."""
-    return replace(app.config.retry, **given) if given else None
+    return changed_retry(app.config.retry, given, app.config) if given else None
+
+
+# What will fire
+
+
+class ForecastCount:
+    """Fires by bucket of time. The first bucket holds the time it is now."""
+
+    def __init__(self, now_us: int, bucket_us: int, buckets: int) -> None:
+        self.bucket_us = bucket_us
+        self.begin_us = now_us - now_us % bucket_us
+        self.end_us = self.begin_us + bucket_us * buckets
+        self.schedules = 0
+        self._counts = [0] * buckets
+        self._names: list[list[str]] = [[] for _ in range(buckets)]
+        self._soonest: list[tuple[int, str, str]] = []
+        self._alike: dict[tuple[str, int], list[tuple[int, int]]] = {}
+
+    def add(self, row: DueRow) -> Iterator[None]:
+        """Count a schedule; each step is short. One that cannot be read counts nothing."""
+        self.schedules += 1
+        fire = row.next_fire_us, row.schedule_id, row.title
+        if len(self._soonest) < UPCOMING_SOONEST or fire < self._soonest[-1]:
+            self._soonest = sorted([*self._soonest, fire])[:UPCOMING_SOONEST]
+        alike = re.sub(r'"cursor_us": ?\d+', "", row.trigger_state), row.next_fire_us
+        if (found := self._alike.get(alike)) is None:
+            found = []
+            with suppress(TriggerError):
+                for counted in self._fires(row):
+                    found.append(counted)
+                    yield
+            if len(self._alike) >= UPCOMING_ALIKE:
+                self._alike.clear()
+            self._alike[alike] = found
+        for i, count in found:
+            self._counts[i] += count
+            if len(self._names[i]) < UPCOMING_NAMES:
+                self._names[i].append(row.title)
+        yield
+
+    def _fires(self, row: DueRow) -> Iterator[tuple[int, int]]:
+        """Each bucket the schedule fires in, and how often."""
+        trigger = load_trigger(json.loads(row.trigger_state))
+        fire_us: int | None = max(row.next_fire_us, self.begin_us)
+        while fire_us is not None and fire_us < self.end_us:
+            i = (fire_us - self.begin_us) // self.bucket_us
+            last_us = self.begin_us + (i + 1) * self.bucket_us - 1
+            # A fire that is overdue, or was told otherwise by hand, is one as well.
+            yield i, max(1, trigger.count_between(at_of(fire_us), at_of(last_us)))
+            fire_us = next_us(trigger, last_us)
+
+    def render(self, left_out: int) -> dict[str, Any]:
+        counted = enumerate(zip(self._counts, self._names, strict=True))
+        return {
+            "begin": iso_of(self.begin_us),
+            "bucket_seconds": self.bucket_us / 1e6,
+            "buckets": [
+                {"at": iso_of(self.begin_us + i * self.bucket_us), "count": n, "schedules": names}
+                for i, (n, names) in counted
+            ],
+            "soonest": [
+                {"schedule_id": schedule_id, "name": title, "at": iso_of(at_us)}
+                for at_us, schedule_id, title in self._soonest
+            ],
+            "schedules": self.schedules,
+            "left_out": left_out,
+        }
+
+
+class Forecast:
+    """What all schedules will fire, counted in turns between the loop's other work, and kept."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._counting = asyncio.Lock()
+        self._kept: tuple[int, int] | None = None  # what the kept answer answers
+        self._kept_until_s = 0.0
+        self._answer = b""
+        self.budget_s = UPCOMING_BUDGET_S
+
+    async def ask(self, bucket_us: int, buckets: int) -> bytes:
+        """The answer as JSON. Raises StoreUnavailable."""
+        async with self._counting:
+            if self._kept != (bucket_us, buckets) or self._clock.monotonic() > self._kept_until_s:
+                count = ForecastCount(self._clock.now_us(), bucket_us, buckets)
+                left_out, took_s = await self._count(count)
+                self._answer = encode_json(count.render(left_out))
+                self._kept = bucket_us, buckets
+                kept_s = max(UPCOMING_KEPT_S, UPCOMING_KEPT_TIMES * took_s)
+                self._kept_until_s = self._clock.monotonic() + kept_s
+            return self._answer
+
+    async def _count(self, count: ForecastCount) -> tuple[int, float]:
+        """How many schedules were left out as the budget was spent, and what was spent of it."""
+        spent_s, turn_s, key = 0.0, self._clock.monotonic(), 0
+        while rows := self._store.due_until(count.end_us, after_key=key, limit=UPCOMING_ROWS):
+            for row in rows:
+                key = row.key
+                for _ in count.add(row):
+                    if (took_s := self._clock.monotonic() - turn_s) > UPCOMING_TURN_S:
+                        spent_s += took_s
+                        await asyncio.sleep(0)
+                        turn_s = self._clock.monotonic()
+                if spent_s > self.budget_s:
+                    return self._store.count_due(count.end_us, after_key=key), spent_s
+        return 0, spent_s + self._clock.monotonic() - turn_s
 
 
 # One function for each route
@@ -11497,6 +11709,22 @@ def list_schedules(app: App, call: Call) -> Response:
         return {"total": total, "next_offset": end if count and end < total else None}
 
     return answer_page("schedules", map(render_schedule, page), about)
+
+
+async def show_upcoming(app: App, call: Call) -> Response:
+    hours, buckets = call.query.get("hours", 24), call.query.get("buckets", 96)
+    return Response(200, await app.forecast.ask(hours * 3_600_000_000 // buckets, buckets))
+
+
+async def change_schedules(app: App, call: Call) -> Response:
+    paused = call.body["paused"]
+    ids = app.store.schedule_ids(**call.query)
+    if "schedule_ids" in call.body:
+        ids = list(frozenset(ids).intersection(call.body["schedule_ids"]))
+    for i in range(0, len(ids), CHANGED_AT_ONCE):
+        some = ids[i : i + CHANGED_AT_ONCE]
+        await asyncio.gather(*(app.store.set_paused(schedule_id, paused) for schedule_id in some))
+    return json_response(200, {"status": "success", "paused": paused, "count": len(ids)})
 
 
 def show_schedule(app: App, call: Call) -> Response:
@@ -11808,7 +12036,10 @@ def component(name: str) -> Schema:
 
 COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
     {
-        "Error": shape(status={"const": "error"}, error=TEXT, code=TEXT),
+        "Error": {
+            **shape(status={"const": "error"}, error=TEXT, code=TEXT),
+            "description": "with `field`, the dotted path of what is wrong, where one value is",
+        },
         "Handler": shape(
             id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
         ),
@@ -11861,6 +12092,14 @@ SCHEDULE_CHANGED: Final = shape(
 )
 RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
+UPCOMING: Final = shape(
+    begin=TIME,
+    bucket_seconds={"type": "number"},
+    buckets=list_of(shape(at=TIME, count=COUNT, schedules=list_of(TEXT))),
+    soonest=list_of(shape(schedule_id=TEXT, name=TEXT, at=TIME)),
+    schedules=COUNT,
+    left_out=COUNT,
+)
 RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
 
 
@@ -11921,6 +12160,14 @@ ROUTES: Final = (
           "Schedules, by page",
           {200: shape(schedules=list_of(component("Schedule")), count=COUNT, total=COUNT)},
           query=SCHEDULES_QUERY),
+    Route("PATCH", "/api/schedules", change_schedules, OPERATOR,
+          "Pause or resume all schedules that match the query",
+          {200: shape(status={"const": "success"}, paused={"type": "boolean"}, count=COUNT)},
+          query=Fields(*SCHEDULE_FILTERS), body=MANY_FIELDS),
+    Route("GET", "/api/upcoming", show_upcoming, VIEWER,
+          "How often schedules that are not paused will fire in each part of the coming hours; "
+          "`left_out` schedules were not counted, to spare the processor",
+          {200: UPCOMING}, query=UPCOMING_QUERY),
     Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
           "One schedule", {200: component("Schedule")}),
     Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
@@ -12056,7 +12303,7 @@ def answer_failure(error: ScheduleZeroError) -> Response:
         status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     if isinstance(error, Refused):
         return error_response(error.status, error.code, str(error), error.headers)
-    more = {"field": error.field} if isinstance(error, InvalidField) else {}
+    more = {"field": error.field} if error.field else {}
     headers = RETRY_AFTER if status in (503, 507) else ()
     if isinstance(error, MethodNotAllowed):
         headers = (("Allow", error.allowed),)
@@ -12321,6 +12568,7 @@ class Server:
         self.dispatcher.adopt()  # before the loop turns: a handler that is back must be known
         self.store.changed = partial(self.events.publish, "schedule")
         self.access = Access(self.config, self.clock, self.store.note)
+        self.forecast = Forecast(self.store, self.clock)
         self.api = Api(self)
         self.http = HttpServer(self.api.handle, clock=self.clock)
         self.http.answered = self.metrics.count_request

@@ -23,6 +23,7 @@ from schedulezero import (
     Config,
     Conflict,
     Execution,
+    IdTaken,
     Overlap,
     RetryPolicy,
     Schedule,
@@ -164,7 +165,7 @@ async def test_a_change_that_fails_in_a_group_fails_alone(store: Store) -> None:
         await asyncio.sleep(0)
         before = store.commits
     outcomes = await asyncio.gather(*adding, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [type(None), Conflict] * 2 + [type(None)]
+    assert [type(outcome) for outcome in outcomes] == [type(None), IdTaken] * 2 + [type(None)]
     assert {s.schedule_id for s in store.schedules()[0]} == {"a", "b", "c", "taken"}
     assert store.state == "ok"
     assert store.commits - before <= 2  # those that did not fail still share one
@@ -472,11 +473,30 @@ async def test_schedules_are_filtered_searched_sorted_and_paged(store: Store) ->
     assert ids(search="ÜBER") == ids(search="über") == ["s0"]
     assert ids(search="100%") == ids(method_name="_ork") == []
     assert ids(sort="next_fire_time") == ["s3", "s2", "s1", "s0"]
+    assert ids(sort="-next_fire_time") == ["s1", "s2", "s3", "s0"]
+    assert ids(sort="-schedule_id") == ["s3", "s2", "s1", "s0"]
+    assert ids(sort="-name") == ["s0", "s2", "s3", "s1"]
     assert ids(limit=2, offset=1) == ["s1", "s2"]
     assert store.schedules(limit=1)[1] == 4
     assert set(sz.SCHEDULE_ORDERS) >= {"schedule_id", "next_fire_time", "name"}
     for order in sz.SCHEDULE_ORDERS:
         assert len(ids(sort=order)) == 4
+    assert store.schedule_ids(search="BACKUP", paused=False) == ["s2"]
+
+
+async def test_schedules_that_fire_soon_are_read_in_parts(store: Store) -> None:
+    for place in range(6):
+        await store.add_schedule_record(
+            schedule(
+                store, f"s{place}", name="One" if place == 1 else None, paused=place == 4,
+                quarantined="broken" if place == 5 else None, next_fire_us=100 * place or None,
+            )
+        )  # fmt: skip
+    first = store.due_until(301, after_key=0, limit=2)
+    assert [(row.title, row.next_fire_us) for row in first] == [("One", 100), ("s2", 200)]
+    rest = store.due_until(301, after_key=first[-1].key, limit=9)
+    assert [row.schedule_id for row in rest] == ["s3"]
+    assert store.count_due(301, after_key=first[-1].key) == 1
 
 
 async def test_after_the_clock_went_back_an_interval_goes_on_soon(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,10 @@ class FixedClock(sz.Clock):
 
     def monotonic(self) -> float:
         return self.us / 1e6
+
+
+def dumped(schedule: sz.Schedule) -> str:
+    return json.dumps(schedule.trigger_state)
 
 
 class MemoryStore:
@@ -68,11 +73,34 @@ class MemoryStore:
         ]
         return found[offset : offset + limit], len(found)
 
+    def schedule_ids(
+        self,
+        *,
+        handler_id: str | None = None,
+        method_name: str | None = None,
+        paused: bool | None = None,
+        search: str | None = None,
+    ) -> list[str]:
+        asked = {"handler_id": handler_id, "method_name": method_name, "paused": paused}
+        found, _ = self.schedules(**asked, search=search, limit=999)  # type: ignore[arg-type]
+        return [schedule.schedule_id for schedule in found]
+
+    def due_until(self, end_us: int, *, after_key: int, limit: int) -> list[sz.DueRow]:
+        made = enumerate(self.by_id.values(), 1)
+        return [
+            sz.DueRow(key, s.schedule_id, s.name or s.schedule_id, dumped(s), s.next_fire_us)
+            for key, s in made
+            if key > after_key and not s.paused and s.next_fire_us and s.next_fire_us < end_us
+        ][:limit]
+
+    def count_due(self, end_us: int, *, after_key: int) -> int:
+        return len(self.due_until(end_us, after_key=after_key, limit=999_999))
+
     async def add_schedule_record(self, schedule: sz.Schedule) -> None:
         if self.failure:
             raise self.failure
         if schedule.schedule_id in self.by_id:
-            raise sz.Conflict(f"there is a schedule '{schedule.schedule_id}' already")
+            raise sz.IdTaken(f"there is a schedule '{schedule.schedule_id}' already")
         self.by_id[schedule.schedule_id] = schedule
 
     async def replace_schedule(self, schedule: sz.Schedule, generation: int) -> bool:
@@ -268,6 +296,7 @@ class World:
         self.gateway = MemoryGateway()
         self.events = QuietEvents()
         self.recovery = NothingHappened()
+        self.forecast = sz.Forecast(self.store, self.clock)  # type: ignore[arg-type]
         self.checks = {"store": "ok"}, "ok"
         self.api = sz.Api(self)  # type: ignore[arg-type]
 
@@ -376,6 +405,17 @@ def test_a_taken_id_is_a_conflict(world: World) -> None:
     status, answer = world.ask("POST", "/api/schedule", body)
     assert (status, answer["code"]) == (409, "conflict")
     assert "hourly" in answer["error"]
+    assert answer["field"] == "schedule_id"
+
+
+@pytest.mark.parametrize("path", ["/api/schedule", "/api/run_now"])
+def test_an_unknown_handler_or_method_is_told_at_its_field(world: World, path: str) -> None:
+    plan = {"trigger_config": HOURLY} if path.endswith("schedule") else {}
+    body = {"handler_id": "ding-don", "method_name": "chime", **plan}
+    status, answer = world.ask("POST", path, body)
+    assert (status, answer["code"], answer["field"]) == (404, "not_found", "handler_id")
+    status, answer = world.ask("POST", path, {**CALL, "method_name": "chim", **plan})
+    assert (status, answer["field"]) == (400, "method_name")
 
 
 def test_job_method_is_another_name_of_method_name(world: World) -> None:
@@ -487,6 +527,126 @@ def test_the_end_of_a_pause_by_a_change_catches_nothing_up(world: World) -> None
     world.clock.us += 5 * 3_600_000_000 + 1
     shown = world.ask("PATCH", "/api/schedules/hourly", {"paused": False})[1]["schedule"]
     assert (shown["paused"], shown["next_fire_time"]) == (False, "2026-11-23T18:00:00Z")
+
+
+def test_a_member_of_retry_that_is_null_goes_back_to_what_is_configured(world: World) -> None:
+    world.add(retry={"max_attempts": 7, "factor": 5})
+    world.ask("PATCH", "/api/schedules/hourly", {"retry": {"max_attempts": None}})
+    retry = world.store.by_id["hourly"].retry
+    assert retry == replace(world.config.retry, factor=5)
+    world.ask("POST", "/api/run_now", {**CALL, "retry": {"factor": None, "max_attempts": 2}})
+    assert world.dispatcher.submitted[-1][4] == replace(world.config.retry, max_attempts=2)
+
+
+# What will fire
+
+
+def counts_of(answer: Mapping[str, Any]) -> list[int]:
+    return [bucket["count"] for bucket in answer["buckets"]]
+
+
+def test_coming_fires_are_counted_by_quarters_of_an_hour(world: World) -> None:
+    world.add("hourly")
+    world.add("dense", trigger_config={"type": "interval", "minutes": 1}, name="Dense")
+    world.add("nightly", trigger_config={"type": "cron", "hour": "2", "timezone": "UTC"})
+    world.add("paused", paused=True)
+    status, answer = world.ask("GET", "/api/upcoming")
+    assert (status, answer["schedules"], answer["left_out"]) == (200, 3, 0)
+    assert (answer["begin"], answer["bucket_seconds"]) == ("2026-11-23T12:00:00Z", 900)
+    counts = counts_of(answer)
+    assert counts[:6] == [14, 15, 15, 15, 16, 15]
+    assert sum(counts) == 23 + 1439 + 1
+    assert answer["buckets"][14 * 4] == {
+        "at": "2026-11-24T02:00:00Z", "count": 17, "schedules": ["hourly", "Dense", "nightly"]
+    }  # fmt: skip
+    assert [fire["name"] for fire in answer["soonest"]] == ["Dense", "hourly", "nightly"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "interval", "minutes": 7},
+        {"type": "cron", "expression": "*/11 * * * *", "timezone": "Europe/Berlin"},
+        {"type": "date", "run_date": "2026-11-23T20:00:00Z"},
+        {"type": "or", "triggers": [{"type": "cron", "minute": "3,33"}, HOURLY]},
+        {"type": "calendar_interval", "days": 1, "hour": 20},
+    ],
+    ids=lambda config: config["type"],
+)
+def test_the_counts_are_those_of_the_fires_one_by_one(world: World, config: Any) -> None:
+    world.clock.us += 7 * 60_000_000 + 1
+    world.add(trigger_config=config)
+    _, answer = world.ask("GET", "/api/upcoming?hours=12&buckets=24")
+    begin_us = sz.us_of(sz.datetime.fromisoformat(answer["begin"]))
+    expected = [0] * 24
+    fire_us = world.store.by_id["hourly"].next_fire_us
+    trigger = sz.load_trigger(world.store.by_id["hourly"].trigger_state)
+    while fire_us is not None and fire_us < begin_us + 12 * 3_600_000_000:
+        expected[(fire_us - begin_us) // 1_800_000_000] += 1
+        fire_us = sz.next_us(trigger, fire_us)
+    assert counts_of(answer) == expected
+    assert sum(expected) > 0
+
+
+def test_counting_that_takes_too_long_is_cut_and_says_so(world: World) -> None:
+    for number in range(9):
+        world.add(f"s{number}", trigger_config={"type": "cron", "second": f"{number}"})
+    taken = iter(range(100_000))
+    world.clock.monotonic = lambda: next(taken) / 1_000  # type: ignore[method-assign]
+    world.forecast.budget_s = 0.15
+    _, answer = world.ask("GET", "/api/upcoming")
+    assert 0 < answer["schedules"] < 9
+    assert answer["schedules"] + answer["left_out"] == 9
+
+
+def test_an_answer_serves_all_who_ask_until_it_is_old(world: World) -> None:
+    world.add("first")
+    before = world.ask("GET", "/api/upcoming")[1]
+    world.add("second")
+    assert world.ask("GET", "/api/upcoming")[1] == before
+    assert world.ask("GET", "/api/upcoming?hours=2")[1]["schedules"] == 2
+    world.clock.us += 3_000_000
+    assert world.ask("GET", "/api/upcoming")[1]["schedules"] == 2
+
+
+def test_a_stored_trigger_that_cannot_be_read_counts_nothing(world: World) -> None:
+    world.add("broken")
+    world.add("whole")
+    broken = world.store.by_id["broken"]
+    world.store.by_id["broken"] = replace(broken, trigger_state={"type": "?"})
+    assert sum(counts_of(world.ask("GET", "/api/upcoming")[1])) == 23
+
+
+def test_the_loop_has_its_turns_while_fires_are_counted(world: World) -> None:
+    for number in range(600):
+        world.add(f"s{number}", trigger_config={"type": "interval", "seconds": 30 + number})
+    world.clock.monotonic = time.monotonic  # type: ignore[method-assign]
+
+    async def longest_wait() -> float:
+        counting = asyncio.ensure_future(world.forecast.ask(900_000_000, 96))
+        waits = []
+        while not counting.done():
+            begun = time.process_time()
+            await asyncio.sleep(0)
+            waits.append(time.process_time() - begun)
+        assert len(waits) > 1
+        return max(waits)
+
+    assert asyncio.run(longest_wait()) < 10 * sz.UPCOMING_TURN_S
+
+
+def test_many_are_paused_at_once_by_what_they_match_or_by_id(world: World) -> None:
+    for schedule_id in ("a-1", "a-2", "b-1"):
+        world.add(schedule_id)
+    status, answer = world.ask("PATCH", "/api/schedules?search=a-", {"paused": True})
+    assert (status, answer["count"]) == (200, 2)
+    assert [s.paused for s in world.store.by_id.values()] == [True, True, False]
+    wanted = {"paused": False, "schedule_ids": ["a-2", "b-1", "gone"]}
+    assert world.ask("PATCH", "/api/schedules?paused=true", wanted)[1]["count"] == 1
+    assert [s.paused for s in world.store.by_id.values()] == [True, False, False]
+    too_many = {"paused": True, "schedule_ids": ["x"] * 1001}
+    assert world.ask("PATCH", "/api/schedules", too_many)[1]["field"] == "schedule_ids"
+    assert world.ask("PATCH", "/api/schedules", {})[1]["field"] == "paused"
 
 
 def test_pause_and_resume_need_no_body(world: World) -> None:
