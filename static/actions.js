@@ -1,131 +1,106 @@
-// Verbs of the page: each is one thing a button, a key or a command asks for.
+// Verbs of the page: each is one thing a button, a key or a command asks of the server.
 
-import * as api from "./api.js";
-import { confirmAction } from "./dialogs.js";
-import { openScheduleForm } from "./form.js";
-import { formatCount, formatPlural } from "./format.js";
-import { methodsOf } from "./model.js";
-import { openRun } from "./run.js";
-
-const BULK_AT_ONCE = 6;
+import { at, request } from "./api.js";
+import { openRun, openScheduleForm } from "./form.js";
+import { formatPlural } from "./format.js";
+import { methodsOf, renderQuery, schedulesFilter } from "./model.js";
+import { button } from "./pieces.js";
 
 /** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
-  const acknowledge = async () => {
-    await api.acknowledgeHealth();
-    page.refresh();
-  };
   const actions = {
     ...scheduleActions(page),
-    ...bulkActions(page),
     ...executionActions(page),
-    acknowledge,
+    "bulk-pause": () => changeMany(page, true),
+    "bulk-resume": () => changeMany(page, false),
+    undo: () => page.undo?.(),
+    acknowledge: () => request("POST", "/api/health/acknowledge"),
+    "log-out": () => request("POST", "/api/logout").then(() => page.resources.reload()),
   };
-  return Object.fromEntries(
-    Object.entries(actions).map(([name, act]) => [
-      name,
-      (data = {}) => page.attempt(() => act(data)),
-    ]),
-  );
+  const attempt = (act) => (data = {}) =>
+    page.attempt(async () => {
+      await act(data);
+      page.refresh();
+    });
+  return Object.fromEntries(Object.entries(actions).map(([name, act]) => [name, attempt(act)]));
 }
 
 function scheduleActions(page) {
-  const ctx = () => page.ctx();
-  const told =
-    (call, done) =>
-    async ({ id }) => {
-      await call(id);
-      page.say(`Schedule ${id} ${done}.`);
-      page.refresh();
-    };
-  const saved = (id, done) => {
+  const onDone = (id, done) => {
     page.say(`Schedule ${id} ${done}.`);
-    page.refresh();
     page.go({ view: "schedules", id });
   };
-  const openForm =
-    (copy) =>
-    async ({ id }) =>
-      openScheduleForm(ctx, { schedule: await api.loadSchedule(id), copy, onDone: saved });
+  const change = (verb, done) => async ({ id }) => {
+    await request("POST", at("schedules", id, verb));
+    page.say(`Schedule ${id} ${done}.`);
+  };
+  const open = (copy) => async ({ id }) => {
+    const schedule = await request("GET", at("schedules", id));
+    openScheduleForm(page, { schedule, copy, onDone });
+  };
   return {
-    "new-schedule": ({ handler: handler_id, method: method_name }) =>
-      openScheduleForm(ctx, { call: handler_id ? { handler_id, method_name } : {}, onDone: saved }),
-    "edit-schedule": openForm(false),
-    "duplicate-schedule": openForm(true),
-    "pause-schedule": told(api.pauseSchedule, "paused"),
-    "resume-schedule": told(api.resumeSchedule, "resumed"),
+    "new-schedule": ({ handler: handler_id, id: method_name }) =>
+      openScheduleForm(page, { call: handler_id && { handler_id, method_name }, onDone }),
+    "edit-schedule": open(false),
+    "duplicate-schedule": open(true),
+    "pause-schedule": change("pause", "paused"),
+    "resume-schedule": change("resume", "resumed"),
     "run-schedule": async ({ id }) => {
-      const { execution_id } = await api.runSchedule(id);
-      page.say(`Schedule ${id} started.`, { view: "executions", id: execution_id });
-      page.refresh();
+      const { execution_id } = await request("POST", at("schedules", id, "run"));
+      page.sayStarted(`Schedule ${id} started.`, execution_id);
     },
     "delete-schedule": ({ id }) => deleteSchedule(page, id),
   };
 }
 
+// What a schedule is made of; the rest of what the API shows follows from it.
+const DEFINITION = [
+  "name", "handler_id", "method_name", "job_params", "trigger_config", "paused", "timeout", "retry",
+  "coalesce", "overlap", "misfire_grace_time", "max_jitter",
+];
+
+/** Delete a schedule; until something else is said, it can be made again as it was. */
 async function deleteSchedule(page, id) {
-  const isAgreed = await confirmAction({
-    title: `Delete ${id}?`,
-    label: "delete",
-    text: "Queued runs of this schedule are cancelled, running ones finish, and its history stays.",
-  });
-  if (!isAgreed) return;
-  await api.deleteSchedule(id);
+  const schedule = await request("GET", at("schedules", id));
+  await request("DELETE", at("schedules", id));
+  page.undo = async () => {
+    const definition = DEFINITION.map((name) => [name, schedule[name]]);
+    await request("POST", "/api/schedule", { schedule_id: id, ...Object.fromEntries(definition) });
+    page.undo = null;
+    page.say(`Schedule ${id} is back.`);
+  };
   page.selected.delete(id);
-  page.say(`Schedule ${id} deleted.`);
   if (page.route.id === id) page.go({ view: "schedules" });
-  page.refresh();
+  page.say(`Deleted ${id}. `, button("undo", "Undo"));
 }
 
-/** Pause or resume all that are selected, a few at a time; tells how many it was. */
-function bulkActions(page) {
-  const each = (change, done) => async () => {
-    const { selected } = page;
-    const ids = [...selected];
-    const failures = [];
-    let next = 0;
-    const work = async () => {
-      while (next < ids.length) {
-        const id = ids[next++];
-        await change(id).then(
-          () => selected.delete(id),
-          (error) => failures.push(error),
-        );
-        page.say(`${formatCount(next)} of ${formatPlural(ids.length, "schedule")} ${done} …`);
-      }
-    };
-    await Promise.all(Array.from({ length: BULK_AT_ONCE }, work));
-    page.say(
-      `${formatPlural(ids.length - failures.length, "schedule")} ${done}.` +
-        (failures.length ? ` ${formatCount(failures.length)} not: ${failures[0].message}` : ""),
-    );
-    page.refresh();
-  };
-  return {
-    "bulk-pause": each(api.pauseSchedule, "paused"),
-    "bulk-resume": each(api.resumeSchedule, "resumed"),
-  };
+/** Pause or resume all that are selected; tells how many it was. */
+async function changeMany(page, paused) {
+  const { selected, isAllSelected, route } = page;
+  const query = isAllSelected ? renderQuery(schedulesFilter(route.query)) : "";
+  const body = isAllSelected ? { paused } : { paused, schedule_ids: [...selected] };
+  const { count } = await request("PATCH", `/api/schedules${query}`, body);
+  page.selected.clear();
+  page.isAllSelected = false;
+  page.say(`${formatPlural(count, "schedule")} ${paused ? "paused" : "resumed"}.`);
 }
 
 function executionActions(page) {
+  const open = (id) => page.go({ view: "executions", id });
   return {
-    "run-method": ({ handler: handler_id, method: name }) => {
-      const handler = page.resources
-        .get("handlers")
-        ?.data?.handlers.find(({ id }) => id === handler_id);
-      const method = methodsOf(handler).find((one) => one.name === name);
-      if (method)
-        openRun({ handler_id, method, onDone: (id) => page.go({ view: "executions", id }) });
+    "run-method": ({ handler: handler_id, id }) => {
+      const methods = methodsOf(page.handlers.find((handler) => handler.id === handler_id));
+      const method = methods.find(({ name }) => name === id);
+      if (method) openRun({ handler_id, method, onDone: open });
     },
     "cancel-execution": async ({ id }) => {
-      await api.cancelExecution(id);
+      await request("POST", at("executions", id, "cancel"));
       page.say(`Execution ${id} is told to stop.`);
-      page.refresh();
     },
     "run-again": async ({ id }) => {
-      const { handler_id, method_name, job_params } = await api.loadExecution(id);
-      const { execution_id } = await api.runMethod({ handler_id, method_name, job_params });
-      page.go({ view: "executions", id: execution_id });
+      const { handler_id, method_name, job_params } = await request("GET", at("executions", id));
+      const body = { handler_id, method_name, job_params, wait: false };
+      open((await request("POST", "/api/run_now", body)).execution_id);
       page.say(`${handler_id}.${method_name} started again.`);
     },
   };

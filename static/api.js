@@ -1,39 +1,30 @@
 // Every request the page makes. Failures are ApiErrors with a sentence.
 
+const LIMIT_MS = 20_000;
+
+/** `status` is 0 when no answer came; `field` is the dotted path the error belongs to. */
 export class ApiError extends Error {
-  /** `status` is 0 when no answer came; `field` is the dotted path the error belongs to. */
-  constructor(message, { status = 0, code = "", field = null, body = null } = {}) {
+  constructor(message, status = 0, field = null) {
     super(message);
-    Object.assign(this, { status, code, field, body });
+    Object.assign(this, { status, field });
   }
 }
 
-const REQUEST_LIMIT_MS = 20_000;
-
 /** The JSON answer to one request; `onDate` hears the server's clock from each answer. */
-export async function request(
-  method,
-  url,
-  { body, signal, onDate, limit = REQUEST_LIMIT_MS } = {},
-) {
-  const timeout = AbortSignal.timeout(limit);
+export async function request(method, url, body, { signal, onDate } = {}) {
+  const timeout = AbortSignal.timeout(LIMIT_MS);
   const response = await send(url, {
     method,
     signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
-    headers: body === undefined ? {} : { "Content-Type": "application/json" },
-    body: body === undefined ? undefined : JSON.stringify(body),
+    ...(body && { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
   });
   const date = Date.parse(response.headers.get("Date"));
   if (date) onDate?.(date);
   const answer = await response.json().catch(() => null);
   // Health answers 503 with its full report when it has failed: that is an answer, not an error.
   if (response.ok || (answer?.checks && response.status === 503)) return answer;
-  throw new ApiError(answer?.error ?? `The server answered ${response.status}.`, {
-    status: response.status,
-    code: answer?.code,
-    field: answer?.field,
-    body: answer,
-  });
+  const sentence = answer?.error ?? `The server answered ${response.status}.`;
+  throw new ApiError(sentence, response.status, answer?.field);
 }
 
 async function send(url, options) {
@@ -45,22 +36,6 @@ async function send(url, options) {
   }
 }
 
-const at = (collection, id, verb = "") =>
-  `/api/${collection}/${encodeURIComponent(id)}${verb && `/${verb}`}`;
-
-export const pauseSchedule = (id) => request("POST", at("schedules", id, "pause"));
-export const resumeSchedule = (id) => request("POST", at("schedules", id, "resume"));
-export const runSchedule = (id) => request("POST", at("schedules", id, "run"));
-export const deleteSchedule = (id) => request("DELETE", at("schedules", id));
-export const loadSchedule = (id) => request("GET", at("schedules", id));
-export const createSchedule = (body) => request("POST", "/api/schedule", { body });
-export const changeSchedule = (id, body) => request("PATCH", at("schedules", id), { body });
-export const loadExecution = (id) => request("GET", at("executions", id));
-export const cancelExecution = (id) => request("POST", at("executions", id, "cancel"));
-export const runMethod = (body) =>
-  request("POST", "/api/run_now", { body: { ...body, wait: false } });
-export const logIn = (token) => request("POST", "/api/login", { body: { token } });
-export const logOut = () => request("POST", "/api/logout");
-export const acknowledgeHealth = () => request("POST", "/api/health/acknowledge");
-export const previewTrigger = (trigger_config, count, signal) =>
-  request("POST", "/api/triggers/preview", { body: { trigger_config, count }, signal });
+/** The address of one schedule or execution, or of what can be done with it. */
+export const at = (collection, id, verb) =>
+  `/api/${collection}/${encodeURIComponent(id)}${verb ? `/${verb}` : ""}`;

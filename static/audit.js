@@ -1,58 +1,42 @@
 // The audit: who changed what and from where, and who was refused.
 
-import { renderRoute } from "./model.js";
-import { cell, dim, pages, row, state, tableFrame, unseenHeading, when } from "./pieces.js";
+import { renderQuery, renderRoute } from "./model.js";
+import { dim, pages, state, tableFrame, unseenHeading, when } from "./pieces.js";
 
 export const title = () => "Audit";
 
 export function resources({ route: { query } }) {
-  const cursor = query.before ? `&cursor=${encodeURIComponent(query.before)}` : "";
-  return { audit: { url: `/api/audit?limit=50${cursor}`, every: 5_000, refresh: 15_000 } };
+  const url = `/api/audit${renderQuery({ limit: 50, cursor: query.before })}`;
+  return { audit: { url, every: 5_000, refresh: 15_000 } };
 }
 
-export function render(ctx) {
-  const resource = ctx.get("audit");
-  const { entries = [], next_cursor: next } = resource?.data ?? {};
-  const heads = [
-    ["started", "when"],
-    ["state-of", "answer"],
-    ["name", "who"],
-    ["address", "from"],
-    ["call-of", "did"],
-    ["outcome", "to"],
+export function render(page) {
+  const { route } = page;
+  const resource = page.get("audit");
+  const { entries, next_cursor: next } = resource?.data ?? {};
+  const about = {
+    title: "Audit",
+    name: "audit",
+    resource,
+    nothing: "nothing was changed yet",
+    kind: "audit",
+    idOf: ({ number }) => number,
+  };
+  const columns = [
+    ["started", "when", ({ at }) => when(at, page)],
+    ["state-of", "answer", ({ status }) =>
+      status == null ? state("success", "accepted") : state("error", `refused ${status}`)],
+    ["name", "who", ({ actor }) => actor || dim("nobody")],
+    ["address dim", "from", ({ address }) => address],
+    ["call-of", "did", ({ action }) => action.replaceAll("_", " ")],
+    ["outcome dim", "to", ({ target }) => target],
   ];
-  const { route } = ctx;
-  const older = (before) => renderRoute({ ...route, query: { before } });
+  const to = (before) => renderRoute({ ...route, query: { before } });
   return [
     unseenHeading("Audit"),
-    tableFrame(
-      {
-        title: "Audit",
-        name: "audit",
-        resource,
-        nothing: "nothing was changed yet",
-        table: { wide: true, busy: resource?.loading, heads },
-      },
-      entries.map((entry) => entryRow(ctx, entry)),
-    ),
+    tableFrame(about, columns, entries),
     pages(
-      [route.query.before && older(null), "« newest", "page-previous"],
-      [next != null && older(next), "older ›", "page-next"],
-    ),
+      [route.query.before && to(null), "« newest", "previous"],
+      [next != null && to(next), "older ›", "next"]),
   ];
 }
-
-const entryRow = (ctx, { number, at, actor, address, action, target, status }) =>
-  row(
-    "audit",
-    number,
-    cell("started", when(at, ctx)),
-    cell(
-      "state-of",
-      status == null ? state("success", "accepted") : state("error", `refused ${status}`),
-    ),
-    cell("name", actor || dim("nobody")),
-    cell("address dim", address),
-    cell("call-of", action.replaceAll("_", " ")),
-    cell("outcome dim", target),
-  );

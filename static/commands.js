@@ -1,10 +1,11 @@
-// What buttons, keys and the palette can ask for, by name.
+// What buttons, keys, filters and the palette can ask for, by name; and how they ask.
 
 import { createActions } from "./actions.js";
-import { logOut } from "./api.js";
-import { KEYS } from "./keys.js";
+import { KEYS, actionFor } from "./keys.js";
 import { VIEWS, parseRoute } from "./model.js";
 import { openHelp, openPalette } from "./palette.js";
+
+const TYPING_MS = 200;
 
 /** The commands by name; each gets the data attributes of what asked. */
 export function createCommands(page, stream, showLook) {
@@ -15,25 +16,20 @@ export function createCommands(page, stream, showLook) {
     ...createActions(page),
     "pause-live": () => page.hold(),
     retry: () => stream.retry(),
-    "log-out": () =>
-      page.attempt(async () => {
-        await logOut();
-        page.resources.reload();
-      }),
     help: () => openHelp(page.settings),
     palette: () =>
       openPalette({
         commands: offer(commands, focusedRow()),
-        handlers: page.resources.get("handlers")?.data?.handlers ?? [],
+        handlers: page.handlers,
         goTo: (view, id) => page.go({ view, id }),
-        runMethod: (handler, method) => commands["run-method"]({ handler, method }),
+        runMethod: (handler, id) => commands["run-method"]({ handler, id }),
       }),
   };
   return commands;
 }
 
 /** The row that has the focus, or what stands for the thing that the whole page is about. */
-export const focusedRow = () =>
+const focusedRow = () =>
   document.activeElement.closest("[data-row]") ?? document.querySelector(".heading [data-row]");
 
 const rows = () => [...document.querySelectorAll("main [data-row][tabindex]")];
@@ -46,8 +42,8 @@ function walk(step) {
 }
 
 /** Press the first of these buttons that the row has. */
-const press = (row, ...acts) =>
-  row?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
+const press = (...acts) =>
+  focusedRow()?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
 
 const follow = (id) => document.getElementById(id)?.click();
 
@@ -59,8 +55,8 @@ function moveCommands(page) {
     "row-down": () => walk(1),
     "row-up": () => walk(-1),
     "open-row": () => focusedRow()?.querySelector("a")?.click(),
-    "run-row": () => press(focusedRow(), "run-schedule", "run-method", "run-again"),
-    "toggle-row": () => press(focusedRow(), "pause-schedule", "resume-schedule"),
+    "run-row": () => press("run-schedule", "run-method", "run-again"),
+    "toggle-row": () => press("pause-schedule", "resume-schedule"),
     "next-page": () => follow("page-next"),
     "previous-page": () => follow("page-previous"),
     search: () => {
@@ -72,18 +68,17 @@ function moveCommands(page) {
 
 function selectCommands(page) {
   const { selected } = page;
-  const mark = (ids, isOn) => {
+  const mark = (ids, isOn, isAll = false) => {
     for (const id of ids) selected[isOn ? "add" : "delete"](id);
+    page.isAllSelected = isAll;
     page.render();
   };
+  const shown = () => rows().map((row) => row.dataset.id);
   return {
     select: ({ id, checked }) => mark([id], checked),
     "select-row": ({ id }) => mark([id], !selected.has(id)),
-    "select-page": ({ checked }) =>
-      mark(
-        rows().map((row) => row.dataset.id),
-        checked,
-      ),
+    "select-page": ({ checked }) => mark(shown(), checked),
+    "select-all": () => mark(shown(), true, true),
     "select-none": () => mark([...selected], false),
   };
 }
@@ -100,13 +95,68 @@ function settingCommands(page, showLook) {
 /** The commands of the palette: those for the row or page at hand first. */
 function offer(commands, row) {
   const { id, row: kind } = row?.dataset ?? {};
-  return KEYS.filter(
-    ({ act, on }) => act !== "palette" && !act.startsWith("row-") && (!on || on === kind),
-  )
+  return KEYS.filter(({ act, on }) => act !== "palette" && !act.startsWith("row-") && (!on || on === kind))
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
     .map(({ act, key, text, on }) => ({
       text: on ? `${text} ${id}` : text,
       hint: key,
       run: () => commands[act]({ id }),
     }));
+}
+
+// ---- Clicks, keys and filters -------------------------------------------------------------------
+
+export function listen(page, commands) {
+  document.addEventListener("click", (event) => click(event, page, commands));
+  document.addEventListener("keydown", (event) => keyDown(event, page, commands));
+  document.addEventListener("submit", (event) => event.preventDefault());
+  let typing;
+  document.addEventListener("input", ({ target }) => {
+    const form = target.closest("form[data-form=filter]");
+    if (!form) return;
+    clearTimeout(typing);
+    typing = setTimeout(() => filter(form, page), target.type === "search" ? TYPING_MS : 0);
+  });
+}
+
+function click(event, page, commands) {
+  const asked = event.target.closest("[data-act]");
+  if (asked && !asked.closest("dialog")) {
+    const row = asked.closest("[data-row]")?.dataset;
+    return void commands[asked.dataset.act]?.({ ...row, ...asked.dataset, checked: asked.checked });
+  }
+  const anchor = event.target.closest("a[href^='#/']");
+  if (!anchor || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  page.go(parseRoute(anchor.getAttribute("href")));
+}
+
+function keyDown(event, page, commands) {
+  if (document.querySelector("dialog[open]")) return;
+  const { act, id } = asked(event, page) ?? {};
+  if (!act) return;
+  event.preventDefault();
+  commands[act]({ id });
+}
+
+const ARROWS = { ArrowDown: "row-down", ArrowUp: "row-up", Enter: "open-row" };
+
+/** The command a key press asks for; what is typed into a field asks for none. */
+function asked({ key, target, ctrlKey, metaKey, altKey }, { settings }) {
+  if ((ctrlKey || metaKey) && key === "k") return { act: "palette" };
+  const field = target.closest("input:not([type=checkbox]),textarea,select");
+  if (field && key === "Escape") field.blur();
+  if (field || ctrlKey || metaKey || altKey) return null;
+  if (key in ARROWS) return target.matches("[data-row]") ? { act: ARROWS[key] } : null;
+  if (settings.get("keys") === "off") return null;
+  const { row, id } = focusedRow()?.dataset ?? {};
+  return { act: actionFor(key, row)?.act, id };
+}
+
+/** The fields of a filter form become the query of the route. */
+function filter(form, page) {
+  const given = new FormData(form);
+  const query = { ...page.route.query, status: null, page: null, before: null };
+  for (const name of given.keys()) query[name] = given.getAll(name).join();
+  page.go({ view: page.route.view, query }, true);
 }

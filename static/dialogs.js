@@ -9,9 +9,9 @@ export function openDialog({ name, label, render, onAct, onClose }) {
   const update = () => patch(dialog, render());
   const close = () => dialog.close();
   dialog.addEventListener("click", (event) => {
-    const act = event.target.closest("[data-act]");
-    if (act?.dataset.act === "close") close();
-    else if (act) onAct?.(act.dataset.act, act.dataset);
+    const { act, ...data } = event.target.closest("[data-act]")?.dataset ?? {};
+    if (act === "close") close();
+    else if (act) onAct?.(act, data);
   });
   dialog.addEventListener("close", () => {
     dialog.remove();
@@ -24,28 +24,23 @@ export function openDialog({ name, label, render, onAct, onClose }) {
 }
 
 /** Ask before something that cannot be undone; true if `label` was chosen. */
-export function confirmAction({ title, text, label }) {
-  return new Promise((resolve) => {
-    let agreed = false;
-    const { dialog, close } = openDialog({
+export const confirmAction = ({ title, text, label }) =>
+  new Promise((resolve) => {
+    let isAgreed = false;
+    const { close } = openDialog({
       name: "confirm",
       label: title,
-      onClose: () => resolve(agreed),
+      onClose: () => resolve(isAgreed),
       render: () => [
-        h("h2", null, title),
-        h("p", null, text),
-        h(
-          "p",
-          { class: "buttons" },
+        h("h2", title),
+        h("p", text),
+        h("p.buttons",
           button("close", "keep"),
-          button("agree", label, { class: "danger", autofocus: true }),
-        ),
+          button("agree", label, { class: "danger", autofocus: true })),
       ],
       onAct() {
-        agreed = true;
+        isAgreed = true;
         close();
       },
     });
-    dialog.querySelector("[data-act=agree]").focus();
   });
-}

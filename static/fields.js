@@ -1,122 +1,133 @@
-// Form fields with label, hint and error, drawn from a draft; and those of a method's parameters.
+// Forms in dialogs: a draft, fields drawn from it, and errors that stand at their fields.
 
+import { openDialog } from "./dialogs.js";
 import { h } from "./dom.js";
 import { controlFor, controlOf, paramsDraft, readParams } from "./draft.js";
-import { button, select } from "./pieces.js";
+import { NO_HELP, button, select } from "./pieces.js";
 
-/** One field. `path` is the dotted path of the API's error, and the key in the draft. */
-export function field(form, { path, label, hint, control = "text", options, ...props }) {
-  const error = form.errors[path];
-  const id = `f-${path}`;
-  const told = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
-  const attributes = {
-    id,
-    name: path,
-    "aria-invalid": error ? "true" : null,
-    "aria-describedby": told || null,
-    autocomplete: "off",
-    spellcheck: "false",
-    ...props,
-  };
-  const value = form.draft[path] ?? "";
-  const make = {
-    text: () => h("input", { type: "text", value, ...attributes }),
-    number: () => h("input", { type: "text", inputmode: "decimal", value, ...attributes }),
-    area: () => h("textarea", { rows: 5, ...attributes }, value),
-    select: () => select(attributes, options, value),
-    check: () =>
-      h("input", { type: "checkbox", value: "true", checked: value === "true", ...attributes }),
-  };
-  return h(
-    "div",
-    { class: `field ${control}`, "data-key": path },
-    h(
-      "label",
-      { for: id },
-      label,
-      hint && h("span", { class: "hint", id: `${id}-hint` }, ` ${hint}`),
-    ),
-    make[control](),
-    error && h("p", { class: "error", id: `${id}-error` }, `✗ ${error}`),
-  );
+/**
+ * A form in a dialog. What it is about: name, title, draft, verb (the label of its button), cancel
+ * (what the other button asks for), content() inside, parameters() of the method that is called,
+ * read() for {body, errors by field path}, send(body), and entered(name), which hears of changes.
+ * What `send` throws stands at the field it names.
+ */
+export class Form {
+  errors = {};
+  sending = false;
+
+  constructor(about) {
+    Object.assign(this, about);
+    const { name, title: label, onClose } = about;
+    const hooks = { render: () => this.render(), onAct: (act) => this.act(act), onClose };
+    Object.assign(this, openDialog({ name, label, ...hooks }));
+    this.dialog.addEventListener("input", ({ target }) => this.enter(target));
+    this.dialog.addEventListener("submit", (event) => this.submit(event));
+  }
+
+  render() {
+    const { errors, sending, cancel } = this;
+    return h("form", { novalidate: true },
+      h("h2", this.title),
+      this.content(this),
+      errors[""] && h("p.error", { role: "alert" }, `✗ ${errors[""]}`),
+      h("p.buttons",
+        cancel && button(cancel, "cancel"),
+        h("button.primary", { type: "submit", disabled: sending }, this.verb)));
+  }
+
+  act(act) {
+    if (act === "switch-params") switchParams(this);
+    else this.leave();
+    this.update();
+  }
+
+  enter({ name, value, type, checked }) {
+    const before = { ...this.draft };
+    this.draft[name] = type === "checkbox" ? (checked ? "true" : "") : value;
+    delete this.errors[name];
+    // JSON is checked while it is typed.
+    if (name === "job_params") Object.assign(this.errors, readParams(this.draft, []).errors);
+    this.entered?.(name, before);
+    this.update();
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    const { body, errors } = this.read();
+    this.errors = errors;
+    if (!Object.keys(errors).length) {
+      this.sending = true;
+      this.update();
+      await this.send(body).then(this.close, (error) => this.place(error));
+      this.sending = false;
+    }
+    this.update();
+    this.dialog.querySelector("[aria-invalid=true]")?.focus();
+  }
+
+  /** Put the sentence of an API error at its control; if it names none, at `otherwise` or above the
+   *  buttons. */
+  place({ field, message }, otherwise = "") {
+    const paths = [...this.dialog.querySelectorAll("[name]")].map((control) => control.name);
+    this.errors[controlFor(field, paths) ?? otherwise] = message;
+  }
 }
 
-export const submitButton = (label, disabled) =>
-  h("button", { type: "submit", class: "primary", disabled }, label);
+/** One field. `path` is the dotted path of the API's error, and the key in the draft. */
+export function field({ draft, errors }, path, label, { hint, control = "text", ...props } = {}) {
+  const error = errors[path];
+  const id = `f-${path}`;
+  const told = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
+  const { options, ...attributes } = {
+    id, name: path, "aria-invalid": error && "true", "aria-describedby": told || null, ...NO_HELP, ...props,
+  };
+  const value = draft[path] ?? "";
+  const input = (more) => h("input", { type: "text", value, ...more, ...attributes });
+  const make = {
+    text: input,
+    number: () => input({ inputmode: "decimal" }),
+    area: () => h("textarea", { rows: 5, ...attributes }, value),
+    select: () => select(attributes, options, value),
+    check: () => input({ type: "checkbox", value: "true", checked: value === "true" }),
+  };
+  return h("div", { class: `field ${control}`, "data-key": path },
+    h("label", { for: id }, label, hint && h("span.hint", { id: `${id}-hint` }, ` ${hint}`)),
+    make[control](),
+    error && h("p.error", { id: `${id}-error` }, `✗ ${error}`));
+}
 
-/** The parameters of a method: a field for each, or all of them as JSON. */
-export function paramFields(form, parameters) {
+// ---- Parameters of a method: a field for each, or all of them as JSON ---------------------------
+
+export function paramFields(form) {
+  const parameters = form.parameters();
   const asJson = form.draft.params_as === "json" || !parameters.length;
   const other = parameters.length > 0 && button("switch-params", asJson ? "as fields" : "as JSON");
-  return h(
-    "fieldset",
-    { class: "params", "data-key": "params" },
-    h("legend", null, "Parameters ", other),
+  const hint = !parameters.length && "as the method likes it";
+  return h("fieldset#params.params",
+    h("legend", "Parameters ", other),
     asJson
-      ? field(form, {
-          path: "job_params",
-          label: "JSON object",
-          control: "area",
-          hint: !parameters.length && "as the method likes it",
-        })
-      : parameters.map((parameter) => paramField(form, parameter)),
-  );
+      ? field(form, "job_params", "JSON object", { control: "area", hint })
+      : parameters.map((parameter) => paramField(form, parameter)));
 }
 
 function paramField(form, parameter) {
   const { name, type, required } = parameter;
   const preset = "default" in parameter ? JSON.stringify(parameter.default) : "";
   const kind = controlOf(parameter);
-  const common = {
-    path: `job_params.${name}`,
-    label: required ? `${name} *` : name,
-    hint: [type, kind === "json" && "as JSON"].filter(Boolean).join(", ") || null,
-  };
-  if (kind === "boolean") {
-    const options = [
-      ["", preset ? `default (${preset})` : "–"],
-      ["true", "true"],
-      ["false", "false"],
-    ];
-    return field(form, { ...common, control: "select", options });
-  }
-  return field(form, {
-    ...common,
-    control: kind === "number" ? "number" : "text",
-    placeholder: preset || null,
-    required,
-  });
+  const hint = [type, kind === "json" && "as JSON"].filter(Boolean).join(", ");
+  const options = [["", preset ? `default (${preset})` : "–"], "true", "false"];
+  const choice = { control: "select", options };
+  const text = { control: kind === "number" ? kind : "text", placeholder: preset || null, required };
+  const props = { hint, ...(kind === "boolean" ? choice : text) };
+  return field(form, `job_params.${name}`, required ? `${name} *` : name, props);
 }
 
-// ---- What forms have in common; a form is {draft, errors, dialog} -------------------------------
-
-/** Show the parameters as JSON instead of fields, or the other way round. */
-export function switchParams(form, parameters) {
-  const { draft } = form;
-  const { params, errors } = readParams(draft, parameters);
+function switchParams(form) {
+  const { draft, errors } = form;
+  const parameters = form.parameters();
+  const { params, errors: wrong } = readParams(draft, parameters);
   if (draft.params_as !== "json")
     Object.assign(draft, { params_as: "json", job_params: JSON.stringify(params, null, 2) });
-  else if (errors.job_params) Object.assign(form.errors, errors);
+  else if (wrong.job_params) Object.assign(errors, wrong);
   else Object.assign(draft, paramsDraft(params, parameters));
 }
-
-/** JSON is checked while it is typed. */
-export function enterParam(form, name) {
-  if (name === "job_params")
-    Object.assign(form.errors, readParams({ ...form.draft, params_as: "json" }, []).errors);
-}
-
-export function clearErrors(form, prefix) {
-  for (const path of Object.keys(form.errors))
-    if (path.startsWith(prefix)) delete form.errors[path];
-}
-
-/** Put the sentence of an API error at its control; if it names none, at `otherwise` or above the
- *  buttons. */
-export function placeError(form, error, otherwise = "") {
-  const paths = [...form.dialog.querySelectorAll("[name]")].map((control) => control.name);
-  form.errors[controlFor(error.field, paths) ?? otherwise] = error.message;
-}
-
-/** The first control with an error gets the focus. */
-export const focusError = (dialog) => dialog.querySelector("[aria-invalid=true]")?.focus();

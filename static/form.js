@@ -1,377 +1,276 @@
-// The form that makes, changes and copies schedules, with the next fires told while typing.
+// The form that makes, changes and copies schedules, with the next fires told while typing; the one
+// that runs a method now; and the one that logs in.
 
-import { changeSchedule, createSchedule, previewTrigger } from "./api.js";
-import { confirmAction, openDialog } from "./dialogs.js";
+import { at, request } from "./api.js";
+import { confirmAction } from "./dialogs.js";
 import { h } from "./dom.js";
 import {
-  CRON_FIELDS,
-  RETRY_FIELDS,
-  TRIGGER_TYPES,
-  changedParts,
-  emptyDraft,
-  movedTrigger,
-  scheduleBody,
-  scheduleDraft,
-  triggerConfig,
-  triggerErrors,
+  TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber, readParams, scheduleBody,
+  scheduleDraft, triggerConfig, triggerErrors,
 } from "./draft.js";
-import {
-  clearErrors,
-  enterParam,
-  field,
-  focusError,
-  paramFields,
-  placeError,
-  submitButton,
-  switchParams,
-} from "./fields.js";
+import { Form, field, paramFields } from "./fields.js";
 import { methodsOf } from "./model.js";
-import { button, frame } from "./pieces.js";
+import { frame } from "./pieces.js";
 import { fireList } from "./schedules.js";
 
 const PREVIEW_DELAY_MS = 250;
 const PREVIEW_FIRES = 6;
 
-/** Open the form. `schedule` is the one to change, or to copy with `copy`; `call` presets handler
- *  and method; `onDone(id, verb)` hears of success. */
-export function openScheduleForm(ctx, options) {
-  new ScheduleForm(ctx, options);
-}
-
-class ScheduleForm {
-  errors = {};
-  preview = null;
-  previewing = false;
-  sending = false;
-
-  constructor(ctx, { schedule, copy = false, call = {}, onDone }) {
-    const editing = Boolean(schedule) && !copy;
-    Object.assign(this, { ctx, schedule, editing, onDone });
-    this.title = editing
-      ? `Edit ${schedule.id}`
-      : schedule
-        ? `Copy of ${schedule.id}`
-        : "New schedule";
-    this.initial = schedule
-      ? scheduleDraft(schedule, this.parameters(schedule))
-      : { ...emptyDraft(ctx().config?.timezone), ...call };
-    this.draft = { ...this.initial };
-    this.original = editing ? scheduleBody(this.initial, this.parameters(), true).body : {};
-    Object.assign(
-      this,
-      openDialog({
-        name: "form",
-        label: this.title,
-        render: () => renderForm(this),
-        onAct: (act) => this.act(act),
-        onClose: () => this.stopPreview(),
-      }),
-    );
-    this.dialog.addEventListener("input", ({ target }) => this.enter(target));
-    this.dialog.addEventListener("submit", (event) => this.submit(event));
-    this.dialog.addEventListener("cancel", (event) => this.leave(event));
-    this.showFires(0);
-  }
-
-  handlers() {
-    return this.ctx().get("handlers")?.data?.handlers ?? [];
-  }
-
-  methods({ handler_id } = this.draft) {
-    return methodsOf(this.handlers().find(({ id }) => id === handler_id));
-  }
-
-  parameters(call = this.draft) {
-    return this.methods(call).find(({ name }) => name === call.method_name)?.parameters ?? [];
-  }
-
-  act(act) {
-    if (act === "cancel") this.leave();
-    else switchParams(this, this.parameters());
-    this.update();
-  }
-
-  enter({ name, value, type, checked }) {
-    if (!name) return;
-    if (name === "kind") Object.assign(this.draft, movedTrigger(this.draft, value));
-    this.draft[name] = type === "checkbox" ? (checked ? "true" : "") : value;
-    delete this.errors[name];
-    if (name === "handler_id")
-      this.draft.method_name = this.methods().length === 1 ? this.methods()[0].name : "";
-    if (name === "handler_id" || name === "method_name") this.draft.params_as = null;
-    enterParam(this, name);
-    if (name === "kind" || name.startsWith("trigger_config")) this.showFires(PREVIEW_DELAY_MS);
-    this.update();
-  }
-
-  stopPreview() {
-    clearTimeout(this.timer);
-    this.controller?.abort();
-  }
-
-  showFires(delay) {
-    this.stopPreview();
-    this.previewing = true;
-    this.timer = setTimeout(() => this.loadFires(), delay);
-  }
-
-  async loadFires() {
-    this.controller = new AbortController();
-    const { signal } = this.controller;
-    clearErrors(this, "trigger_config");
-    Object.assign(this.errors, triggerErrors(this.draft));
-    try {
-      const config = this.errors.trigger_config ? null : triggerConfig(this.draft);
-      this.preview = config && (await previewTrigger(config, PREVIEW_FIRES, signal));
-    } catch (error) {
-      if (signal.aborted) return;
-      this.preview = error.status ? null : { unknown: error.message };
-      if (error.status) placeError(this, error, "trigger_config");
-    }
-    this.previewing = false;
-    this.update();
-  }
-
-  async submit(event) {
+/** `schedule` is the one to change, or to copy with `copy`; `call` presets handler and method;
+ *  `onDone(id, verb)` hears of success. */
+export function openScheduleForm(page, { schedule, copy, call, onDone }) {
+  const isEdit = Boolean(schedule) && !copy;
+  const methods = (draft) => methodsOf(page.handlers.find(({ id }) => id === draft.handler_id));
+  const methodOf = (draft) => methods(draft).find(({ name }) => name === draft.method_name);
+  const parametersOf = (draft) => methodOf(draft)?.parameters ?? [];
+  const initial = schedule
+    ? scheduleDraft(schedule, parametersOf(schedule))
+    : { ...emptyDraft(page.config?.timezone), ...call };
+  const read = (draft) => scheduleBody(draft, parametersOf(draft), isEdit);
+  const original = isEdit ? read(initial).body : {};
+  const send = (body) =>
+    isEdit
+      ? request("PATCH", at("schedules", schedule.id), changedParts(original, body))
+      : request("POST", "/api/schedule", body);
+  const form = new Form({
+    page, isEdit, methods, methodOf,
+    name: "form",
+    title: schedule ? `${isEdit ? "Edit" : "Copy of"} ${schedule.id}` : "New schedule",
+    verb: isEdit ? "save" : "create",
+    cancel: "cancel",
+    draft: { ...initial },
+    fires: {},
+    content: scheduleContent,
+    parameters() {
+      return parametersOf(this.draft);
+    },
+    read() {
+      return read(this.draft);
+    },
+    send: async (body) => onDone((await send(body)).schedule_id, isEdit ? "changed" : "created"),
+    entered: (name, before) => entered(form, name, before),
+    onClose: () => stopPreview(form),
+    async leave() {
+      const isDirty = JSON.stringify(this.draft) !== JSON.stringify(initial);
+      const text = "What you have entered is lost.";
+      const question = { title: "Leave the form?", text, label: "leave" };
+      if (!isDirty || (await confirmAction(question))) this.close();
+    },
+  });
+  form.dialog.addEventListener("cancel", (event) => {
     event.preventDefault();
-    const { body, errors } = scheduleBody(this.draft, this.parameters(), this.editing);
-    this.errors = errors;
-    if (!Object.keys(errors).length)
-      await this.send(this.editing ? changedParts(this.original, body) : body);
-    this.update();
-    focusError(this.dialog);
-  }
-
-  async send(body) {
-    this.sending = true;
-    this.update();
-    try {
-      const answer = await (this.editing
-        ? changeSchedule(this.schedule.id, body)
-        : createSchedule(body));
-      this.close();
-      this.onDone(answer.schedule_id, this.editing ? "changed" : "created");
-    } catch (error) {
-      placeError(this, error, { 404: "handler_id", 409: "schedule_id" }[error.status]);
-    }
-    this.sending = false;
-  }
-
-  async leave(event) {
-    event?.preventDefault();
-    const isDirty = JSON.stringify(this.draft) !== JSON.stringify(this.initial);
-    const question = {
-      title: "Leave the form?",
-      text: "What you have entered is lost.",
-      label: "leave",
-    };
-    if (!isDirty || (await confirmAction(question))) this.close();
-  }
+    form.leave();
+  });
+  showFires(form, 0);
 }
 
-function renderForm(form) {
-  const { draft, errors, editing, sending } = form;
-  return h(
-    "form",
-    { novalidate: true, "data-key": "form" },
-    h("h2", null, form.title),
-    h(
-      "div",
-      { class: "columns" },
-      h("div", { class: "column" }, what(form), policy(form)),
-      h("div", { class: "column" }, trigger(form), fires(form)),
-    ),
-    errors[""] && h("p", { class: "error", role: "alert" }, `✗ ${errors[""]}`),
-    h(
-      "p",
-      { class: "buttons" },
-      button("cancel", "cancel"),
-      submitButton(editing ? "save" : draft.paused ? "create paused" : "create", sending),
-    ),
-  );
+function entered(form, name, before) {
+  const { draft } = form;
+  if (name === "kind") Object.assign(draft, movedTrigger(before, draft.kind));
+  if (name === "handler_id") {
+    const methods = form.methods(draft);
+    draft.method_name = methods.length === 1 ? methods[0].name : "";
+  }
+  if (name === "handler_id" || name === "method_name") draft.params_as = null;
+  if (name === "kind" || name.startsWith("trigger_config")) showFires(form, PREVIEW_DELAY_MS);
 }
+
+function stopPreview({ timer, controller }) {
+  clearTimeout(timer);
+  controller?.abort();
+}
+
+function showFires(form, delay) {
+  stopPreview(form);
+  form.isLooking = true;
+  form.timer = setTimeout(() => loadFires(form), delay);
+}
+
+async function loadFires(form) {
+  form.controller = new AbortController();
+  const { signal } = form.controller;
+  const { draft, errors } = form;
+  for (const path of Object.keys(errors)) if (path.startsWith("trigger_config")) delete errors[path];
+  Object.assign(errors, triggerErrors(draft));
+  form.fires = {};
+  try {
+    const body = { trigger_config: triggerConfig(draft), count: PREVIEW_FIRES };
+    if (!errors.trigger_config)
+      form.fires = await request("POST", "/api/triggers/preview", body, { signal });
+  } catch (error) {
+    if (signal.aborted) return;
+    if (error.status) form.place(error, "trigger_config");
+    else form.fires = { description: error.message };
+  }
+  form.isLooking = false;
+  form.update();
+}
+
+const scheduleContent = (form) =>
+  h("div.columns",
+    h("div.column", what(form), policy(form)),
+    h("div.column", trigger(form), coming(form)));
 
 /** Choices that hold the chosen one even if it is not among what is known. */
 function choices(names, chosen, otherwise) {
-  const options = [["", "choose"], ...names.map((name) => [name, name])];
-  return chosen && !names.includes(chosen)
-    ? [...options, [chosen, `${chosen} (${otherwise})`]]
-    : options;
+  const isOther = chosen && !names.includes(chosen);
+  const options = [["", "choose"], ...names, ...(isOther ? [[chosen, `${chosen} (${otherwise})`]] : [])];
+  return { control: "select", options };
 }
 
 function what(form) {
-  const { draft, editing } = form;
-  const method = form.methods().find(({ name }) => name === draft.method_name);
-  const handlers = choices(
-    form.handlers().map(({ id }) => id),
-    draft.handler_id,
-    "not registered",
-  );
-  const methods = choices(
-    form.methods().map(({ name }) => name),
-    draft.method_name,
-    "unknown",
-  );
-  return frame(
-    { title: "What", name: "what" },
-    h(
-      "div",
-      { class: "fields two" },
-      field(form, { path: "handler_id", label: "Handler", control: "select", options: handlers }),
-      field(form, { path: "method_name", label: "Method", control: "select", options: methods }),
-    ),
-    method?.doc && h("p", { class: "hint" }, method.doc),
-    draft.method_name && paramFields(form, form.parameters()),
-    h(
-      "div",
-      { class: "fields two" },
-      !editing &&
-        field(form, {
-          path: "schedule_id",
-          label: "Id",
-          placeholder: "made up for you",
-          maxlength: 128,
-        }),
-      field(form, { path: "name", label: "Name", maxlength: 200 }),
-    ),
-  );
+  const { draft, isEdit } = form;
+  const handlers = choices(form.page.handlers.map(({ id }) => id), draft.handler_id, "not registered");
+  const methods = choices(form.methods(draft).map(({ name }) => name), draft.method_name, "unknown");
+  const doc = form.methodOf(draft)?.doc;
+  return frame({ title: "What", name: "what" },
+    h("div.fields.two",
+      field(form, "handler_id", "Handler", handlers),
+      field(form, "method_name", "Method", methods)),
+    doc && h("p.hint", doc),
+    draft.method_name && paramFields(form),
+    h("div.fields.two",
+      !isEdit && field(form, "schedule_id", "Id", { placeholder: "made up for you", maxlength: 128 }),
+      field(form, "name", "Name", { maxlength: 200 })));
 }
 
 // ---- When ---------------------------------------------------------------------------------------
 
-function trigger(form) {
-  const { kind } = form.draft;
-  const error = kind !== "json" && form.errors.trigger_config;
-  return frame(
-    { title: "When", name: "when" },
-    h(
-      "div",
-      { class: "tabs", role: "radiogroup", "aria-label": "Kind of trigger" },
-      Object.entries(TRIGGER_TYPES).map(([name, label]) => tab(name, label, name === kind)),
-    ),
-    h("div", { class: `fields ${kind}`, "data-key": kind }, KINDS[kind](form)),
-    error && h("p", { class: "error" }, `✗ ${error}`),
-    kind !== "json" &&
-      h("div", { class: "fields" }, part(form, "timezone", "Time zone", { list: "zones" })),
-  );
-}
-
-const tab = (value, label, checked) =>
-  h(
-    "label",
-    { "data-key": value },
-    h("input", { type: "radio", name: "kind", value, checked }),
-    h("span", null, label),
-  );
-
-const part = (form, name, label, more) =>
-  field(form, { path: `trigger_config.${name}`, label, ...more });
-const numbers = (form, names) => names.map((name) => part(form, name, name, { control: "number" }));
-const moment = (form, name, label) => part(form, name, label, { type: "datetime-local", step: 1 });
-const span = (form) => [moment(form, "start_time", "from"), moment(form, "end_time", "until")];
-
-const KINDS = {
-  interval: (form) => [numbers(form, ["weeks", "days", "hours", "minutes", "seconds"]), span(form)],
-  expression: (form) =>
-    part(form, "expression", "minute hour day month weekday", {
-      class: "big",
-      placeholder: "*/5 9-17 * * mon-fri",
-      hint: "as in crontab(5), or @hourly, @daily, @weekly …",
-    }),
-  cron: (form) => [
-    CRON_FIELDS.map((name) =>
-      part(form, name, name === "day_of_week" ? "weekday" : name, { placeholder: "*" }),
-    ),
-    span(form),
-  ],
-  calendar_interval: (form) => [
-    numbers(form, ["years", "months", "weeks", "days", "hour", "minute", "second"]),
-    part(form, "start_date", "from", { type: "date" }),
-    part(form, "end_date", "until", { type: "date" }),
-  ],
-  date: (form) => moment(form, "run_date", "at"),
-  json: (form) =>
-    field(form, {
-      path: "trigger_config",
-      label: "trigger_config",
-      control: "area",
-      hint: "also for the types and, or",
-    }),
+const LABELS = {
+  expression: "minute hour day month weekday",
+  day_of_week: "weekday",
+  start_time: "from",
+  end_time: "until",
+  start_date: "from",
+  end_date: "until",
+  run_date: "at",
+};
+const CRONTAB = {
+  class: "big",
+  placeholder: "*/5 9-17 * * mon-fri",
+  hint: "as in crontab(5), or @hourly, @daily, @weekly …",
 };
 
-function fires({ preview, previewing, ctx }) {
-  const told = preview?.fire_times ?? [];
-  const silence = preview?.unknown ?? (previewing ? "…" : "no fire times to show");
-  return frame(
-    { title: "It will fire", name: "preview" },
-    h(
-      "div",
-      { "aria-busy": previewing ? "true" : null },
-      h(
-        "p",
-        { class: told.length ? "bright" : "empty", "aria-live": "polite" },
-        told.length ? preview.description : silence,
-      ),
-      fireList(told, ctx()),
-    ),
-  );
+function trigger(form) {
+  const { kind } = form.draft;
+  const isJson = kind === "json";
+  const error = !isJson && form.errors.trigger_config;
+  const tab = ([value, [label]]) =>
+    h("label", { "data-key": value },
+      h("input", { type: "radio", name: "kind", value, checked: value === kind }),
+      h("span", label));
+  const about = { control: "area", hint: "also for the types and, or" };
+  return frame({ title: "When", name: "when" },
+    h("div.tabs", { role: "radiogroup", "aria-label": "Kind of trigger" },
+      Object.entries(TRIGGERS).map(tab)),
+    h("div", { class: `fields ${kind}`, "data-key": kind },
+      isJson ? field(form, "trigger_config", "trigger_config", about) : triggerFields(form, kind)),
+    error && h("p.error", `✗ ${error}`),
+    !isJson && h("div.fields", part(form, "timezone", { list: "zones" }, "Time zone")));
+}
+
+const part = (form, name, props, label = LABELS[name] ?? name) =>
+  field(form, `trigger_config.${name}`, label, props);
+
+function triggerFields(form, kind) {
+  const [, numbers, texts] = TRIGGERS[kind];
+  const text = (name) => {
+    if (name === "expression") return part(form, name, CRONTAB);
+    if (name.endsWith("_time") || name === "run_date")
+      return part(form, name, { type: "datetime-local", step: 1 });
+    return part(form, name, name.endsWith("_date") ? { type: "date" } : { placeholder: "*" });
+  };
+  return [numbers.map((name) => part(form, name, { control: "number" })), texts.map(text)];
+}
+
+function coming({ fires: { fire_times: told = [], description }, isLooking, page }) {
+  const words = isLooking && !told.length ? "…" : (description ?? "no fire times to show");
+  return frame({ title: "It will fire", name: "preview" },
+    h("div", { "aria-busy": isLooking && "true" },
+      h("p", { class: told.length ? "bright" : "empty", "aria-live": "polite" }, words),
+      fireList(told, page)));
 }
 
 // ---- Policy -------------------------------------------------------------------------------------
 
 const OVERLAPS = [
-  ["", "skip (default)"],
-  ["skip", "skip this one"],
-  ["queue", "queue"],
-  ["allow", "run both"],
+  ["", "skip (default)"], ["skip", "skip this one"], "queue", ["allow", "run both"],
   ["replace", "cancel the old one"],
 ];
 const COALESCES = [
-  ["", "one catch-up run (default)"],
-  ["latest", "one catch-up run"],
-  ["none", "drop them"],
+  ["", "one catch-up run (default)"], ["latest", "one catch-up run"], ["none", "drop them"],
   ["all", "run all (at most 100)"],
 ];
-const RETRY_LABELS = ["attempts", "first after, s", "then times", "at most, s", "± share"];
-const POLICY_PATHS = [
-  "overlap",
-  "coalesce",
-  "timeout",
-  "misfire_grace_time",
-  "max_jitter",
-  "paused",
-  ...RETRY_FIELDS.map((name) => `retry.${name}`),
+const NUMBER = { control: "number" };
+const POLICY = [
+  ["overlap", "If the run before has not finished", { control: "select", options: OVERLAPS }],
+  ["coalesce", "Fires missed while down", { control: "select", options: COALESCES }],
+  ["timeout", "Timeout, s", NUMBER],
+  ["misfire_grace_time", "Run late by at most, s", NUMBER],
+  ["max_jitter", "Jitter, s", NUMBER],
+];
+const RETRY = [
+  ["retry.max_attempts", "attempts", NUMBER],
+  ["retry.base_delay", "first after, s", NUMBER],
+  ["retry.factor", "then times", NUMBER],
+  ["retry.max_delay", "at most, s", NUMBER],
+  ["retry.jitter", "± share", NUMBER],
 ];
 
 function policy(form) {
-  const open = POLICY_PATHS.some((path) => form.draft[path] || form.errors[path]);
-  const retry = RETRY_FIELDS.map((name, i) =>
-    field(form, { path: `retry.${name}`, label: RETRY_LABELS[i], control: "number" }),
-  );
-  return h(
-    "details",
-    { class: "policy", "data-key": "policy", open },
-    h("summary", null, "Policy: retries, overlap, lateness"),
-    h("div", { class: "fields two" }, policyFields(form)),
-    h("fieldset", null, h("legend", null, "Retry"), h("div", { class: "fields five" }, retry)),
-  );
+  const { draft, errors, isEdit } = form;
+  const start = isEdit ? [] : [["paused", "Start paused", { control: "check" }]];
+  const fields = (list) => list.map((about) => field(form, ...about));
+  const open = [...POLICY, ...RETRY, ["paused"]].some(([path]) => draft[path] || errors[path]);
+  return h("details#policy.policy", { open },
+    h("summary", "Policy: retries, overlap, lateness"),
+    h("div.fields.two", fields([...POLICY, ...start])),
+    h("fieldset", h("legend", "Retry"), h("div.fields.five", fields(RETRY))));
 }
 
-const policyFields = (form) => [
-  field(form, {
-    path: "overlap",
-    label: "If the run before has not finished",
-    control: "select",
-    options: OVERLAPS,
-  }),
-  field(form, {
-    path: "coalesce",
-    label: "Fires missed while down",
-    control: "select",
-    options: COALESCES,
-  }),
-  field(form, { path: "timeout", label: "Timeout, s", control: "number" }),
-  field(form, { path: "misfire_grace_time", label: "Run late by at most, s", control: "number" }),
-  field(form, { path: "max_jitter", label: "Jitter, s", control: "number" }),
-  !form.editing && field(form, { path: "paused", label: "Start paused", control: "check" }),
-];
+// ---- Running and logging in ---------------------------------------------------------------------
+
+/** Run a method now; `onDone` gets the id of the new execution. */
+export function openRun({ handler_id, method, onDone }) {
+  const { name: method_name, doc, parameters } = method;
+  new Form({
+    name: "run",
+    title: `Run ${handler_id}.${method_name}`,
+    verb: "run",
+    cancel: "close",
+    draft: { job_params: "{}" },
+    parameters: () => parameters,
+    content: (form) => [
+      doc && h("p.dim", doc),
+      paramFields(form),
+      field(form, "timeout", "Timeout, s", NUMBER),
+    ],
+    read() {
+      const { params: job_params, errors } = readParams(this.draft, parameters);
+      const timeout = this.draft.timeout ? readNumber(this.draft.timeout) : undefined;
+      return { body: { handler_id, method_name, job_params, timeout, wait: false }, errors };
+    },
+    send: async (body) => onDone((await request("POST", "/api/run_now", body)).execution_id),
+  });
+}
+
+/** Ask for a token until one is right; the server answers with a cookie that scripts cannot read. */
+export function openLogin(onDone) {
+  const hint = "from: schedulezero.py token create NAME";
+  const secret = { type: "password", autocomplete: "current-password", hint };
+  const form = new Form({
+    name: "login",
+    title: "Log in",
+    verb: "log in",
+    draft: {},
+    content: (form) => field(form, "token", "Token", secret),
+    read() {
+      return { body: { token: this.draft.token ?? "" }, errors: {} };
+    },
+    send: (body) => request("POST", "/api/login", body).then(onDone),
+    place({ message }) {
+      this.errors.token = message;
+    },
+  });
+  form.dialog.addEventListener("cancel", (event) => event.preventDefault());
+}

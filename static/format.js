@@ -4,12 +4,12 @@ const SECOND = 1000;
 const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
-
 const COUNT = new Intl.NumberFormat("en-US");
 const MAX_CELL = 2_000; // characters
 const MAX_JSON = 20_000;
+const MAX_KNOWN = 5_000;
 
-const pad = (number) => String(number).padStart(2, "0");
+const pad = (number) => String(Math.floor(number)).padStart(2, "0");
 
 /** Milliseconds as a length of time with two units at most: "12 ms", "3.2 s", "4 min 05 s". */
 export function formatDuration(ms) {
@@ -17,22 +17,18 @@ export function formatDuration(ms) {
   if (ms < 1) return "<1 ms";
   if (ms < 999.5) return `${Math.round(ms)} ms`;
   if (ms < MINUTE) return `${(ms / SECOND).toFixed(ms < 9_950 ? 2 : 1)} s`;
-  if (ms < HOUR)
-    return `${Math.floor(ms / MINUTE)} min ${pad(Math.floor((ms % MINUTE) / SECOND))} s`;
-  if (ms < DAY) return `${Math.floor(ms / HOUR)} h ${pad(Math.floor((ms % HOUR) / MINUTE))} min`;
+  if (ms < HOUR) return `${Math.floor(ms / MINUTE)} min ${pad((ms % MINUTE) / SECOND)} s`;
+  if (ms < DAY) return `${Math.floor(ms / HOUR)} h ${pad((ms % HOUR) / MINUTE)} min`;
   return `${Math.floor(ms / DAY)} d ${Math.floor((ms % DAY) / HOUR)} h`;
 }
+
+const UNITS = [[DAY, "d"], [HOUR, "h"], [MINUTE, "min"], [SECOND, "s"]];
 
 /** Milliseconds from now as "in 12 s", "4 min ago" or "now": one unit, rounded towards now. */
 export function formatRelative(ms) {
   const away = Math.abs(ms);
   if (away < SECOND) return "now";
-  const [size, unit] = [
-    [DAY, "d"],
-    [HOUR, "h"],
-    [MINUTE, "min"],
-    [SECOND, "s"],
-  ].find(([n]) => away >= n);
+  const [size, unit] = UNITS.find(([least]) => away >= least);
   const text = `${formatCount(Math.floor(away / size))} ${unit}`;
   return ms > 0 ? `in ${text}` : `${text} ago`;
 }
@@ -62,9 +58,8 @@ const texts = new WeakMap(); // rendering again each second must not encode a me
 /** JSON on one line, cut to `limit` characters. */
 export function formatJson(value, limit = 120) {
   const isObject = typeof value === "object" && value !== null;
-  const text =
-    (isObject && texts.get(value)) ||
-    cut(value === undefined ? "" : JSON.stringify(value), MAX_CELL);
+  const known = isObject && texts.get(value);
+  const text = known || cut(value === undefined ? "" : JSON.stringify(value), MAX_CELL);
   if (isObject) texts.set(value, text);
   return cut(text, limit);
 }
@@ -72,27 +67,22 @@ export function formatJson(value, limit = 120) {
 /** JSON over several lines, cut where it gets too long to read. */
 export function prettyJson(value) {
   const text = JSON.stringify(value, null, 2);
-  return text.length > MAX_JSON
-    ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(text.length - MAX_JSON)} more characters`
-    : text;
+  const more = text.length - MAX_JSON;
+  return more > 0 ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(more)} more characters` : text;
 }
 
 /** job_params as `a=1 b="x"`; empty text for none. */
-export const formatParams = (params, limit) =>
-  cut(
-    Object.entries(params ?? {})
-      .map(([name, value]) => `${name}=${formatJson(value, 40)}`)
-      .join(" "),
-    limit,
-  );
+export function formatParams(params, limit) {
+  const parts = Object.entries(params ?? {}).map(([name, to]) => `${name}=${formatJson(to, 40)}`);
+  return cut(parts.join(" "), limit);
+}
 
-export const cut = (text, limit = 80) =>
-  text.length > limit ? `${text.slice(0, limit - 1)}…` : text;
+const cut = (text, limit = 80) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
 
 /** The first line of an error or result, short enough for a table cell. */
 export const firstLine = (text, limit = 160) => cut(String(text ?? "").split("\n", 1)[0], limit);
 
-const MAX_KNOWN = 5_000;
+const TWO = "2-digit";
 
 /** Text for times in one zone. Intl is slow, so what was told once is remembered. */
 export class Times {
@@ -101,16 +91,8 @@ export class Times {
   constructor(zone) {
     this.zone = zone;
     this.format = new Intl.DateTimeFormat("en-GB", {
-      timeZone: zone,
-      hourCycle: "h23",
-      year: "numeric",
-      month: "2-digit",
-      day: "2-digit",
-      weekday: "short",
-      hour: "2-digit",
-      minute: "2-digit",
-      second: "2-digit",
-      timeZoneName: "shortOffset",
+      timeZone: zone, hourCycle: "h23", weekday: "short", year: "numeric", month: TWO, day: TWO,
+      hour: TWO, minute: TWO, second: TWO, timeZoneName: "shortOffset",
     });
   }
 
@@ -130,18 +112,15 @@ export class Times {
     return `${hour}:${minute}:${second}`;
   }
 
-  /** The local hour 0..23 and the minute. */
-  hour(ms) {
-    const { hour, minute } = this.#split(ms);
-    return [Number(hour), Number(minute)];
-  }
+  /** 16:02 */
+  minute = (ms) => this.clock(ms).slice(0, 5);
 
   /** Today "16:02:11", else "11-24 02:30", in another year "2027-01-01". */
   short(ms, now) {
     const [at, today] = [this.#split(ms), this.#split(now)];
     if (at.year !== today.year) return `${at.year}-${at.month}-${at.day}`;
     if (at.month === today.month && at.day === today.day) return this.clock(ms);
-    return `${at.month}-${at.day} ${at.hour}:${at.minute}`;
+    return `${at.month}-${at.day} ${this.minute(ms)}`;
   }
 
   /** Tue 2026-11-24 02:30:00 Europe/Berlin (GMT+1) */
@@ -159,47 +138,42 @@ export function localTime(time, zone) {
   return at.toLocaleString("sv-SE", { timeZone: zone }).replace(" ", "T");
 }
 
-/** Shape, words and tone of each state: what is told by colour is told by shape and text too. */
+/** Shape, tone and, if it is not the name, words of each state: what is told by colour is told by
+ *  shape and text too. Those of executions come first. */
 export const STATES = {
-  queued: ["○", "queued", "dim"],
-  running: ["►", "running", "blue"],
-  success: ["✓", "success", "green"],
-  error: ["✗", "error", "red"],
-  timeout: ["◔", "timeout", "red"],
-  cancelled: ["⊘", "cancelled", "dim"],
-  missed: ["◇", "missed", "yellow"],
-  skipped: ["»", "skipped", "dim"],
-  lost: ["?", "lost", "violet"],
-  retrying: ["↻", "retrying", "yellow"],
-  late: ["«", "late", "dim"],
-  active: ["●", "active", "green"],
-  paused: ["‖", "paused", "yellow"],
-  finished: ["■", "finished", "dim"],
-  quarantined: ["!", "broken", "red"],
-  Connected: ["●", "connected", "green"],
-  Draining: ["◐", "draining", "yellow"],
-  Disconnected: ["○", "disconnected", "red"],
-  ok: ["●", "ok", "green"],
-  degraded: ["▲", "degraded", "yellow"],
-  failed: ["✗", "failed", "red"],
-  connecting: ["◌", "connecting", "dim"],
-  live: ["●", "live", "green"],
-  polling: ["◍", "polling", "blue"],
-  disconnected: ["○", "disconnected", "red"],
-  asleep: ["◌", "asleep", "dim"],
+  queued: ["○", "dim"],
+  running: ["►", "blue"],
+  success: ["✓", "green"],
+  error: ["✗", "red"],
+  timeout: ["◔", "red"],
+  cancelled: ["⊘", "dim"],
+  missed: ["◇", "yellow"],
+  skipped: ["»", "dim"],
+  lost: ["?", "violet"],
+  retrying: ["↻", "yellow"],
+  late: ["«", "dim"],
+  active: ["●", "green"],
+  paused: ["‖", "yellow"],
+  finished: ["■", "dim"],
+  quarantined: ["!", "red", "broken"],
+  Connected: ["●", "green", "connected"],
+  Draining: ["◐", "yellow", "draining"],
+  Disconnected: ["○", "red", "disconnected"],
+  ok: ["●", "green"],
+  degraded: ["▲", "yellow"],
+  failed: ["✗", "red"],
+  connecting: ["◌", "dim"],
+  live: ["●", "green"],
+  polling: ["◍", "blue"],
+  disconnected: ["○", "red"],
+  asleep: ["◌", "dim"],
 };
 
-export const stateOf = (name) => STATES[name] ?? ["·", String(name), "dim"];
+/** [shape, tone, words] */
+export function stateOf(name) {
+  const [mark, tone, words = String(name)] = STATES[name] ?? ["·", "dim"];
+  return [mark, tone, words];
+}
 
-export const EXECUTION_STATUSES = [
-  "queued",
-  "running",
-  "success",
-  "error",
-  "timeout",
-  "cancelled",
-  "missed",
-  "skipped",
-  "lost",
-];
+export const EXECUTION_STATUSES = Object.keys(STATES).slice(0, 9);
 export const FAILED_STATUSES = ["error", "timeout", "lost"];

@@ -2,42 +2,37 @@
 
 /** `on`: the kind of row the key acts on; none means anywhere. */
 export const KEYS = [
-  { key: "1", act: "go-overview", text: "overview" },
-  { key: "2", act: "go-schedules", text: "schedules" },
-  { key: "3", act: "go-handlers", text: "handlers" },
-  { key: "4", act: "go-executions", text: "executions" },
-  { key: "5", act: "go-audit", text: "audit" },
-  { key: "j", act: "row-down", text: "next row, also ↓ from a row" },
-  { key: "k", act: "row-up", text: "previous row, also ↑" },
-  { key: "Enter", act: "open-row", text: "open the row", on: "any" },
-  { key: "u", act: "back", text: "up, back to the list" },
-  { key: "]", act: "next-page", text: "next page" },
-  { key: "[", act: "previous-page", text: "previous page" },
-  { key: "/", act: "search", text: "search" },
-  { key: "n", act: "new-schedule", text: "new schedule" },
-  { key: "x", act: "select-row", text: "select the schedule", on: "schedule" },
-  {
-    key: "r",
-    act: "run-row",
-    text: "run the schedule, the method or the execution again",
-    on: "any",
-  },
-  { key: "s", act: "toggle-row", text: "pause or resume the schedule", on: "schedule" },
-  { key: "e", act: "edit-schedule", text: "edit the schedule", on: "schedule" },
-  { key: "d", act: "duplicate-schedule", text: "duplicate the schedule", on: "schedule" },
-  { key: "Delete", act: "delete-schedule", text: "delete the schedule", on: "schedule" },
-  { key: "c", act: "cancel-execution", text: "cancel the execution", on: "execution" },
-  { key: "p", act: "pause-live", text: "hold the page still, or let it go on" },
-  { key: "t", act: "theme", text: "theme: as the system, light, dark" },
-  { key: "h", act: "contrast", text: "contrast: as the system, more, less" },
-  { key: "z", act: "zone", text: "time zone: server, browser, UTC" },
-  { key: ":", act: "palette", text: "command palette, also Ctrl+K" },
-  { key: "?", act: "help", text: "this help" },
-];
+  ["1", "go-overview", "overview"],
+  ["2", "go-schedules", "schedules"],
+  ["3", "go-handlers", "handlers"],
+  ["4", "go-executions", "executions"],
+  ["5", "go-audit", "audit"],
+  ["j", "row-down", "next row, also ↓ from a row"],
+  ["k", "row-up", "previous row, also ↑"],
+  ["Enter", "open-row", "open the row", "any"],
+  ["u", "back", "up, back to the list"],
+  ["]", "next-page", "next page"],
+  ["[", "previous-page", "previous page"],
+  ["/", "search", "search"],
+  ["n", "new-schedule", "new schedule"],
+  ["x", "select-row", "select the schedule", "schedule"],
+  ["r", "run-row", "run the schedule, the method or the execution again", "any"],
+  ["s", "toggle-row", "pause or resume the schedule", "schedule"],
+  ["e", "edit-schedule", "edit the schedule", "schedule"],
+  ["d", "duplicate-schedule", "duplicate the schedule", "schedule"],
+  ["Delete", "delete-schedule", "delete the schedule", "schedule"],
+  ["y", "undo", "take the deletion back"],
+  ["c", "cancel-execution", "cancel the execution", "execution"],
+  ["p", "pause-live", "hold the page still, or let it go on"],
+  ["t", "theme", "theme: as the system, light, dark"],
+  ["h", "contrast", "contrast: as the system, more, less"],
+  ["z", "zone", "time zone: server, browser, UTC"],
+  [":", "palette", "command palette, also Ctrl+K"],
+  ["?", "help", "this help"],
+].map(([key, act, text, on]) => ({ key, act, text, on }));
 
-/** The entry for a key press on a row of kind `row` (null outside rows), or null. */
+/** The entry for a key press on a row of kind `row` (null outside rows), if there is one. */
 export const actionFor = (key, row) =>
-  KEYS.find(
-    (entry) =>
-      entry.key === key && (!entry.on || (row && (entry.on === "any" || entry.on === row))),
-  ) ?? null;
+  KEYS.filter((entry) => entry.key === key).find(
+    ({ on }) => !on || on === row || (row && on === "any"),
+  );

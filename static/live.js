@@ -12,13 +12,10 @@ export class Live {
 
   constructor(page) {
     this.page = page;
-    document.addEventListener(
-      "pointermove",
-      ({ target }) => {
-        if (target.closest?.("tbody")) this.#aimedAt = performance.now();
-      },
-      { passive: true },
-    );
+    const aim = ({ target }) => {
+      if (target.closest?.("tbody")) this.#aimedAt = performance.now();
+    };
+    document.addEventListener("pointermove", aim, { passive: true });
   }
 
   /** Rows do not move away under a pointer that is about to press something in them. */
@@ -32,10 +29,8 @@ export class Live {
   }
 
   #flush() {
-    if (this.isAiming && this.#queue.length < MAX_WAITING) {
-      setTimeout(() => this.#flush(), BATCH_MS);
-      return;
-    }
+    if (this.isAiming && this.#queue.length < MAX_WAITING)
+      return void setTimeout(() => this.#flush(), BATCH_MS);
     const events = this.#queue;
     this.#queue = [];
     if (this.page.held) return;
@@ -44,20 +39,16 @@ export class Live {
   }
 
   #apply(name, payload) {
-    const { progress, resources } = this.page;
-    if (name === "gap") {
-      progress.clear();
-      resources.reload();
-    } else if (name === "progress") progress.set(payload.execution_id, payload);
-    else if (name === "log") this.#addLog(payload);
-    else resources.apply(name, payload);
-    if (name === "execution" && payload.status !== "running") progress.delete(payload.execution_id);
-  }
-
-  #addLog({ execution_id, lines }) {
     const { page } = this;
-    const { route } = page;
-    if (route.view === "executions" && route.id === execution_id)
-      page.log = [...page.log, ...lines].slice(-MAX_LOG_LINES);
+    const { execution_id: id } = payload;
+    if (name === "gap") {
+      page.progress.clear();
+      page.resources.reload();
+    } else if (name === "progress") page.progress.set(id, payload);
+    else if (name === "log") {
+      if (page.route.view === "executions" && page.route.id === id)
+        page.log = [...page.log, ...payload.lines].slice(-MAX_LOG_LINES);
+    } else page.resources.apply(name, payload);
+    if (name === "execution" && payload.status !== "running") page.progress.delete(id);
   }
 }

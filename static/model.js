@@ -3,6 +3,7 @@
 import { FAILED_STATUSES } from "./format.js";
 
 export const PAGE_ROWS = 50;
+export const MAX_LOG_LINES = 3_000;
 const MINUTE = 60_000;
 
 // ---- Routes: the hash holds view, id and query --------------------------------------------------
@@ -30,10 +31,8 @@ function decode(text) {
 }
 
 /** The hash of a route; empty query values are left out. */
-export function renderRoute({ view, id, query = {} }) {
-  const search = renderQuery(query);
-  return `#/${view}${id == null ? "" : `/${encodeURIComponent(id)}`}${search}`;
-}
+export const renderRoute = ({ view, id, query = {} }) =>
+  `#/${view}${id == null ? "" : `/${encodeURIComponent(id)}`}${renderQuery(query)}`;
 
 export function renderQuery(query) {
   const kept = Object.entries(query).filter(([, value]) => value != null && value !== "");
@@ -42,48 +41,44 @@ export function renderQuery(query) {
 
 // ---- Addresses of what a route shows ------------------------------------------------------------
 
-export function schedulesUrl({ search, handler, state, sort, page }) {
-  const offset = (Math.max(1, Number(page) || 1) - 1) * PAGE_ROWS;
-  return `/api/schedules${renderQuery({
-    search,
-    handler_id: handler,
-    paused: { paused: "true", active: "false" }[state],
-    sort: sort || "next_fire_time",
-    limit: PAGE_ROWS,
-    offset: offset || null,
-  })}`;
+/** The query of a list of schedules: those that a route's query matches. */
+export const schedulesFilter = ({ search, handler, state }) => ({
+  search,
+  handler_id: handler,
+  paused: { paused: "true", active: "false" }[state],
+});
+
+export const pageOf = ({ page }) => Math.max(1, Number(page) || 1);
+
+export function schedulesUrl(query) {
+  const offset = (pageOf(query) - 1) * PAGE_ROWS || null;
+  const order = { sort: query.sort || "next_fire_time", limit: PAGE_ROWS, offset };
+  return `/api/schedules${renderQuery({ ...schedulesFilter(query), ...order })}`;
 }
 
 export const SPANS = { "1h": 60, "24h": 1440, "7d": 10_080 };
 
 /** `now` is rounded down to minutes, so that the address stays the same between two renders. */
-export function executionsUrl({ status, handler, schedule, span, before }, now) {
+export function executionsUrl({ status, handler, schedule, span, before: cursor }, now) {
   const minutes = SPANS[span];
   const since = minutes && new Date((Math.floor(now / MINUTE) - minutes) * MINUTE).toISOString();
-  return `/api/executions${renderQuery({
-    status,
-    handler_id: handler,
-    schedule_id: schedule,
-    since,
-    limit: PAGE_ROWS,
-    cursor: before,
-  })}`;
+  const filter = { status, handler_id: handler, schedule_id: schedule, since };
+  return `/api/executions${renderQuery({ ...filter, limit: PAGE_ROWS, cursor })}`;
 }
 
-// ---- Executions ---------------------------------------------------------------------------------
+// ---- Executions and schedules -------------------------------------------------------------------
 
-export const isFinal = (execution) =>
-  execution.status !== "queued" && execution.status !== "running";
-export const isFailed = (execution) => FAILED_STATUSES.includes(execution.status);
+export const isFinal = ({ status }) => status !== "queued" && status !== "running";
+export const isFailed = ({ status }) => FAILED_STATUSES.includes(status);
 
 /** The state to show: a queued execution that has begun an attempt waits for its next one. */
-export const stateOfExecution = (execution) =>
-  execution.status === "queued" && execution.attempt_number > 0 ? "retrying" : execution.status;
+export const stateOfExecution = ({ status, attempt_number: attempt }) =>
+  status === "queued" && attempt > 0 ? "retrying" : status;
 
-export function stateOfSchedule(schedule) {
-  if (schedule.quarantined) return "quarantined";
-  if (schedule.paused) return "paused";
-  return schedule.next_fire_time ? "active" : "finished";
+export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
+  if (quarantined) return "quarantined";
+  if (paused) return "paused";
+  return next ? "active" : "finished";
 }
 
 /** The trigger in words, without the zone if that is the server's own. */
@@ -93,13 +88,10 @@ export function wordsOf({ description, trigger }, config) {
 }
 
 /** Whether a history filtered by the query of the executions view shows this execution. */
-export function isShown({ status, handler, schedule }, execution) {
-  return (
-    (!status || status.split(",").includes(execution.status)) &&
-    (!handler || handler === execution.handler_id) &&
-    (!schedule || schedule === execution.schedule_id)
-  );
-}
+export const isShown = ({ status, handler, schedule }, execution) =>
+  (!status || status.split(",").includes(execution.status)) &&
+  (!handler || handler === execution.handler_id) &&
+  (!schedule || schedule === execution.schedule_id);
 
 /** `rows` with `execution` replaced, added in front or removed; newest first, at most `limit`. */
 export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
@@ -115,47 +107,41 @@ export const keepRecords = (isWanted, limit) => (data, execution) => ({
   records: upsertExecution(data.records, execution, isWanted(execution), limit),
 });
 
+/** What an event of one thing does to the list `name` of such things. */
+export const replaceIn = (name) => (data, changed) => {
+  const at = data[name].findIndex(({ id }) => id === changed.id);
+  if (at < 0 || changed.deleted) return "reload";
+  return { ...data, [name]: data[name].with(at, changed) };
+};
+
 // ---- Captured logs ------------------------------------------------------------------------------
 
-export const MAX_LOG_LINES = 3_000;
-
 /** The stored log of an execution as lines [unix_s, level, text]; other lines have only a text. */
-export function readLog(log) {
-  return log ? log.replace(/\n$/, "").split("\n").map(readLogLine) : [];
-}
+export const readLog = (log) =>
+  log ? log.replace(/\n$/, "").split("\n").map(readLogLine) : [];
 
 function readLogLine(line) {
-  const [, at, level, text] = /^(\d{4}-\d\d-\d\dT\S+Z) (\S+) (.*)$/.exec(line) ?? [
-    null,
-    null,
-    null,
-    line,
-  ];
-  return [at && Date.parse(at) / 1000, level, text];
+  const [, at, level, text] = /^(\d{4}-\d\d-\d\dT\S+Z) (\S+) (.*)$/.exec(line) ?? [];
+  return at ? [Date.parse(at) / 1000, level, text] : [null, null, line];
 }
 
-/** The lines of a stored log and of live events as one list, without what both hold. Lines are
- *  [unix_s, level, text]; the snapshot ends somewhere within the live lines or before them. */
+/** The lines of a stored log and of live events as one list, without what both hold: the snapshot
+ *  ends somewhere within the live lines or before them. */
 export function joinLog(snapshot, live) {
-  const [head, tail] = [snapshot, live].map((lines) => lines.map(([, , text]) => text));
-  for (let size = Math.min(head.length, tail.length); size > 0; size -= 1) {
-    if (tail.slice(0, size).every((line, i) => line === head[head.length - size + i])) {
-      return [...snapshot, ...live.slice(size)].slice(-MAX_LOG_LINES);
-    }
-  }
-  return [...snapshot, ...live].slice(-MAX_LOG_LINES);
+  let shared = Math.min(snapshot.length, live.length);
+  const isShared = ([, , text], i) => text === snapshot[snapshot.length - shared + i][2];
+  while (shared && !live.slice(0, shared).every(isShared)) shared -= 1;
+  return [...snapshot, ...live.slice(shared)].slice(-MAX_LOG_LINES);
 }
 
 // ---- Statistics ---------------------------------------------------------------------------------
 
 /** One bucket per minute, oldest first, gaps filled with zeros: {at, success, failed, other}. */
 export function fillMinutes(buckets, now, minutes = 60) {
-  const last = Math.floor(now / MINUTE);
-  const known = new Map(
-    (buckets ?? []).map((bucket) => [Math.floor(Date.parse(bucket.minute) / MINUTE), bucket]),
-  );
+  const minuteOf = (ms) => Math.floor(ms / MINUTE);
+  const known = new Map((buckets ?? []).map((one) => [minuteOf(Date.parse(one.minute)), one]));
   return Array.from({ length: minutes }, (_, i) => {
-    const minute = last - minutes + 1 + i;
+    const minute = minuteOf(now) - minutes + 1 + i;
     const { total = 0, success = 0, failed = 0 } = known.get(minute) ?? {};
     return { at: minute * MINUTE, success, failed, other: total - success - failed };
   });
@@ -165,69 +151,14 @@ export function fillMinutes(buckets, now, minutes = 60) {
 export const logPosition = (ms, low, high) =>
   Math.min(1, Math.max(0, Math.log(Math.max(ms, low) / low) / Math.log(high / low)));
 
-const UNITS_MS = {
-  weeks: 604_800_000,
-  days: 86_400_000,
-  hours: 3_600_000,
-  minutes: MINUTE,
-  seconds: 1_000,
-};
-
-/** Milliseconds between two fires of an interval schedule; 0 for every other kind. */
-export function intervalMs({ trigger_config: config }) {
-  if (config?.type !== "interval") return 0;
-  return Object.entries(UNITS_MS).reduce(
-    (sum, [unit, ms]) => sum + ms * (Number(config[unit]) || 0),
-    0,
-  );
-}
-
-/** The known fires of a schedule from `first` to `end` in ms. Of intervals all are known, of what
- *  `told` (a preview) tells those, else the next; null if they are too dense for the slots. */
-export function knownFires(schedule, told, first, end, slotMs) {
-  const next = Date.parse(schedule.next_fire_time);
-  const step = intervalMs(schedule);
-  if (step && step < slotMs) return null;
-  const ahead = told?.map(({ at }) => Date.parse(at)) ?? [];
-  if (
-    ahead.length > 1 &&
-    ahead.at(-1) < end &&
-    (ahead.at(-1) - ahead[0]) / (ahead.length - 1) < slotMs
-  )
-    return null;
-  for (let fire = next + step; step && fire < end; fire += step) ahead.push(fire);
-  return [...new Set([next, ...ahead])].filter((fire) => fire >= first && fire < end);
-}
-
-/** Fires per slot of the coming span, and how many schedules fire too often to be shown there:
- *  {slots: [{at, count, names}], dense}. `toldOf(schedule)` is its preview, if there is one. */
-export function fillSlots(schedules, toldOf, now, count = 96, slotMs = 15 * MINUTE) {
-  const first = Math.floor(now / slotMs) * slotMs;
-  const slots = Array.from({ length: count }, (_, i) => ({
-    at: first + i * slotMs,
-    count: 0,
-    names: new Set(),
-  }));
-  let dense = 0;
-  for (const schedule of schedules) {
-    const fires = knownFires(schedule, toldOf(schedule), first, first + count * slotMs, slotMs);
-    if (!fires) dense += 1;
-    for (const fire of fires ?? []) {
-      const slot = slots[Math.floor((fire - first) / slotMs)];
-      slot.count += 1;
-      slot.names.add(schedule.name ?? schedule.id);
-    }
-  }
-  return { slots, dense };
-}
-
-// ---- Parameters of methods ----------------------------------------------------------------------
+// ---- Methods ------------------------------------------------------------------------------------
 
 /** A handler's methods as [{name, doc, parameters}], whatever the handler told about them. */
 export function methodsOf(handler) {
   const told = new Map((handler?.method_details ?? []).map((method) => [method.name, method]));
-  const names = handler?.methods ?? [...told.keys()];
-  return names.map((name) => ({ name, doc: "", parameters: [], ...told.get(name) }));
+  return (handler?.methods ?? []).map((name) => ({
+    name, doc: "", parameters: [], ...told.get(name),
+  }));
 }
 
 export const isEmpty = (object) => Object.keys(object ?? {}).length === 0;
@@ -243,21 +174,17 @@ const signaturePart = ({ name, required, default: preset = null }) =>
 
 /** The next state of the link after `happened`; `since` is when the state was entered. */
 export function nextLink(link, happened, now) {
-  const state = LINK[happened]?.[link.state] ?? link.state;
+  const to = LINK[happened];
+  const state = (typeof to === "string" ? to : (to[link.state] ?? to.other)) ?? link.state;
   return state === link.state ? link : { state, since: now };
 }
 
-const everywhere = (state) =>
-  Object.fromEntries(
-    ["connecting", "live", "polling", "disconnected", "asleep"].map((from) => [from, state]),
-  );
-
 const LINK = {
-  opened: everywhere("live"),
-  unsupported: everywhere("polling"),
-  lost: { ...everywhere("disconnected"), live: "connecting" },
-  unreachable: { ...everywhere("disconnected"), live: "live" },
-  slept: everywhere("asleep"),
+  opened: "live",
+  unsupported: "polling",
+  lost: { live: "connecting", other: "disconnected" },
+  unreachable: { live: "live", other: "disconnected" },
+  slept: "asleep",
   woke: { asleep: "connecting" },
 };
 
@@ -282,7 +209,7 @@ export function parseEvents(text) {
   const end = text.endsWith("\r") ? text.length - 1 : text.length;
   const blocks = text.slice(0, end).replace(/\r\n?/g, "\n").split("\n\n");
   const rest = blocks.pop() + text.slice(end);
-  return { events: blocks.map(parseEvent).filter(Boolean), rest };
+  return { events: blocks.map(parseEvent).filter(({ data }) => data), rest };
 }
 
 function parseEvent(block) {
@@ -293,7 +220,7 @@ function parseEvent(block) {
     else if (field === "event") event.name = value;
     else if (field === "id") event.id = value;
   }
-  return event.data ? event : null;
+  return event;
 }
 
 // ---- Finding ------------------------------------------------------------------------------------

@@ -2,40 +2,11 @@
 
 import { dayStrip, durationRanges, gauge, minuteBars } from "./charts.js";
 import { h } from "./dom.js";
-import { fresh, outcome, progress } from "./executions.js";
+import { executionTable } from "./executions.js";
+import { EXECUTION_STATUSES, formatCount, formatPercent, formatPlural } from "./format.js";
+import { fillMinutes, isFailed, isFinal, keepRecords, upsertExecution, wordsOf } from "./model.js";
 import {
-  EXECUTION_STATUSES,
-  firstLine,
-  formatCount,
-  formatDuration,
-  formatPercent,
-  formatPlural,
-} from "./format.js";
-import {
-  fillMinutes,
-  fillSlots,
-  isFailed,
-  isFinal,
-  keepRecords,
-  stateOfExecution,
-  upsertExecution,
-  wordsOf,
-} from "./model.js";
-import {
-  button,
-  call,
-  cell,
-  dim,
-  empty,
-  frame,
-  link,
-  missing,
-  row,
-  shape,
-  state,
-  tableFrame,
-  unseenHeading,
-  when,
+  button, dim, empty, frame, link, missing, shape, state, tableFrame, unseenHeading, when,
 } from "./pieces.js";
 
 const RUNNING_ROWS = 20;
@@ -44,352 +15,165 @@ const FAILED_ROWS = 5;
 const NEXT_ROWS = 8;
 const HANDLER_ROWS = 12;
 const DURATION_ROWS = 6;
-const DAY_ROWS = 200;
-const PREVIEWED = 12;
-const PREVIEWED_FIRES = 100; // a fire each quarter of an hour, for a day
-const PREVIEW_MS = 900_000;
 const ENDED = EXECUTION_STATUSES.slice(2).join();
 
 export const title = () => "Overview";
 
-export function resources({ get }) {
-  return {
-    ...previews(get("day")?.data?.schedules ?? []),
-    stats: { url: "/api/executions/stats", every: 5_000, on: { execution: "reload" } },
-    running: {
-      url: `/api/executions?status=running,queued&limit=${RUNNING_ROWS}`,
-      every: 2_000,
-      on: { execution: keepRecords((execution) => !isFinal(execution), RUNNING_ROWS) },
-    },
-    lately: {
-      url: `/api/executions?status=${ENDED}&limit=${LATELY_ROWS}`,
-      every: 2_000,
-      on: { execution: endedFirst },
-    },
-    failed: {
-      url: `/api/executions/errors?limit=${FAILED_ROWS}`,
-      every: 5_000,
-      on: { execution: keepRecords(isFailed, FAILED_ROWS) },
-    },
-    day: {
-      url: `/api/schedules?sort=next_fire_time&paused=false&limit=${DAY_ROWS}`,
-      every: 30_000,
-      on: { schedule: "reload" },
-    },
-    next: {
-      url: `/api/schedules?sort=next_fire_time&paused=false&limit=${NEXT_ROWS}`,
-      every: 2_000,
-      on: { schedule: "reload", execution: "reload" },
-    },
-  };
-}
-
-/** The fires of the coming day, of those schedules that the page cannot work out itself. */
-function previews(schedules) {
-  const calendars = schedules.filter(
-    ({ trigger_config: { type }, quarantined }) => type === "cron" && !quarantined,
-  );
-  return Object.fromEntries(
-    calendars
-      .slice(0, PREVIEWED)
-      .map(({ id, trigger_config }) => [
-        `fires of ${id}`,
-        {
-          url: "/api/triggers/preview",
-          body: { trigger_config, count: PREVIEWED_FIRES },
-          every: PREVIEW_MS,
-          refresh: PREVIEW_MS,
-        },
-      ]),
-  );
-}
+export const resources = () => ({
+  stats: { url: "/api/executions/stats", every: 5_000, on: { execution: "reload" } },
+  running: {
+    url: `/api/executions?status=running,queued&limit=${RUNNING_ROWS}`,
+    every: 2_000,
+    on: { execution: keepRecords((execution) => !isFinal(execution), RUNNING_ROWS) },
+  },
+  lately: {
+    url: `/api/executions?status=${ENDED}&limit=${LATELY_ROWS}`,
+    every: 2_000,
+    on: { execution: endedFirst },
+  },
+  failed: {
+    url: `/api/executions/errors?limit=${FAILED_ROWS}`,
+    every: 5_000,
+    on: { execution: keepRecords(isFailed, FAILED_ROWS) },
+  },
+  day: { url: "/api/upcoming?hours=24&buckets=96", every: 5_000, on: { schedule: "reload" } },
+  next: {
+    url: `/api/schedules?sort=next_fire_time&paused=false&limit=${NEXT_ROWS}`,
+    every: 2_000,
+    on: { schedule: "reload", execution: "reload" },
+  },
+});
 
 function endedFirst(data, execution) {
-  const records = upsertExecution(data.records, execution, isFinal(execution), LATELY_ROWS);
-  return {
-    ...data,
-    records: records
-      .toSorted((a, b) => (a.completed_at < b.completed_at ? 1 : -1))
-      .slice(0, LATELY_ROWS),
-  };
+  const records = upsertExecution(data.records, execution, isFinal(execution), LATELY_ROWS)
+    .toSorted((a, b) => (a.completed_at < b.completed_at ? 1 : -1))
+    .slice(0, LATELY_ROWS);
+  return { ...data, records };
 }
 
-export const render = (ctx) => [
+export const render = (page) => [
   unseenHeading("Overview"),
-  troubles(ctx),
-  h("div", { class: "figures", "data-key": "figures" }, rate(ctx), outcomes(ctx), durations(ctx)),
-  day(ctx),
-  h(
-    "div",
-    { class: "lists", "data-key": "lists" },
-    h("div", null, running(ctx), lately(ctx)),
-    h("div", null, next(ctx), failures(ctx), handlers(ctx)),
-  ),
+  troubles(page),
+  h("div#figures.figures", figures(page)),
+  day(page),
+  h("div#lists.lists",
+    h("div", running(page), lately(page)),
+    h("div", next(page), failures(page), handlers(page))),
 ];
 
 // ---- Figures ------------------------------------------------------------------------------------
 
-function troubles({ get }) {
-  const { status, checks = {}, warnings = [] } = get("health")?.data ?? {};
+function troubles(page) {
+  const { status, checks = {}, warnings = [] } = page.data("health") ?? {};
   const bad = Object.entries(checks).filter(([, said]) => said !== "ok");
   if (!bad.length && !warnings.length) return null;
   const isIncident = (checks.recovery ?? "ok") !== "ok";
-  const line = (name, said) =>
-    h("li", null, state(status === "failed" ? "failed" : "degraded", name), " ", said);
+  const mark = status === "failed" ? status : "degraded";
+  const lines = [...bad, ...warnings.map((said) => ["warning", said])];
   return frame(
     {
       title: `Health: ${status}`,
       name: "troubles",
       aside: isIncident && button("acknowledge", "acknowledge"),
     },
-    h(
-      "ul",
-      null,
-      bad.map(([name, said]) => line(name, said)),
-      warnings.map((said) => line("warning", said)),
-    ),
-  );
+    h("ul", lines.map(([name, said]) => h("li", state(mark, name), " ", said))));
 }
 
-function rate({ get, now, times }) {
-  const stats = get("stats");
-  return frame(
-    { title: "Executions per minute", name: "rate" },
-    missing(stats) ?? minuteBars(fillMinutes(stats.data.per_minute, now), times),
-  );
+function figures(page) {
+  const stats = page.get("stats");
+  const chart = (title, name, draw) => frame({ title, name }, missing(stats) ?? draw(stats.data));
+  return [
+    chart("Executions per minute", "rate", ({ per_minute: buckets }) =>
+      minuteBars(fillMinutes(buckets, page.now), page.times)),
+    chart("Success", "outcomes", outcomes),
+    chart("Duration", "duration", durations),
+  ];
 }
 
-function outcomes({ get }) {
-  const stats = get("stats");
-  return frame(
-    { title: "Success", name: "outcomes" },
-    missing(stats) ?? [share(stats.data), counts(stats.data)],
-  );
-}
-
-const share = ({ success_rate: part }) => [
-  h("p", { class: "figure" }, part == null ? dim("no runs yet") : formatPercent(part)),
-  gauge(part, part == null ? "no runs yet" : `${formatPercent(part)} of runs succeeded`),
+const outcomes = ({ success_rate: share, by_status: by = {} }) => [
+  h("p.figure", share == null ? dim("no runs yet") : formatPercent(share)),
+  gauge(share),
+  h("ul.counts",
+    EXECUTION_STATUSES.filter((name) => by[name]).map((status) =>
+      h("li", { "data-key": status },
+        link("executions", null, state(status), { status }),
+        h("span.num", formatCount(by[status]))))),
 ];
 
-const counts = ({ by_status: by = {} }) =>
-  h(
-    "ul",
-    { class: "counts" },
-    EXECUTION_STATUSES.filter((name) => by[name]).map((name) =>
-      h(
-        "li",
-        { "data-key": name },
-        h("a", { href: `#/executions?status=${name}` }, state(name)),
-        h("span", { class: "num" }, formatCount(by[name])),
-      ),
-    ),
-  );
-
-function durations({ get }) {
-  const stats = get("stats");
-  const rows = Object.entries(stats?.data?.by_handler ?? {})
+function durations({ by_handler: by = {} }) {
+  const rows = Object.entries(by)
     .filter(([, { duration_ms: duration }]) => duration?.p50 != null)
     .sort(([, a], [, b]) => b.total - a.total)
+    .slice(0, DURATION_ROWS)
     .map(([name, { duration_ms: duration }]) => [name, duration]);
-  return frame(
-    { title: "Duration", name: "duration" },
-    missing(stats) ??
-      (rows.length
-        ? durationRanges(rows.slice(0, DURATION_ROWS))
-        : empty("no successful runs yet")),
-  );
+  return rows.length ? durationRanges(rows) : empty("no successful runs yet");
 }
 
-function day({ now, times, get }) {
-  const resource = get("day");
-  const { schedules = [], total = 0 } = resource?.data ?? {};
-  const { slots, dense } = fillSlots(
-    schedules,
-    ({ id }) => get(`fires of ${id}`)?.data?.fire_times,
-    now,
-  );
-  const notes = [
-    total > schedules.length &&
-      `the ${formatCount(schedules.length)} soonest of ${formatCount(total)} schedules`,
-    dense > 0 &&
-      `without ${formatCount(dense)} that ${dense === 1 ? "fires" : "fire"} every few minutes`,
-  ];
-  return frame(
-    { title: "Next 24 hours", name: "day", note: notes.filter(Boolean).join("; ") },
-    missing(resource) ?? dayStrip(slots, times),
-  );
+function day(page) {
+  const resource = page.get("day");
+  const { left_out: left } = resource?.data ?? {};
+  const note = left > 0 && `without ${formatPlural(left, "schedule")}, too many to count`;
+  const title = "Next 24 hours";
+  return frame({ title, name: "day", note }, missing(resource) ?? dayStrip(resource.data, page.times));
 }
 
 // ---- Lists --------------------------------------------------------------------------------------
 
-const count = (items) => (items.length ? formatCount(items.length) : null);
+const countNote = (items = []) => items.length > 0 && formatCount(items.length);
 
-function running(ctx) {
-  const resource = ctx.get("running");
-  const records = resource?.data?.records ?? [];
-  const heads = [
-    ["mark", "state"],
-    ["name", "call"],
-    ["grow", "progress"],
-    ["end", "time"],
-  ];
-  const rows = records.map((execution) =>
-    row(
-      "execution",
-      execution.execution_id,
-      cell("mark", shape(stateOfExecution(execution))),
-      cell("name", link("executions", execution.execution_id, call(execution))),
-      cell("grow", progress(execution, ctx)),
-      cell("end", elapsed(execution, ctx)),
-    ),
-  );
-  return tableFrame(
-    {
-      title: "Running",
-      name: "running",
-      note: count(records),
-      resource,
-      nothing: "nothing runs",
-      table: { wide: true, heads },
-    },
-    rows,
-  );
+function running(page) {
+  const about = { title: "Running", name: "running", nothing: "nothing runs" };
+  const note = countNote(page.data("running")?.records);
+  return executionTable(page, { ...about, note }, ["mark", "call", "progress", "elapsed"]);
 }
 
-function elapsed(execution, ctx) {
-  if (execution.status === "running")
-    return formatDuration(Math.max(0, ctx.now - Date.parse(execution.started_at)));
-  return Date.parse(execution.due_at) > ctx.now
-    ? when(execution.due_at, ctx, "rel")
-    : dim("waiting");
+const lately = (page) =>
+  executionTable(page, {
+    title: "Ended lately",
+    name: "lately",
+    aside: link("executions", null, "all"),
+    nothing: "nothing has run yet",
+  }, ["mark", "call", "ending", "took", "ended"]);
+
+const failures = (page) =>
+  executionTable(page, { title: "Failed lately", name: "failed", nothing: "nothing failed" },
+    ["mark", "call", "ending", "endedAgo"]);
+
+function next(page) {
+  const resource = page.get("next");
+  const about = {
+    title: "Fires next",
+    name: "nexts",
+    aside: button("new-schedule", "new schedule"),
+    nothing: ["no schedules yet. ", button("new-schedule", "create the first")],
+    kind: "schedule",
+    idOf: ({ id }) => id,
+  };
+  const columns = [
+    ["name", "schedule", ({ id, name }) => link("schedules", id, name ?? id)],
+    ["grow dim", "trigger", (schedule) => wordsOf(schedule, page.config)],
+    ["end", "fires", (schedule) => when(schedule.next_fire_time, page)],
+  ];
+  const coming = resource?.data?.schedules.filter((schedule) => schedule.next_fire_time);
+  return tableFrame({ ...about, resource }, columns, coming);
 }
 
-function lately(ctx) {
-  const resource = ctx.get("lately");
-  const heads = [
-    ["mark", "state"],
-    ["name", "call"],
-    ["grow", "outcome"],
-    ["took num", "took"],
-    ["end", "ended"],
+function handlers(page) {
+  const resource = page.get("handlers");
+  const about = {
+    title: "Handlers",
+    name: "workers",
+    note: countNote(page.handlers),
+    nothing: "no handler has registered yet",
+    kind: "handler",
+    idOf: ({ id }) => id,
+    wide: false,
+  };
+  const columns = [
+    ["mark", "state", ({ status }) => shape(status)],
+    ["name", "handler", ({ id }) => link("handlers", id)],
+    ["grow dim", "methods", ({ methods }) => formatPlural(methods.length, "method")],
+    ["end", "load", (handler) => `${formatCount(handler.running)} running`],
   ];
-  const rows = (resource?.data?.records ?? []).map((execution) =>
-    row(
-      "execution",
-      execution.execution_id,
-      cell(`mark ${fresh(execution, ctx)}`, shape(execution.status)),
-      cell("name", link("executions", execution.execution_id, call(execution))),
-      cell("grow dim", outcome(execution, ctx)),
-      cell("num took", execution.duration_ms == null ? "" : formatDuration(execution.duration_ms)),
-      cell("end", when(execution.completed_at, ctx, "abs")),
-    ),
-  );
-  return tableFrame(
-    {
-      title: "Ended lately",
-      name: "lately",
-      aside: link("executions", null, "all"),
-      resource,
-      nothing: "nothing has run yet",
-      table: { wide: true, heads },
-    },
-    rows,
-  );
-}
-
-function next(ctx) {
-  const resource = ctx.get("next");
-  const heads = [
-    ["name", "schedule"],
-    ["grow", "trigger"],
-    ["end", "fires"],
-  ];
-  const schedules = (resource?.data?.schedules ?? []).filter((schedule) => schedule.next_fire_time);
-  const rows = schedules.map((schedule) =>
-    row(
-      "schedule",
-      schedule.id,
-      cell("name", link("schedules", schedule.id, schedule.name ?? schedule.id)),
-      cell("grow dim", wordsOf(schedule, ctx.config)),
-      cell("end", when(schedule.next_fire_time, ctx)),
-    ),
-  );
-  return tableFrame(
-    {
-      title: "Fires next",
-      name: "nexts",
-      aside: button("new-schedule", "new schedule"),
-      resource,
-      nothing: ["no schedules yet. ", button("new-schedule", "create the first")],
-      table: { wide: true, heads },
-    },
-    rows,
-  );
-}
-
-function failures(ctx) {
-  const resource = ctx.get("failed");
-  const heads = [
-    ["mark", "state"],
-    ["name", "call"],
-    ["grow", "error"],
-    ["end", "ended"],
-  ];
-  const rows = (resource?.data?.records ?? [])
-    .slice(0, FAILED_ROWS)
-    .map((execution) =>
-      row(
-        "execution",
-        execution.execution_id,
-        cell("mark", shape(execution.status)),
-        cell("name", link("executions", execution.execution_id, call(execution))),
-        cell("grow dim", firstLine(execution.error)),
-        cell("end", when(execution.completed_at, ctx, "rel")),
-      ),
-    );
-  return tableFrame(
-    {
-      title: "Failed lately",
-      name: "failed",
-      resource,
-      nothing: "nothing failed",
-      table: { wide: true, heads },
-    },
-    rows,
-  );
-}
-
-function handlers(ctx) {
-  const resource = ctx.get("handlers");
-  const list = resource?.data?.handlers ?? [];
-  const heads = [
-    ["mark", "state"],
-    ["name", "handler"],
-    ["grow", "methods"],
-    ["end", "load"],
-  ];
-  const rows = list
-    .slice(0, HANDLER_ROWS)
-    .map((handler) =>
-      row(
-        "handler",
-        handler.id,
-        cell("mark", shape(handler.status)),
-        cell("name", link("handlers", handler.id)),
-        cell("grow dim", formatPlural(handler.methods.length, "method")),
-        cell("end", `${formatCount(handler.running)} running`),
-      ),
-    );
-  return tableFrame(
-    {
-      title: "Handlers",
-      name: "workers",
-      note: count(list),
-      resource,
-      nothing: "no handler has registered yet",
-      table: { heads },
-    },
-    rows,
-  );
+  return tableFrame({ ...about, resource }, columns, page.handlers.slice(0, HANDLER_ROWS));
 }

@@ -1,8 +1,9 @@
 // The page: where it is, what it shows, what it says. Everything else acts through it.
 
-import { h, patch } from "./dom.js";
+import { patch } from "./dom.js";
 import { Times } from "./format.js";
-import { chooseZone, nextLink, nextOffset, parseRoute, renderRoute } from "./model.js";
+import { chooseZone, nextLink, nextOffset, parseRoute, renderRoute, replaceIn } from "./model.js";
+import { link } from "./pieces.js";
 import { Resources } from "./resources.js";
 import { renderFacts, renderTop } from "./shell.js";
 
@@ -24,23 +25,22 @@ const always = (view) => ({
     url: "/api/handlers",
     every: 2_000,
     refresh: view === "handlers" ? 2_000 : 30_000,
-    on: { handler: replaceHandler },
+    on: { handler: replaceIn("handlers") },
   },
 });
 
-function replaceHandler(data, handler) {
-  const at = data.handlers.findIndex(({ id }) => id === handler.id);
-  return at < 0 ? "reload" : { ...data, handlers: data.handlers.with(at, handler) };
-}
-
+/** Views look at all of it, and change nothing. */
 export class Page {
   route = parseRoute("");
   times = new Times(BROWSER_ZONE);
+  now = Date.now(); // of the server
   link = { state: "connecting", since: Date.now() };
   held = false;
   selected = new Set(); // ids of schedules
+  isAllSelected = false; // all that match the filter, also on other pages
   progress = new Map(); // by id of execution
   log = []; // lines that events brought of the execution that is shown
+  undo = null; // takes the last deletion back
   #offset = 0;
   #lists = {};
   #isWanted = false;
@@ -48,39 +48,27 @@ export class Page {
   /** `views` by name: modules with title, resources and render; `parts`: the elements to fill. */
   constructor(views, settings, parts) {
     Object.assign(this, { views, settings, parts });
-    this.resources = new Resources({
-      onChange: () => this.render(),
-      onAnswer: (answer) => this.#hear(answer),
-    });
+    this.resources = new Resources(() => this.render(), (answer) => this.#hear(answer));
   }
 
   get view() {
     return this.views[this.route.view];
   }
 
-  /** All that a view may look at, as it is now. */
-  ctx() {
-    const { route, times, link, held, selected, progress, log, settings, resources } = this;
-    return {
-      route,
-      times,
-      link,
-      held,
-      selected,
-      progress,
-      log,
-      settings,
-      now: Date.now() + this.#offset,
-      config: resources.get("config")?.data,
-      get: (name) => resources.get(name),
-      listHash: (view) => this.listHash(view),
-    };
+  get = (name) => this.resources.get(name);
+
+  data = (name) => this.resources.get(name)?.data;
+
+  get config() {
+    return this.data("config");
+  }
+
+  get handlers() {
+    return this.data("handlers")?.handlers ?? [];
   }
 
   /** The hash of a list as it was last filtered. */
-  listHash(view) {
-    return this.#lists[view] ?? renderRoute({ view });
-  }
+  listHash = (view) => this.#lists[view] ?? renderRoute({ view });
 
   // Rendering
 
@@ -93,37 +81,37 @@ export class Page {
 
   paint() {
     this.#isWanted = false;
-    const { settings, view } = this;
-    const { top, main, facts } = this.parts;
-    const zone = chooseZone(settings.get("zone"), this.ctx().config?.timezone, BROWSER_ZONE);
+    this.now = Date.now() + this.#offset;
+    const { view, parts } = this;
+    const zone = chooseZone(this.settings.get("zone"), this.config?.timezone, BROWSER_ZONE);
     if (zone !== this.times.zone) this.times = new Times(zone);
     if (!this.held) this.#sync(false);
-    const ctx = this.ctx();
-    const read = [...main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
-    document.documentElement.dataset.role = ctx.get("session")?.data?.role ?? "admin";
-    patch(top, ...renderTop(ctx));
-    patch(main, ...view.render(ctx));
-    patch(facts, ...renderFacts(ctx));
-    for (const node of main.querySelectorAll("[data-stick]"))
+    const read = [...parts.main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
+    document.documentElement.dataset.role = this.data("session")?.role ?? "admin";
+    patch(parts.top, renderTop(this));
+    patch(parts.main, view.render(this));
+    patch(parts.facts, renderFacts(this));
+    for (const node of parts.main.querySelectorAll("[data-stick]"))
       if (!read.includes(node)) node.scrollTop = node.scrollHeight;
     const alarm = this.link.state === "disconnected" ? "○ " : "";
-    document.title = `${alarm}${view.title(ctx)} · ${ctx.config?.instance_name ?? "ScheduleZero"}`;
+    const name = this.config?.instance_name ?? "ScheduleZero";
+    document.title = `${alarm}${view.title(this.route)} · ${name}`;
   }
 
   #sync(isOther) {
-    this.resources.sync(
-      { ...always(this.route.view), ...this.view.resources(this.ctx()) },
-      isOther,
-    );
+    this.resources.sync({ ...always(this.route.view), ...this.view.resources(this) }, isOther);
   }
 
-  /** Tell something in the status line; `to` makes it a link. */
-  say(text, to) {
+  /** Tell something in the status line. */
+  say(...content) {
     const { status } = this.parts;
     clearTimeout(this.silence);
     this.silence = setTimeout(() => patch(status), SAY_MS);
-    patch(status, to ? h("a", { href: renderRoute(to) }, text) : text);
+    patch(status, content);
   }
+
+  /** Tell of an execution that was started. */
+  sayStarted = (text, id) => this.say(link("executions", id, text));
 
   /** Do what the user asked; if the server refuses, tell why. */
   async attempt(act) {
@@ -141,8 +129,7 @@ export class Page {
   go(route, replace = false) {
     const hash = renderRoute(route);
     if (hash === location.hash) return;
-    if (replace) history.replaceState(null, "", hash);
-    else history.pushState(null, "", hash);
+    history[replace ? "replaceState" : "pushState"](null, "", hash);
     this.follow();
   }
 
@@ -154,6 +141,7 @@ export class Page {
     if (id == null) this.#lists[view] = renderRoute(this.route);
     const hasMoved = before.view !== view || before.id !== id;
     if (hasMoved) this.log = [];
+    this.isAllSelected = false;
     this.#sync(hasMoved);
     this.paint();
     if (!hasMoved) return;
@@ -165,13 +153,10 @@ export class Page {
   // The server
 
   #hear(answer) {
-    if (answer.status === 401) this.#askLogin();
-    else if (answer instanceof Error) this.setLink("unreachable");
+    if (answer.status === 401) {
+      if (!document.querySelector("dialog.login")) this.onLogin();
+    } else if (answer instanceof Error) this.setLink("unreachable");
     else this.#offset = nextOffset(this.#offset, answer, Date.now());
-  }
-
-  #askLogin() {
-    if (!document.querySelector("dialog.login")) this.onLogin();
   }
 
   setLink(happened) {

@@ -16,7 +16,7 @@ const REFRESH_MS = 60_000; // with one: events may be complete, a look now and t
 export class Resources {
   #entries = new Map();
 
-  constructor({ onChange, onAnswer }) {
+  constructor(onChange, onAnswer) {
     Object.assign(this, { onChange, onAnswer });
   }
 
@@ -30,39 +30,30 @@ export class Resources {
   sync(specs, isOther) {
     for (const [name, entry] of this.#entries) {
       if (name in specs) continue;
-      entry.controller?.abort();
+      entry.controller.abort();
       this.#entries.delete(name);
     }
-    for (const [name, spec] of Object.entries(specs)) this.#know(name, spec, isOther);
-  }
-
-  #know(name, spec, isOther) {
-    const entry = this.#entries.get(name) ?? {};
-    const isNew = !entry.spec;
-    const hasMoved = !isNew && addressOf(entry.spec) !== addressOf(spec);
-    if (hasMoved && isOther) entry.data = null;
-    entry.spec = spec;
-    this.#entries.set(name, entry);
-    if (isNew || hasMoved) this.#load(entry);
+    for (const [name, spec] of Object.entries(specs)) {
+      const entry = this.#entries.get(name) ?? {};
+      const hasMoved = addressOf(entry.spec) !== addressOf(spec);
+      if (hasMoved && isOther) entry.data = null;
+      entry.spec = spec;
+      this.#entries.set(name, entry);
+      if (hasMoved) this.#load(entry);
+    }
   }
 
   async #load(entry) {
     entry.controller?.abort();
     entry.controller = new AbortController();
     Object.assign(entry, { loading: true, stale: false, loadedAt: performance.now(), missed: [] });
-    const { url, body } = entry.spec;
     const { signal } = entry.controller;
+    const { url, body } = entry.spec;
+    const options = { signal, onDate: this.onAnswer };
     try {
-      const answer = await request(body ? "POST" : "GET", url, {
-        body,
-        signal,
-        onDate: this.onAnswer,
-      });
-      entry.data = entry.missed.reduce(
-        (data, [name, payload]) => changed(entry, data, name, payload),
-        answer,
-      );
+      entry.data = await request(body ? "POST" : "GET", url, body, options);
       entry.error = null;
+      for (const [name, payload] of entry.missed) change(entry, name, payload);
     } catch (error) {
       if (signal.aborted) return;
       entry.error = error;
@@ -77,19 +68,17 @@ export class Resources {
   apply(name, payload) {
     for (const entry of this.#entries.values()) {
       if (entry.loading) entry.missed.push([name, payload]);
-      if (entry.data) entry.data = changed(entry, entry.data, name, payload);
+      if (entry.data) change(entry, name, payload);
     }
   }
 
   /** Load what is stale or old. Called about twice a second. */
   tick(isPolling) {
-    const now = performance.now();
     for (const entry of this.#entries.values()) {
-      const { loading, stale, loadedAt, spec } = entry;
-      const { every, refresh = REFRESH_MS } = spec;
-      const age = now - loadedAt;
-      if (!loading && (age >= (isPolling ? POLL_MS : refresh) || (stale && age >= every)))
-        this.#load(entry);
+      const { every, refresh = REFRESH_MS } = entry.spec;
+      const age = performance.now() - entry.loadedAt;
+      const isDue = age >= (isPolling ? POLL_MS : refresh) || (entry.stale && age >= every);
+      if (isDue && !entry.loading) this.#load(entry);
     }
   }
 
@@ -103,11 +92,11 @@ export class Resources {
   }
 }
 
-const addressOf = ({ url, body }) => url + JSON.stringify(body ?? null);
+const addressOf = (spec) => spec && spec.url + JSON.stringify(spec.body);
 
-function changed(entry, data, name, payload) {
-  const change = entry.spec.on?.[name];
-  const next = typeof change === "function" ? change(data, payload) : change;
+function change(entry, name, payload) {
+  const on = entry.spec.on?.[name];
+  const next = typeof on === "function" ? on(entry.data, payload) : on;
   if (next === "reload") entry.stale = true;
-  return next && next !== "reload" ? next : data;
+  else if (next) entry.data = next;
 }

@@ -1,6 +1,6 @@
 // What the user prefers, kept in the browser.
 
-export const CHOICES = {
+const CHOICES = {
   theme: ["auto", "light", "dark"],
   contrast: ["auto", "more", "less"],
   zone: ["server", "browser", "UTC"],
@@ -11,27 +11,17 @@ export const CHOICES = {
 export function createSettings(storage) {
   const held = {};
   const get = (name) => held[name] ?? read(storage, name) ?? CHOICES[name][0];
-  const set = (name, value) => {
-    held[name] = value;
+  const next = (name) => {
+    const choices = CHOICES[name];
+    held[name] = choices[(choices.indexOf(get(name)) + 1) % choices.length];
     try {
-      storage.setItem(`schedulezero.${name}`, value);
+      storage.setItem(`schedulezero.${name}`, held[name]);
     } catch {
       // Forbidden or full: the choice lasts as long as the page.
     }
+    return held[name];
   };
-  const next = (name) => {
-    const choices = CHOICES[name];
-    set(name, choices[(choices.indexOf(get(name)) + 1) % choices.length]);
-    return get(name);
-  };
-  return { get, set, next };
-}
-
-/** Put theme and contrast on the root element; without a choice the system's wish counts. */
-export function showLook(settings, root, wantsContrast) {
-  root.dataset.theme = settings.get("theme");
-  root.dataset.contrast =
-    { auto: wantsContrast ? "more" : "less" }[settings.get("contrast")] ?? settings.get("contrast");
+  return { get, next };
 }
 
 function read(storage, name) {
@@ -41,4 +31,11 @@ function read(storage, name) {
   } catch {
     return null;
   }
+}
+
+/** Put theme and contrast on the root element; without a choice the system's wish counts. */
+export function showLook(settings, root, wantsContrast) {
+  const contrast = settings.get("contrast");
+  root.dataset.theme = settings.get("theme");
+  root.dataset.contrast = contrast === "auto" ? (wantsContrast ? "more" : "less") : contrast;
 }

@@ -3,77 +3,62 @@
 import { h } from "./dom.js";
 import { formatBytes, formatDuration, stateOf } from "./format.js";
 import { VIEWS } from "./model.js";
-import { button, dim, state } from "./pieces.js";
+import { button, dim, state, titleOf } from "./pieces.js";
 
-export const renderTop = (ctx) => [
-  h("p", { class: "brand" }, h("b", null, "ScheduleZero"), instance(ctx.config ?? {})),
-  h(
-    "nav",
-    { "aria-label": "Views" },
-    VIEWS.map((view, i) => tab(ctx, view, i + 1)),
-  ),
-  h("p", { class: "vitals" }, health(ctx), link(ctx), clock(ctx)),
+export const renderTop = (page) => [
+  h("p.brand", h("b", "ScheduleZero"), instance(page.config ?? {})),
+  h("nav", { "aria-label": "Views" }, VIEWS.map((view, i) => tab(page, view, i + 1))),
+  h("p.vitals", health(page), link(page), clock(page)),
 ];
 
 const instance = ({ instance_name: name, description }) =>
-  name && name !== "ScheduleZero" && h("span", { class: "instance", title: description }, name);
+  name && name !== "ScheduleZero" && h("span.instance", { title: description }, name);
 
-function tab({ route, listHash }, view, key) {
-  const current = route.view === view ? "page" : null;
-  return h(
-    "a",
-    { href: listHash(view), "data-key": view, "aria-current": current },
+const tab = ({ route, listHash }, view, key) =>
+  h("a", { href: listHash(view), "data-key": view, "aria-current": route.view === view && "page" },
     h("kbd", { "aria-hidden": "true" }, key),
-    h("span", null, view[0].toUpperCase() + view.slice(1)),
-  );
-}
+    h("span", titleOf(view)));
 
-function health({ get, link: { state: name } }) {
-  const answer = get("health")?.data;
-  if (!answer || name === "disconnected") return null;
-  return h("a", { href: "#/overview" }, state(answer.status, stateOf(answer.status)[1]));
+function health(page) {
+  const answer = page.data("health");
+  if (!answer || page.link.state === "disconnected") return null;
+  return h("a", { href: "#/overview" }, state(answer.status, stateOf(answer.status)[2]));
 }
 
 function link({ link: { state: name, since }, times, now, held }) {
   if (held) return button("pause-live", state("paused", "held still"), { title: "Press to go on" });
   if (name !== "disconnected")
     return button("pause-live", state(name), { title: "Hold the page still" });
-  const when = times.short(since, now).replace(/:\d\d$/, "");
-  return button("retry", state(name, `disconnected since ${when}`), { title: "Try again now" });
+  const at = times.short(since, now).replace(/:\d\d$/, "");
+  return button("retry", state(name, `disconnected since ${at}`), { title: "Try again now" });
 }
 
-function clock({ times, now }) {
-  const title = `${times.full(now)}; press for another time zone`;
-  return button("zone", h("time", { class: "clock" }, times.clock(now), " ", dim(times.zone)), {
-    title,
+const clock = ({ times, now }) =>
+  button("zone", h("time.clock", times.clock(now), " ", dim(times.zone)), {
+    title: `${times.full(now)}; press for another time zone`,
   });
-}
 
-export function renderFacts({ get, config, settings }) {
-  const session = get("session")?.data ?? {};
-  const facts = vitals(get("health")?.data ?? {}, config, session).filter(Boolean);
+export function renderFacts(page) {
+  const session = page.data("session") ?? {};
+  const known = vitals(page.data("health") ?? {}, page.config ?? {}, session);
   return [
-    h(
-      "dl",
-      null,
-      facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))),
-    ),
-    h(
-      "span",
-      { class: "tools" },
+    h("dl",
+      known
+        .filter(([, value]) => value != null)
+        .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
+    h("span.tools",
       session.can_log_out && button("log-out", "log out"),
-      button("theme", `theme: ${settings.get("theme")}`),
-      button("palette", ["commands ", h("kbd", null, ":")]),
-      button("help", ["keys ", h("kbd", null, "?")]),
-    ),
+      button("theme", `theme: ${page.settings.get("theme")}`),
+      button("palette", ["commands ", h("kbd", ":")]),
+      button("help", ["keys ", h("kbd", "?")])),
   ];
 }
 
-const vitals = (health, config, session) => [
-  health.memory_bytes != null && ["memory", formatBytes(health.memory_bytes)],
-  health.disk_written_bytes != null && ["written", formatBytes(health.disk_written_bytes)],
-  health.uptime_seconds != null && ["up", formatDuration(health.uptime_seconds * 1000)],
-  config?.deployment && ["deployment", config.deployment],
-  health.version && ["version", health.version],
-  session.can_log_out && ["you", `${session.name} (${session.role})`],
+const vitals = (health, { deployment }, { can_log_out: hasLogin, name, role }) => [
+  ["memory", health.memory_bytes && formatBytes(health.memory_bytes)],
+  ["written", health.disk_written_bytes && formatBytes(health.disk_written_bytes)],
+  ["up", health.uptime_seconds && formatDuration(health.uptime_seconds * 1000)],
+  ["deployment", deployment],
+  ["version", health.version],
+  ["you", hasLogin ? `${name} (${role})` : null],
 ];

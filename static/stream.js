@@ -9,15 +9,15 @@ const HIDDEN_MS = 60_000; // a tab hidden for longer closes its stream
 /**
  * Follows `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data};
  * `onLink` gets "opened", "unsupported" (an answer, but no stream), "lost", "unreachable" (again no
- * answer), "slept" and "woke".
+ * answer), "slept" and "woke". `retry()` tries again at once, if it is waiting to.
  */
 export class Stream {
+  retry = () => {};
   #lastId = "";
   #failures = 0;
   #controller = new AbortController();
-  #hurry = () => {};
 
-  constructor(url, { onEvents, onLink }) {
+  constructor(url, onEvents, onLink) {
     Object.assign(this, { url, onEvents, onLink });
   }
 
@@ -27,40 +27,28 @@ export class Stream {
       if (document.hidden && this.#controller.signal.aborted) await this.#sleep();
       const ended = await this.#connect().catch(() => "lost");
       this.#failures += 1;
-      if (ended === "unsupported") this.onLink("unsupported");
-      else this.onLink(this.#failures > 1 ? "unreachable" : "lost");
-      await this.#pause(
-        ended === "unsupported" ? UNSUPPORTED_MS : backoff(this.#failures, Math.random()),
-      );
+      const isUnsupported = ended === "unsupported";
+      this.onLink(isUnsupported ? ended : this.#failures > 1 ? "unreachable" : "lost");
+      await this.#pause(isUnsupported ? UNSUPPORTED_MS : backoff(this.#failures, Math.random()));
     }
-  }
-
-  /** Try again at once, if it is waiting to. */
-  retry() {
-    this.#hurry();
   }
 
   async #connect() {
     this.#controller = new AbortController();
-    const watchdog = this.#hangUpAfterSilence();
-    const response = await fetch(this.url, {
-      headers: this.#lastId ? { "Last-Event-ID": this.#lastId } : {},
-      cache: "no-store",
-      signal: this.#controller.signal,
-    }).finally(() => clearTimeout(watchdog));
+    const response = await this.#inTime(
+      fetch(this.url, {
+        headers: this.#lastId ? { "Last-Event-ID": this.#lastId } : {},
+        cache: "no-store",
+        signal: this.#controller.signal,
+      }),
+    );
     if (!response.ok) return "unsupported";
     this.#failures = 0;
     this.onLink("opened");
-    await this.#read(response.body.pipeThrough(new TextDecoderStream()).getReader());
-    return "lost";
-  }
-
-  async #read(reader) {
-    let text = "";
-    for (;;) {
-      const watchdog = this.#hangUpAfterSilence();
-      const { value, done } = await reader.read().finally(() => clearTimeout(watchdog));
-      if (done) return;
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = ""; ; ) {
+      const { value, done } = await this.#inTime(reader.read());
+      if (done) return "lost";
       const { events, rest } = parseEvents(text + value);
       text = rest;
       this.#lastId = events.findLast((event) => event.id != null)?.id ?? this.#lastId;
@@ -68,25 +56,24 @@ export class Stream {
     }
   }
 
-  #hangUpAfterSilence() {
-    return setTimeout(() => this.#controller.abort(), SILENCE_MS);
+  /** Hang up if the server is silent for too long. */
+  #inTime(answer) {
+    const watchdog = setTimeout(() => this.#controller.abort(), SILENCE_MS);
+    return answer.finally(() => clearTimeout(watchdog));
   }
 
   #pause(ms) {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
-      this.#hurry = () => {
-        clearTimeout(timer);
-        resolve();
-      };
+      setTimeout(resolve, ms);
+      this.retry = resolve;
     });
   }
 
   async #sleep() {
     this.onLink("slept");
-    await new Promise((resolve) =>
-      document.addEventListener("visibilitychange", resolve, { once: true }),
-    );
+    const woken = (resolve) =>
+      document.addEventListener("visibilitychange", resolve, { once: true });
+    await new Promise(woken);
     this.onLink("woke");
   }
 
@@ -95,8 +82,8 @@ export class Stream {
     document.addEventListener("visibilitychange", () => {
       clearTimeout(hidden);
       if (document.hidden) hidden = setTimeout(() => this.#controller.abort(), HIDDEN_MS);
-      else this.#hurry();
+      else this.retry();
     });
-    addEventListener("online", () => this.#hurry());
+    addEventListener("online", () => this.retry());
   }
 }

@@ -170,6 +170,18 @@ test("only what was changed is sent, and an emptied field goes back to its defau
   });
 });
 
+test("an emptied member of retry goes back to what is configured, and with the last all of it", () => {
+  const draft = scheduleDraft(SCHEDULE, PARAMETERS);
+  const original = scheduleBody(draft, PARAMETERS, true).body;
+  const sent = (edits) =>
+    changedParts(original, scheduleBody({ ...draft, ...edits }, PARAMETERS, true).body);
+  assert.deepEqual(sent({ "retry.max_attempts": "" }), {
+    retry: { ...SCHEDULE.retry, max_attempts: null },
+  });
+  const all = Object.keys(SCHEDULE.retry).map((name) => [`retry.${name}`, " "]);
+  assert.deepEqual(sent(Object.fromEntries(all)), { retry: null });
+});
+
 test("a new schedule sends what was filled in and nothing else", () => {
   const draft = {
     ...emptyDraft("UTC"),

@@ -10,12 +10,12 @@ test("no key means two things", () => {
 });
 
 test("a key for rows does nothing outside them, nor on rows of another kind", () => {
-  assert.equal(actionFor("e", null), null);
-  assert.equal(actionFor("e", "execution"), null);
+  assert.equal(actionFor("e", null), undefined);
+  assert.equal(actionFor("e", "execution"), undefined);
   assert.equal(actionFor("e", "schedule").act, "edit-schedule");
   assert.equal(actionFor("r", "method").act, "run-row");
   assert.equal(actionFor("2", null).act, "go-schedules");
-  assert.equal(actionFor("F7", null), null);
+  assert.equal(actionFor("F7", null), undefined);
 });
 
 test("settings fall back to their first choice and survive forbidden storage", () => {

@@ -67,6 +67,7 @@ class Mock:
     timezone: str = "Europe/Berlin"
     has_events: bool = True
     delay_s: float = 0.0
+    left_out: int = 0
     _streams: list[queue.Queue[str | None]] = field(default_factory=list)
     _number: int = 0
 
@@ -114,8 +115,9 @@ class Mock:
     def list_schedules(self, query: Json, body: Any) -> Json:
         found = [s for s in self.schedules.values() if self._matches(s, query)]
         sort = query.get("sort", "schedule_id")
-        name = "id" if sort == "schedule_id" else sort
-        found.sort(key=lambda s: (s.get(name) is None, s.get(name) or "", s["id"]))
+        name = sort.lstrip("-").replace("schedule_id", "id")
+        found.sort(key=lambda s: (s.get(name) or "", s["id"]), reverse=sort.startswith("-"))
+        found.sort(key=lambda s: s.get(name) is None)
         offset, limit = int(query.get("offset", 0)), int(query.get("limit", 100))
         return {"schedules": found[offset : offset + limit], "total": len(found)}
 
@@ -127,6 +129,26 @@ class Mock:
             and query.get("handler_id") in (None, schedule["handler_id"])
             and query.get("paused") in (None, str(schedule["paused"]).lower())
         )
+
+    def upcoming(self, query: Json, body: Any) -> Json:
+        begin = time.time() // 900 * 900
+        active = [s for s in self.schedules.values() if not s["paused"]]
+        names = [s["name"] or s["id"] for s in active[:3]]
+        counts = [len(active) * (i % 9) for i in range(96)]
+        return {
+            "begin": iso(begin), "bucket_seconds": 900, "soonest": [], "schedules": len(active),
+            "left_out": self.left_out, "buckets": [
+                {"at": iso(begin + 900 * i), "count": count, "schedules": names if count else []}
+                for i, count in enumerate(counts)
+            ],
+        }  # fmt: skip
+
+    def change_many(self, query: Json, body: Any) -> Json:
+        found = [s for s in self.schedules.values() if self._matches(s, query)]
+        wanted = [s for s in found if s["id"] in body.get("schedule_ids", [s["id"]])]
+        for one in wanted:
+            one["paused"] = body["paused"]
+        return {"status": "success", "count": len(wanted)}
 
     def one_schedule(self, query: Json, body: Any, schedule_id: str) -> Json:
         if schedule_id not in self.schedules:
@@ -246,6 +268,8 @@ ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("GET", "/api/config", Mock.config),
     ("GET", "/api/handlers", Mock.list_handlers),
     ("GET", "/api/schedules", Mock.list_schedules),
+    ("PATCH", "/api/schedules", Mock.change_many),
+    ("GET", "/api/upcoming", Mock.upcoming),
     ("POST", "/api/schedule", Mock.create),
     ("GET", "/api/schedules/{}", Mock.one_schedule),
     ("PATCH", "/api/schedules/{}", Mock.change),

@@ -6,8 +6,6 @@ import {
   bestMatches,
   executionsUrl,
   fillMinutes,
-  fillSlots,
-  intervalMs,
   isShown,
   joinLog,
   logPosition,
@@ -145,44 +143,6 @@ test("minutes without executions are zeros, and those that did not run are not f
     ],
   );
   assert.equal(minutes[2].at, NOON);
-});
-
-const strip = (schedule, told) => {
-  const { slots, dense } = fillSlots(
-    [{ id: "s", trigger_config: {}, ...schedule }],
-    () => told,
-    NOON,
-    4,
-    15 * MINUTE,
-  );
-  return [slots.map(({ count }) => count), dense];
-};
-
-test("the strip shows every fire of an interval, those of a preview, else the next one", () => {
-  const next_fire_time = "2026-11-23T12:20:00Z";
-  const interval = (minutes) => ({ type: "interval", minutes });
-  assert.deepEqual(strip({ next_fire_time, trigger_config: interval(20) }), [[0, 1, 1, 0], 0]);
-  assert.deepEqual(strip({ next_fire_time, trigger_config: interval(5) }), [[0, 0, 0, 0], 1]);
-  assert.deepEqual(strip({ next_fire_time }), [[0, 1, 0, 0], 0]);
-  assert.deepEqual(
-    strip({ next_fire_time }, [{ at: next_fire_time }, { at: "2026-11-23T12:59:59Z" }]),
-    [[0, 1, 0, 1], 0],
-  );
-  assert.deepEqual(strip({ next_fire_time: null }), [[0, 0, 0, 0], 0]);
-  assert.deepEqual(strip({ next_fire_time: "2026-11-24T12:00:00Z" }), [[0, 0, 0, 0], 0]);
-});
-
-test("a preview that ends early because it is dense is counted, not drawn", () => {
-  const told = ["12:01", "12:02", "12:03"].map((at) => ({ at: `2026-11-23T${at}:00Z` }));
-  assert.deepEqual(strip({ next_fire_time: told[0].at }, told), [[0, 0, 0, 0], 1]);
-});
-
-test("the length of an interval adds its units", () => {
-  assert.equal(
-    intervalMs({ trigger_config: { type: "interval", hours: 1, seconds: 30 } }),
-    3_630_000,
-  );
-  assert.equal(intervalMs({ trigger_config: { type: "cron", hour: "1" } }), 0);
 });
 
 test("durations lie on a logarithmic axis and never outside it", () => {

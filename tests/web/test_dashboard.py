@@ -140,10 +140,103 @@ def test_a_schedule_is_paused_resumed_copied_and_deleted(real: Appliance, open_p
     form.get_by_role("button", name="create").click()
     expect(page.get_by_role("heading", name="nightly-2")).to_be_visible()
     page.get_by_role("button", name="delete").click()
-    page.get_by_role("dialog").get_by_role("button", name="delete").click()
     expect(row(page, "nightly")).to_have_count(1)
     assert real.get("/api/schedules/nightly-2").status == 404
     assert real.get("/api/schedules/nightly").status == 200
+
+
+def test_a_deletion_can_be_taken_back_with_all_that_the_schedule_was(
+    real: Appliance, open_page: Open
+) -> None:
+    make_schedule(
+        real, "nightly", name="Every night", job_params={"style": "ship"}, paused=True, timeout=9,
+        retry={"max_attempts": 2}, overlap="queue", coalesce="none", misfire_grace_time=60,
+    )  # fmt: skip
+    before = real.get("/api/schedules/nightly").json()
+    page = open_page(url_of(real, "#/schedules/nightly"))
+    page.get_by_role("button", name="delete").click()
+    expect(page.get_by_role("status")).to_contain_text("Deleted nightly.")
+    assert real.get("/api/schedules/nightly").status == 404
+    page.get_by_role("button", name="Undo").click()
+    expect(row(page, "Every night")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("nightly is back")
+    after = real.get("/api/schedules/nightly").json()
+    made_anew = ("created_at", "updated_at", "generation")
+    assert {**after, **{name: before[name] for name in made_anew}} == before
+
+
+def test_an_emptied_retry_field_goes_back_to_the_default(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "nightly", retry={"max_attempts": 9, "factor": 7})
+    page = open_page(url_of(real, "#/schedules/nightly"))
+    page.get_by_role("button", name="edit").click()
+    form = page.get_by_role("dialog", name="Edit nightly")
+    expect(form.get_by_label("attempts")).to_have_value("9")
+    form.get_by_label("attempts").fill("")
+    form.get_by_role("button", name="save").click()
+    expect(form).to_have_count(0)
+    retry = real.get("/api/schedules/nightly").json()["retry"]
+    assert (retry["max_attempts"], retry["factor"]) == (3, 7)
+
+
+def test_a_handler_that_is_not_there_is_told_at_its_field(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "nightly")
+    page = open_page(url_of(real, "#/schedules/nightly"))
+    page.get_by_role("button", name="duplicate").click()
+    form = page.get_by_role("dialog", name="Copy of nightly")
+    handler = form.get_by_label("Handler")
+    handler.evaluate(
+        "node => { node.add(new Option('gone', 'gone')); node.value = 'gone'; "
+        "node.dispatchEvent(new Event('input', { bubbles: true })) }"
+    )
+    method = form.get_by_label("Method")
+    method.evaluate(
+        "node => { node.add(new Option('x', 'x')); node.value = 'x'; "
+        "node.dispatchEvent(new Event('input', { bubbles: true })) }"
+    )
+    form.get_by_role("button", name="create").click()
+    expect(handler).to_be_focused()
+    expect(handler).to_have_accessible_description(re.compile("no handler 'gone'"))
+
+
+def test_all_that_match_are_paused_and_not_only_those_on_the_page(
+    real: Appliance, open_page: Open
+) -> None:
+    for number in range(55):
+        make_schedule(real, f"many-{number:02}")
+    make_schedule(real, "other")
+    page = open_page(url_of(real, "#/schedules?search=many&sort=schedule_id"))
+    page.get_by_label("Select this page").check()
+    page.get_by_role("button", name="select all 55 that match").click()
+    expect(page.get_by_text("all 55 selected")).to_be_visible()
+    page.locator(".bulk").get_by_role("button", name="pause").click()
+    expect(page.get_by_role("status")).to_contain_text("55 schedules paused.")
+    expect(row(page, "many-00")).to_contain_text("paused")
+    shown = real.get("/api/schedules?paused=false").json()["schedules"]
+    assert [one["id"] for one in shown] == ["other"]
+
+
+def test_the_head_of_a_column_turns_its_order_round(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "alpha")
+    make_schedule(real, "beta")
+    page = open_page(url_of(real, "#/schedules"))
+    head = page.get_by_role("columnheader", name="schedule")
+    head.get_by_role("link").click()
+    expect(page.locator("tbody tr").first).to_contain_text("alpha")
+    expect(head).to_have_attribute("aria-sort", "ascending")
+    head.get_by_role("link").click()
+    expect(page.locator("tbody tr").first).to_contain_text("beta")
+    expect(head).to_have_attribute("aria-sort", "descending")
+    expect(page).to_have_url(re.compile("sort=-schedule_id"))
+    expect(page.get_by_label("Sort")).to_have_value("-schedule_id")
+
+
+def test_the_strip_counts_the_fires_of_all_schedules(real: Appliance, open_page: Open) -> None:
+    make_schedule(real, "often", trigger_config={"type": "cron", "minute": "*"})
+    make_schedule(real, "resting", trigger_config={"type": "cron", "minute": "*"}, paused=True)
+    page = open_page(url_of(real))
+    strip = page.get_by_role("img", name=re.compile(r"1,4[234]\d fires in the coming 24 hours"))
+    expect(strip).to_be_visible()
+    expect(strip.locator("title").nth(5)).to_have_text(re.compile("15 fires: often"))
 
 
 def test_a_method_is_run_and_its_log_seen_while_it_runs(real: Appliance, open_page: Open) -> None:
@@ -215,10 +308,10 @@ def test_everything_can_be_done_by_keyboard_alone(real: Appliance, open_page: Op
     press("Escape")
     expect(form).to_have_count(0)
     press("Delete")
-    expect(page.get_by_role("dialog", name="Delete alpha?")).to_be_visible()
-    press("Enter")
     expect(row(page, "beta")).to_be_visible()
     expect(row(page, "alpha")).to_have_count(0)
+    press("y")
+    expect(row(page, "alpha")).to_be_visible()
     press("4")
     expect(row(page, "chime")).to_be_visible()
     press("j")

@@ -284,6 +284,13 @@ def test_many_are_paused_at_once_over_pages(open_page: Open, serve: Serve) -> No
     assert sum(schedule["paused"] for schedule in mock.schedules.values()) >= 100
 
 
+def test_a_count_that_was_cut_says_what_it_leaves_out(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    mock.left_out = 1200
+    page = open_page(serve(mock).url)
+    expect(page.get_by_text("without 1,200 schedules")).to_be_visible()
+
+
 def test_the_palette_finds_commands_schedules_and_methods(open_page: Open, serve: Serve) -> None:
     page = open_page(serve(mock_server.many(300)).url)
     page.keyboard.press("Control+k")
