@@ -11555,9 +11555,12 @@ class ForecastCount:
         while fire_us is not None and fire_us < self.end_us:
             i = (fire_us - self.begin_us) // self.bucket_us
             last_us = self.begin_us + (i + 1) * self.bucket_us - 1
-            # A fire that is overdue, or was told otherwise by hand, is one as well.
-            yield i, max(1, trigger.count_between(at_of(fire_us), at_of(last_us)))
-            fire_us = next_us(trigger, last_us)
+            count, later_us = 1, next_us(trigger, fire_us)
+            if later_us is not None and later_us <= last_us:
+                count += trigger.count_between(at_of(later_us), at_of(last_us))
+                later_us = next_us(trigger, last_us)
+            yield i, count
+            fire_us = later_us
 
     def render(self, left_out: int) -> dict[str, Any]:
         counted = enumerate(zip(self._counts, self._names, strict=True))

@@ -6,6 +6,8 @@ import { formatPlural } from "./format.js";
 import { methodsOf, renderQuery, schedulesFilter } from "./model.js";
 import { button } from "./pieces.js";
 
+const MANY_MS = 300_000; // ten thousand schedules on a slow disk
+
 /** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
   const actions = {
@@ -79,7 +81,8 @@ async function changeMany(page, paused) {
   const { selected, isAllSelected, route } = page;
   const query = isAllSelected ? renderQuery(schedulesFilter(route.query)) : "";
   const body = isAllSelected ? { paused } : { paused, schedule_ids: [...selected] };
-  const { count } = await request("PATCH", `/api/schedules${query}`, body);
+  page.say(paused ? "Pausing …" : "Resuming …");
+  const { count } = await request("PATCH", `/api/schedules${query}`, body, { limit: MANY_MS });
   page.selected.clear();
   page.isAllSelected = false;
   page.say(`${formatPlural(count, "schedule")} ${paused ? "paused" : "resumed"}.`);

@@ -11,8 +11,8 @@ export class ApiError extends Error {
 }
 
 /** The JSON answer to one request; `onDate` hears the server's clock from each answer. */
-export async function request(method, url, body, { signal, onDate } = {}) {
-  const timeout = AbortSignal.timeout(LIMIT_MS);
+export async function request(method, url, body, { signal, onDate, limit = LIMIT_MS } = {}) {
+  const timeout = AbortSignal.timeout(limit);
   const response = await send(url, {
     method,
     signal: signal ? AbortSignal.any([signal, timeout]) : timeout,

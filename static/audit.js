@@ -10,6 +10,11 @@ export function resources({ route: { query } }) {
   return { audit: { url, every: 5_000, refresh: 15_000 } };
 }
 
+function answer(status) {
+  if (status == null) return state("success", "accepted");
+  return state("error", `${status < 500 ? "refused" : "failed"} ${status}`);
+}
+
 export function render(page) {
   const { route } = page;
   const resource = page.get("audit");
@@ -24,8 +29,7 @@ export function render(page) {
   };
   const columns = [
     ["started", "when", ({ at }) => when(at, page)],
-    ["state-of", "answer", ({ status }) =>
-      status == null ? state("success", "accepted") : state("error", `refused ${status}`)],
+    ["state-of", "answer", ({ status }) => answer(status)],
     ["name", "who", ({ actor }) => actor || dim("nobody")],
     ["address dim", "from", ({ address }) => address],
     ["call-of", "did", ({ action }) => action.replaceAll("_", " ")],

@@ -8,7 +8,8 @@ import { table } from "./pieces.js";
 
 /** A drawing of `width` × 100 units that fills its place, whatever its shape. */
 const drawing = (width, ...children) =>
-  s("svg", { viewBox: `0 0 ${width} 100`, preserveAspectRatio: "none", "aria-hidden": "true" }, children);
+  s("svg", { viewBox: `0 0 ${width} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    children);
 
 /** A chart and what stands under it; `story` tells it to those who do not see it. */
 const figure = (kind, story, plot, caption) =>
@@ -22,7 +23,7 @@ const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 /** One column of a chart, with a tip. */
 const column = (i, tip, ...parts) => s("g", s("title", tip), rect("reach", i, 0, 1, 100), parts);
 
-// ---- Executions per minute ----------------------------------------------------------------------
+// ---- Executions per minute
 
 /** Bars: successes, failures (hollow) on top of them, then what ended otherwise. */
 export function minuteBars(buckets, times) {
@@ -53,7 +54,7 @@ function minuteBar({ at, success, failed, other }, i, unit, times) {
     part("other", success + failed, other));
 }
 
-// ---- Success ------------------------------------------------------------------------------------
+// ---- Success
 
 /** A line filled to `share`; the rest is hollow. */
 export function gauge(share) {
@@ -65,7 +66,7 @@ export function gauge(share) {
       rect("good", 0, 0, good, 100)));
 }
 
-// ---- Durations ----------------------------------------------------------------------------------
+// ---- Durations
 
 /** From p50 to p95 of each handler on one logarithmic axis. `rows`: [name, {p50, p95, max}]. */
 export function durationRanges(rows) {
@@ -73,9 +74,9 @@ export function durationRanges(rows) {
   const low = Math.floor(power(Math.min(...rows.map(([, { p50 }]) => p50))));
   const high = Math.ceil(power(Math.max(...rows.map(([, { p95 }]) => p95))));
   const ends = [10 ** low, 10 ** Math.max(low + 3, high)];
-  const about = { caption: "Duration of successful runs by handler", name: "durations", wide: false };
+  const caption = "Duration of successful runs by handler";
   const end = (ms) => h("span", ms < 1000 ? `${ms} ms` : `${ms / 1000} s`);
-  return table({ ...about, idOf: ([name]) => name }, [
+  return table({ caption, name: "durations", wide: false, idOf: ([name]) => name }, [
     ["name", "handler", ([name]) => name],
     ["range", h("span.axis", ends.map(end)), ([, duration]) => range(duration, ends)],
     ["took num", "p50", ([, { p50 }]) => formatDuration(p50)],
@@ -95,7 +96,7 @@ function range({ p50, p95, max }, [low, high]) {
       rect("median", Math.min(98.6, x(p50)), 10, 1.4, 80)));
 }
 
-// ---- The coming day -----------------------------------------------------------------------------
+// ---- The coming day
 
 /** What the server foresees; columns grow with the logarithm of the fires due. */
 export function dayStrip({ buckets }, times) {

@@ -95,7 +95,9 @@ function settingCommands(page, showLook) {
 /** The commands of the palette: those for the row or page at hand first. */
 function offer(commands, row) {
   const { id, row: kind } = row?.dataset ?? {};
-  return KEYS.filter(({ act, on }) => act !== "palette" && !act.startsWith("row-") && (!on || on === kind))
+  const isOffered = ({ act, on }) =>
+    act !== "palette" && !act.startsWith("row-") && (!on || on === kind);
+  return KEYS.filter(isOffered)
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
     .map(({ act, key, text, on }) => ({
       text: on ? `${text} ${id}` : text,
@@ -104,7 +106,7 @@ function offer(commands, row) {
     }));
 }
 
-// ---- Clicks, keys and filters -------------------------------------------------------------------
+// ---- Clicks, keys and filters
 
 export function listen(page, commands) {
   document.addEventListener("click", (event) => click(event, page, commands));

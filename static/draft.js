@@ -5,7 +5,7 @@ import { localTime } from "./format.js";
 const SPAN = ["start_time", "end_time"];
 const CRON = ["minute", "hour", "day", "month", "day_of_week", "week", "year", "second"];
 
-/** The kinds of triggers a form can make: label, number fields and text fields, as they are shown. */
+/** The kinds of triggers a form can make: label, number fields and text fields. */
 export const TRIGGERS = {
   interval: ["interval", ["weeks", "days", "hours", "minutes", "seconds"], SPAN],
   expression: ["crontab", [], ["expression"]],
@@ -34,7 +34,7 @@ const isFilled = (text) => text != null && String(text).trim() !== "";
 /** A number if the text is one; otherwise the text itself, for the server to refuse by name. */
 export const readNumber = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
 
-// ---- Triggers -----------------------------------------------------------------------------------
+// ---- Triggers
 
 /** The trigger_config of a draft; `draft.kind` is a key of TRIGGERS. */
 export function triggerConfig(draft) {
@@ -78,7 +78,7 @@ export function movedTrigger(draft, kind) {
   return moved.kind === kind ? moved : {};
 }
 
-// ---- Parameters ---------------------------------------------------------------------------------
+// ---- Parameters
 
 const CONTROLS = {
   int: "number", integer: "number", float: "number", number: "number",
@@ -152,7 +152,7 @@ export function paramsDraft(params, parameters) {
 const fits = (control, value) =>
   control === "json" || (control === CONTROLS[typeof value] && control && value !== "");
 
-// ---- Schedules ----------------------------------------------------------------------------------
+// ---- Schedules
 
 export const emptyDraft = (timezone) => ({
   kind: "interval",

@@ -18,8 +18,10 @@ export const title = ({ id }) => (id == null ? "Executions" : `Execution ${id}`)
 
 export const resources = ({ route: { id, query }, now }) =>
   id == null
-    ? { executions: { url: executionsUrl(query, now), every: 5_000, on: { execution: listed(query) } } }
-    : { execution: { url: at("executions", id), every: 500, on: { execution: detailed } } };
+    ? { executions: watch(executionsUrl(query, now), 5_000, listed(query)) }
+    : { execution: watch(at("executions", id), 500, detailed) };
+
+const watch = (url, every, execution) => ({ url, every, on: { execution } });
 
 /** New executions come in front of the newest page only. */
 const listed = (query) => (data, changed) => {
@@ -38,7 +40,7 @@ function detailed(data, changed) {
 
 export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
 
-// ---- Tables of executions -----------------------------------------------------------------------
+// ---- Tables of executions
 
 const FRESH_MS = 2_000;
 const REASONS = {
@@ -119,7 +121,7 @@ function progress(execution, { progress: told }) {
     message && dim(message));
 }
 
-// ---- The history --------------------------------------------------------------------------------
+// ---- The history
 
 function renderList(page) {
   const resource = page.get("executions");
@@ -154,7 +156,7 @@ function pager(route, { next_cursor: next }) {
     [next && to(next), "older ›", "next"]);
 }
 
-// ---- One execution ------------------------------------------------------------------------------
+// ---- One execution
 
 function renderOne(page) {
   const resource = page.get("execution");
@@ -241,7 +243,8 @@ function log(page, execution) {
     note: lines.length > 0 && formatPlural(lines.length, "line"),
     aside: isRunning && page.link.state === "live" && state("live"),
   };
-  return frame(about, lines.length ? logLines(page, lines, isRunning) : empty("nothing written yet"));
+  const content = () => logLines(page, lines, isRunning);
+  return frame(about, lines.length ? content() : empty("nothing written yet"));
 }
 
 function logLines({ times }, lines, isRunning) {

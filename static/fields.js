@@ -65,8 +65,7 @@ export class Form {
     this.dialog.querySelector("[aria-invalid=true]")?.focus();
   }
 
-  /** Put the sentence of an API error at its control; if it names none, at `otherwise` or above the
-   *  buttons. */
+  /** Put an API error at its control; if it names none, at `otherwise` or above the buttons. */
   place({ field, message }, otherwise = "") {
     const paths = [...this.dialog.querySelectorAll("[name]")].map((control) => control.name);
     this.errors[controlFor(field, paths) ?? otherwise] = message;
@@ -79,7 +78,8 @@ export function field({ draft, errors }, path, label, { hint, control = "text", 
   const id = `f-${path}`;
   const told = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
   const { options, ...attributes } = {
-    id, name: path, "aria-invalid": error && "true", "aria-describedby": told || null, ...NO_HELP, ...props,
+    id, name: path, "aria-invalid": error && "true", "aria-describedby": told || null,
+    ...NO_HELP, ...props,
   };
   const value = draft[path] ?? "";
   const input = (more) => h("input", { type: "text", value, ...more, ...attributes });
@@ -96,7 +96,7 @@ export function field({ draft, errors }, path, label, { hint, control = "text", 
     error && h("p.error", { id: `${id}-error` }, `✗ ${error}`));
 }
 
-// ---- Parameters of a method: a field for each, or all of them as JSON ---------------------------
+// ---- Parameters of a method: a field for each, or all of them as JSON
 
 export function paramFields(form) {
   const parameters = form.parameters();
@@ -116,10 +116,11 @@ function paramField(form, parameter) {
   const kind = controlOf(parameter);
   const hint = [type, kind === "json" && "as JSON"].filter(Boolean).join(", ");
   const options = [["", preset ? `default (${preset})` : "–"], "true", "false"];
-  const choice = { control: "select", options };
-  const text = { control: kind === "number" ? kind : "text", placeholder: preset || null, required };
-  const props = { hint, ...(kind === "boolean" ? choice : text) };
-  return field(form, `job_params.${name}`, required ? `${name} *` : name, props);
+  const props =
+    kind === "boolean"
+      ? { control: "select", options }
+      : { control: kind === "number" ? kind : "text", placeholder: preset || null, required };
+  return field(form, `job_params.${name}`, required ? `${name} *` : name, { hint, ...props });
 }
 
 function switchParams(form) {

@@ -90,7 +90,8 @@ async function loadFires(form) {
   form.controller = new AbortController();
   const { signal } = form.controller;
   const { draft, errors } = form;
-  for (const path of Object.keys(errors)) if (path.startsWith("trigger_config")) delete errors[path];
+  for (const path of Object.keys(errors))
+    if (path.startsWith("trigger_config")) delete errors[path];
   Object.assign(errors, triggerErrors(draft));
   form.fires = {};
   try {
@@ -113,28 +114,29 @@ const scheduleContent = (form) =>
 
 /** Choices that hold the chosen one even if it is not among what is known. */
 function choices(names, chosen, otherwise) {
-  const isOther = chosen && !names.includes(chosen);
-  const options = [["", "choose"], ...names, ...(isOther ? [[chosen, `${chosen} (${otherwise})`]] : [])];
+  const options = [["", "choose"], ...names];
+  if (chosen && !names.includes(chosen)) options.push([chosen, `${chosen} (${otherwise})`]);
   return { control: "select", options };
 }
 
 function what(form) {
   const { draft, isEdit } = form;
-  const handlers = choices(form.page.handlers.map(({ id }) => id), draft.handler_id, "not registered");
-  const methods = choices(form.methods(draft).map(({ name }) => name), draft.method_name, "unknown");
+  const ids = form.page.handlers.map(({ id }) => id);
+  const names = form.methods(draft).map(({ name }) => name);
   const doc = form.methodOf(draft)?.doc;
   return frame({ title: "What", name: "what" },
     h("div.fields.two",
-      field(form, "handler_id", "Handler", handlers),
-      field(form, "method_name", "Method", methods)),
+      field(form, "handler_id", "Handler", choices(ids, draft.handler_id, "not registered")),
+      field(form, "method_name", "Method", choices(names, draft.method_name, "unknown"))),
     doc && h("p.hint", doc),
     draft.method_name && paramFields(form),
     h("div.fields.two",
-      !isEdit && field(form, "schedule_id", "Id", { placeholder: "made up for you", maxlength: 128 }),
+      !isEdit &&
+        field(form, "schedule_id", "Id", { placeholder: "made up for you", maxlength: 128 }),
       field(form, "name", "Name", { maxlength: 200 })));
 }
 
-// ---- When ---------------------------------------------------------------------------------------
+// ---- When
 
 const LABELS = {
   expression: "minute hour day month weekday",
@@ -191,7 +193,7 @@ function coming({ fires: { fire_times: told = [], description }, isLooking, page
       fireList(told, page)));
 }
 
-// ---- Policy -------------------------------------------------------------------------------------
+// ---- Policy
 
 const OVERLAPS = [
   ["", "skip (default)"], ["skip", "skip this one"], "queue", ["allow", "run both"],
@@ -228,7 +230,7 @@ function policy(form) {
     h("fieldset", h("legend", "Retry"), h("div.fields.five", fields(RETRY))));
 }
 
-// ---- Running and logging in ---------------------------------------------------------------------
+// ---- Running and logging in
 
 /** Run a method now; `onDone` gets the id of the new execution. */
 export function openRun({ handler_id, method, onDone }) {
@@ -254,7 +256,7 @@ export function openRun({ handler_id, method, onDone }) {
   });
 }
 
-/** Ask for a token until one is right; the server answers with a cookie that scripts cannot read. */
+/** Ask for a token until one is right; the answer is a cookie that scripts cannot read. */
 export function openLogin(onDone) {
   const hint = "from: schedulezero.py token create NAME";
   const secret = { type: "password", autocomplete: "current-password", hint };

@@ -28,7 +28,7 @@ export const render = (page) => (page.route.id == null ? renderList(page) : rend
 
 const tallyOf = ({ data }, id) => data("stats")?.by_handler?.[id];
 
-// ---- The list -----------------------------------------------------------------------------------
+// ---- The list
 
 function renderList(page) {
   const about = {
@@ -74,7 +74,7 @@ function skew(instances) {
   return h("span.yellow", `${formatDuration(Math.abs(worst) * 1000)} ${way}`);
 }
 
-// ---- One handler --------------------------------------------------------------------------------
+// ---- One handler
 
 function renderOne(page) {
   const { id } = page.route;
@@ -82,12 +82,12 @@ function renderOne(page) {
   if (!page.data("handlers")) return [heading(page, id), missing(page.get("handlers"))];
   if (!handler) return [heading(page, id), empty(`There is no handler ${id}.`)];
   const to = (view) => link(view, null, view, { handler: id });
-  const failed = { title: "Failed lately", resource: page.get("failed"), nothing: "nothing failed" };
+  const failed = { title: "Failed lately", nothing: "nothing failed" };
   return [
     heading(page, id, state(handler.status), h("span.tools", to("schedules"), to("executions"))),
     pair(load(page, handler), instances(page, handler.instances)),
     methods(handler),
-    history(page, failed),
+    history(page, { ...failed, resource: page.get("failed") }),
   ];
 }
 
@@ -110,7 +110,8 @@ function instances(page, list) {
   const about = { caption: "Instances", name: "instances", idOf: (one) => one.instance };
   const columns = [
     ["state-of", "status", (one) => state(one.status)],
-    ["name", "instance", ({ hostname, pid, instance }) => (hostname ? `${hostname}:${pid}` : instance)],
+    ["name", "instance", ({ hostname, pid, instance }) =>
+      hostname ? `${hostname}:${pid}` : instance],
     ["num", "load", (one) => `${one.running}/${one.concurrency}`],
     ["heard", "heard", (one) => when(one.last_seen, page, "rel")],
     ["skew", "clock", (one) => skew([one])],
@@ -122,7 +123,8 @@ function instances(page, list) {
 function methods(handler) {
   const list = methodsOf(handler);
   const props = ({ name }) => ({
-    "data-key": name, "data-row": "method", "data-id": name, "data-handler": handler.id, tabindex: "-1",
+    "data-key": name, "data-row": "method", "data-id": name, "data-handler": handler.id,
+    tabindex: "-1",
   });
   const line = (method) =>
     h("li", props(method),

@@ -6,7 +6,7 @@ export const PAGE_ROWS = 50;
 export const MAX_LOG_LINES = 3_000;
 const MINUTE = 60_000;
 
-// ---- Routes: the hash holds view, id and query --------------------------------------------------
+// ---- Routes: the hash holds view, id and query
 
 export const VIEWS = ["overview", "schedules", "handlers", "executions", "audit"];
 
@@ -39,7 +39,7 @@ export function renderQuery(query) {
   return kept.length ? `?${new URLSearchParams(kept)}` : "";
 }
 
-// ---- Addresses of what a route shows ------------------------------------------------------------
+// ---- Addresses of what a route shows
 
 /** The query of a list of schedules: those that a route's query matches. */
 export const schedulesFilter = ({ search, handler, state }) => ({
@@ -66,7 +66,7 @@ export function executionsUrl({ status, handler, schedule, span, before: cursor 
   return `/api/executions${renderQuery({ ...filter, limit: PAGE_ROWS, cursor })}`;
 }
 
-// ---- Executions and schedules -------------------------------------------------------------------
+// ---- Executions and schedules
 
 export const isFinal = ({ status }) => status !== "queued" && status !== "running";
 export const isFailed = ({ status }) => FAILED_STATUSES.includes(status);
@@ -114,7 +114,7 @@ export const replaceIn = (name) => (data, changed) => {
   return { ...data, [name]: data[name].with(at, changed) };
 };
 
-// ---- Captured logs ------------------------------------------------------------------------------
+// ---- Captured logs
 
 /** The stored log of an execution as lines [unix_s, level, text]; other lines have only a text. */
 export const readLog = (log) =>
@@ -134,7 +134,7 @@ export function joinLog(snapshot, live) {
   return [...snapshot, ...live.slice(shared)].slice(-MAX_LOG_LINES);
 }
 
-// ---- Statistics ---------------------------------------------------------------------------------
+// ---- Statistics
 
 /** One bucket per minute, oldest first, gaps filled with zeros: {at, success, failed, other}. */
 export function fillMinutes(buckets, now, minutes = 60) {
@@ -151,15 +151,10 @@ export function fillMinutes(buckets, now, minutes = 60) {
 export const logPosition = (ms, low, high) =>
   Math.min(1, Math.max(0, Math.log(Math.max(ms, low) / low) / Math.log(high / low)));
 
-// ---- Methods ------------------------------------------------------------------------------------
+// ---- Methods
 
-/** A handler's methods as [{name, doc, parameters}], whatever the handler told about them. */
-export function methodsOf(handler) {
-  const told = new Map((handler?.method_details ?? []).map((method) => [method.name, method]));
-  return (handler?.methods ?? []).map((name) => ({
-    name, doc: "", parameters: [], ...told.get(name),
-  }));
-}
+/** A handler's methods as [{name, doc, parameters}]. */
+export const methodsOf = (handler) => handler?.method_details ?? [];
 
 export const isEmpty = (object) => Object.keys(object ?? {}).length === 0;
 
@@ -170,7 +165,7 @@ export const signature = ({ name, parameters }) =>
 const signaturePart = ({ name, required, default: preset = null }) =>
   required ? name : `${name}=${JSON.stringify(preset)}`;
 
-// ---- The link to the server ---------------------------------------------------------------------
+// ---- The link to the server
 
 /** The next state of the link after `happened`; `since` is when the state was entered. */
 export function nextLink(link, happened, now) {
@@ -223,7 +218,7 @@ function parseEvent(block) {
   return event;
 }
 
-// ---- Finding ------------------------------------------------------------------------------------
+// ---- Finding
 
 /** How well `text` answers `query`: 0 not at all; words in order of place, starts count double. */
 export function matchScore(query, text) {

@@ -61,7 +61,7 @@ export const render = (page) => [
     h("div", next(page), failures(page), handlers(page))),
 ];
 
-// ---- Figures ------------------------------------------------------------------------------------
+// ---- Figures
 
 function troubles(page) {
   const { status, checks = {}, warnings = [] } = page.data("health") ?? {};
@@ -113,11 +113,11 @@ function day(page) {
   const resource = page.get("day");
   const { left_out: left } = resource?.data ?? {};
   const note = left > 0 && `without ${formatPlural(left, "schedule")}, too many to count`;
-  const title = "Next 24 hours";
-  return frame({ title, name: "day", note }, missing(resource) ?? dayStrip(resource.data, page.times));
+  return frame({ title: "Next 24 hours", name: "day", note },
+    missing(resource) ?? dayStrip(resource.data, page.times));
 }
 
-// ---- Lists --------------------------------------------------------------------------------------
+// ---- Lists
 
 const countNote = (items = []) => items.length > 0 && formatCount(items.length);
 

@@ -86,7 +86,7 @@ function renderPalette(items, chosen) {
 /** Show the keys, and the switch for them. */
 export function openHelp(settings) {
   const where = (on) =>
-    on && dim(on === "any" ? " (on a row or page)" : ` (on ${on === "execution" ? "an" : "a"} ${on})`);
+    on && dim(` (on ${{ any: "a row or page", execution: "an execution" }[on] ?? `a ${on}`})`);
   const render = () => {
     const checked = settings.get("keys") === "on";
     return [

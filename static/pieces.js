@@ -123,7 +123,7 @@ export function pages(...targets) {
   return h("nav.pager", { "aria-label": "Pages" }, targets.map(target));
 }
 
-// ---- Filters of lists ---------------------------------------------------------------------------
+// ---- Filters of lists
 
 export const filters = (...fields) =>
   h("form.toolbar", { role: "search", "data-form": "filter" }, fields);
@@ -131,10 +131,13 @@ export const filters = (...fields) =>
 export const NO_HELP = { autocomplete: "off", spellcheck: "false" };
 
 export const searchField = (name, label, value = "") =>
-  h("input#search", { type: "search", name, value, placeholder: label, "aria-label": label, ...NO_HELP });
+  h("input#search",
+    { type: "search", name, value, placeholder: label, "aria-label": label, ...NO_HELP });
 
 export const filterField = (name, label, options, { route }, standard) =>
   select({ name, "aria-label": label }, options, route.query[name] ?? standard);
 
-export const handlerField = (page) =>
-  filterField("handler", "Handler", [["", "all handlers"], ...page.handlers.map(({ id }) => id)], page);
+export function handlerField(page) {
+  const ids = page.handlers.map(({ id }) => id);
+  return filterField("handler", "Handler", [["", "all handlers"], ...ids], page);
+}

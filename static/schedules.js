@@ -49,7 +49,7 @@ function oneSchedule(id, known) {
 
 export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
 
-// ---- The list -----------------------------------------------------------------------------------
+// ---- The list
 
 const SORTS = {
   next_fire_time: "by next fire",
@@ -170,7 +170,7 @@ function pager(route, total) {
     [to(last), "last »", "last"]);
 }
 
-// ---- One schedule -------------------------------------------------------------------------------
+// ---- One schedule
 
 function renderOne(page) {
   const resource = page.get("schedule");
