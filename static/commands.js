@@ -7,7 +7,6 @@ import { openHelp, openPalette } from "./palette.js";
 
 const TYPING_MS = 200;
 
-/** The commands by name; each gets the data attributes of what asked. */
 export function createCommands(page, stream, showLook) {
   const commands = {
     ...moveCommands(page),

@@ -78,7 +78,6 @@ export function executionTable(page, { name, resource = page.get(name), ...about
   return tableFrame({ resource, name, ...records, ...about }, shown, resource?.data?.records);
 }
 
-/** The long form of such a table. */
 export const history = (page, about, ...left) =>
   executionTable(page, { name: "history", caption: `${about.title}, newest first`, ...about },
     ["state", "call", "schedule", "scheduled", "took", "tries", "outcome"]
@@ -178,7 +177,7 @@ function renderOne(page) {
 function times(page, execution) {
   const { schedule_id, scheduled_at, due_at, started_at, coalesced, job_params } = execution;
   const at = (iso) => iso && when(iso, page);
-  return frame({ title: "Times", name: "times" },
+  return frame({ title: "Times" },
     facts([
       ["execution", execution.execution_id],
       ["schedule", schedule_id ? link("schedules", schedule_id) : "none, run now"],
@@ -198,7 +197,7 @@ function end({ status, result, reason, error }) {
   if (status === "success")
     return frame({ title: "Result", name: "outcome" },
       result == null ? empty("none") : h("pre", prettyJson(result)));
-  return frame({ title: "Error", name: "error" },
+  return frame({ title: "Error" },
     reason && h("p.dim", REASONS[reason] ?? reason),
     error && h("pre", error));
 }
@@ -239,7 +238,6 @@ function log(page, execution) {
   if (!lines.length && isFinal(execution)) return null;
   const about = {
     title: "Log",
-    name: "log",
     note: lines.length > 0 && formatPlural(lines.length, "line"),
     aside: isRunning && page.link.state === "live" && state("live"),
   };

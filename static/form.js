@@ -124,7 +124,7 @@ function what(form) {
   const ids = form.page.handlers.map(({ id }) => id);
   const names = form.methods(draft).map(({ name }) => name);
   const doc = form.methodOf(draft)?.doc;
-  return frame({ title: "What", name: "what" },
+  return frame({ title: "What" },
     h("div.fields.two",
       field(form, "handler_id", "Handler", choices(ids, draft.handler_id, "not registered")),
       field(form, "method_name", "Method", choices(names, draft.method_name, "unknown"))),
@@ -162,7 +162,7 @@ function trigger(form) {
       h("input", { type: "radio", name: "kind", value, checked: value === kind }),
       h("span", label));
   const about = { control: "area", hint: "also for the types and, or" };
-  return frame({ title: "When", name: "when" },
+  return frame({ title: "When" },
     h("div.tabs", { role: "radiogroup", "aria-label": "Kind of trigger" },
       Object.entries(TRIGGERS).map(tab)),
     h("div", { class: `fields ${kind}`, "data-key": kind },
@@ -205,7 +205,7 @@ const COALESCES = [
 ];
 const NUMBER = { control: "number" };
 const POLICY = [
-  ["overlap", "If the run before has not finished", { control: "select", options: OVERLAPS }],
+  ["overlap", "If the last has not finished", { control: "select", options: OVERLAPS }],
   ["coalesce", "Fires missed while down", { control: "select", options: COALESCES }],
   ["timeout", "Timeout, s", NUMBER],
   ["misfire_grace_time", "Run late by at most, s", NUMBER],
@@ -213,7 +213,7 @@ const POLICY = [
 ];
 const RETRY = [
   ["retry.max_attempts", "attempts", NUMBER],
-  ["retry.base_delay", "first after, s", NUMBER],
+  ["retry.base_delay", "after, s", NUMBER],
   ["retry.factor", "then times", NUMBER],
   ["retry.max_delay", "at most, s", NUMBER],
   ["retry.jitter", "± share", NUMBER],

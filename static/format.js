@@ -138,42 +138,44 @@ export function localTime(time, zone) {
   return at.toLocaleString("sv-SE", { timeZone: zone }).replace(" ", "T");
 }
 
-/** Shape, tone and, if it is not the name, words of each state: what is told by colour is told by
- *  shape and text too. Those of executions come first. */
-export const STATES = {
-  queued: ["○", "dim"],
-  running: ["►", "blue"],
-  success: ["✓", "green"],
-  error: ["✗", "red"],
-  timeout: ["◔", "red"],
-  cancelled: ["⊘", "dim"],
-  missed: ["◇", "yellow"],
-  skipped: ["»", "dim"],
-  lost: ["?", "violet"],
-  retrying: ["↻", "yellow"],
-  late: ["«", "dim"],
-  active: ["●", "green"],
-  paused: ["‖", "yellow"],
-  finished: ["■", "dim"],
-  quarantined: ["!", "red", "broken"],
-  Connected: ["●", "green", "connected"],
-  Draining: ["◐", "yellow", "draining"],
-  Disconnected: ["○", "red", "disconnected"],
-  ok: ["●", "green"],
-  degraded: ["▲", "yellow"],
-  failed: ["✗", "red"],
-  connecting: ["◌", "dim"],
-  live: ["●", "green"],
-  polling: ["◍", "blue"],
-  disconnected: ["○", "red"],
-  asleep: ["◌", "dim"],
-};
-
-/** [shape, tone, words] */
-export function stateOf(name) {
-  const [mark, tone, words = String(name)] = STATES[name] ?? ["·", "dim"];
-  return [mark, tone, words];
+/** What is told by colour is told by shape and text too. Of each state: name, shape, tone and, if
+ *  they are not the name, the words; those of executions come first. */
+const STATES = `
+  queued ○ dim
+  running ► blue
+  success ✓ green
+  error ✗ red
+  timeout ◔ red
+  cancelled ⊘ dim
+  missed ◇ yellow
+  skipped » dim
+  lost ? violet
+  retrying ↻ yellow
+  late « dim
+  active ● green
+  paused ‖ yellow
+  finished ■ dim
+  quarantined ! red broken
+  Connected ● green connected
+  Draining ◐ yellow draining
+  Disconnected ○ red disconnected
+  ok ● green
+  degraded ▲ yellow
+  failed ✗ red
+  connecting ◌ dim
+  live ● green
+  polling ◍ blue
+  disconnected ○ red
+  asleep ◌ dim
+`;
+const known = new Map();
+for (const line of STATES.trim().split("\n")) {
+  const [name, mark, tone, words = name] = line.trim().split(" ");
+  known.set(name, [mark, tone, words]);
 }
 
-export const EXECUTION_STATUSES = Object.keys(STATES).slice(0, 9);
+/** [shape, tone, words] */
+export const stateOf = (name) => known.get(name) ?? ["·", "dim", String(name)];
+
+export const EXECUTION_STATUSES = [...known.keys()].slice(0, 9);
 export const FAILED_STATUSES = ["error", "timeout", "lost"];

@@ -38,7 +38,6 @@ function renderList(page) {
     resource: page.get("handlers"),
     nothing: firstSteps(page),
     kind: "handler",
-    idOf: ({ id }) => id,
   };
   const connected = (one) => one.instances.filter(({ status }) => status !== "Disconnected");
   const columns = [
@@ -94,7 +93,7 @@ function renderOne(page) {
 function load(page, { id, address, running, capacity, queued, last_seen: seen }) {
   const { total, success_rate: share, duration_ms: took } = tallyOf(page, id) ?? {};
   const range = () => `p50 ${formatDuration(took.p50)}, p95 ${formatDuration(took.p95)}`;
-  return frame({ title: "Load", name: "load" },
+  return frame({ title: "Load" },
     facts([
       ["address", address],
       ["running", `${formatCount(running)} of ${formatCount(capacity)}`],
@@ -116,7 +115,7 @@ function instances(page, list) {
     ["heard", "heard", (one) => when(one.last_seen, page, "rel")],
     ["skew", "clock", (one) => skew([one])],
   ];
-  return frame({ title: "Instances", name: "instances", note: formatCount(list.length) },
+  return frame({ title: "Instances", note: formatCount(list.length) },
     list.length ? table(about, columns, list) : empty("none connected"));
 }
 
@@ -130,6 +129,6 @@ function methods(handler) {
     h("li", props(method),
       h("div", h("code", signature(method)), method.doc && h("p.dim", method.doc)),
       h("span.tools", button("run-method", "run"), button("new-schedule", "schedule")));
-  return frame({ title: "Methods", name: "methods", note: formatCount(list.length) },
+  return frame({ title: "Methods", note: formatCount(list.length) },
     h("ul.methods", list.map(line)));
 }

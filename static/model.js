@@ -107,7 +107,7 @@ export const keepRecords = (isWanted, limit) => (data, execution) => ({
   records: upsertExecution(data.records, execution, isWanted(execution), limit),
 });
 
-/** What an event of one thing does to the list `name` of such things. */
+/** The same for a list `name` of things that have an id. */
 export const replaceIn = (name) => (data, changed) => {
   const at = data[name].findIndex(({ id }) => id === changed.id);
   if (at < 0 || changed.deleted) return "reload";
@@ -153,7 +153,6 @@ export const logPosition = (ms, low, high) =>
 
 // ---- Methods
 
-/** A handler's methods as [{name, doc, parameters}]. */
 export const methodsOf = (handler) => handler?.method_details ?? [];
 
 export const isEmpty = (object) => Object.keys(object ?? {}).length === 0;
@@ -232,7 +231,6 @@ export function matchScore(query, text) {
   return score;
 }
 
-/** The best answers first, at most `limit`. */
 export const bestMatches = (query, items, limit = 12) =>
   items
     .map((item) => [matchScore(query, item.text), item])

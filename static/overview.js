@@ -147,7 +147,6 @@ function next(page) {
     aside: button("new-schedule", "new schedule"),
     nothing: ["no schedules yet. ", button("new-schedule", "create the first")],
     kind: "schedule",
-    idOf: ({ id }) => id,
   };
   const columns = [
     ["name", "schedule", ({ id, name }) => link("schedules", id, name ?? id)],
@@ -166,7 +165,6 @@ function handlers(page) {
     note: countNote(page.handlers),
     nothing: "no handler has registered yet",
     kind: "handler",
-    idOf: ({ id }) => id,
     wide: false,
   };
   const columns = [

@@ -102,7 +102,6 @@ export class Page {
     this.resources.sync({ ...always(this.route.view), ...this.view.resources(this) }, isOther);
   }
 
-  /** Tell something in the status line. */
   say(...content) {
     const { status } = this.parts;
     clearTimeout(this.silence);
@@ -110,7 +109,6 @@ export class Page {
     patch(status, content);
   }
 
-  /** Tell of an execution that was started. */
   sayStarted = (text, id) => this.say(link("executions", id, text));
 
   /** Do what the user asked; if the server refuses, tell why. */
@@ -133,7 +131,6 @@ export class Page {
     this.follow();
   }
 
-  /** Show what the address says. */
   follow() {
     const before = this.route;
     this.route = parseRoute(location.hash);

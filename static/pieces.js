@@ -8,7 +8,7 @@ export const dim = (...text) => h("span.dim", text);
 export const empty = (...text) => h("p.empty", text);
 
 /** A titled box; `note` stands after the title, `aside` at the right end of the upper edge. */
-export const frame = ({ title, name, note, aside }, ...content) =>
+export const frame = ({ title, name = title.toLowerCase(), note, aside }, ...content) =>
   h(`section#${name}-frame.frame`, { "aria-label": title },
     h("header", h("h2", title), note && h("span.note", note), aside && h("span.aside", aside)),
     h("div.body", content));
@@ -25,7 +25,8 @@ export function missing(resource) {
  * head]; the first class sets the width. `kind` and `idOf` say what the keys of a row act on. A
  * `wide` table becomes blocks of lines where it is narrow.
  */
-export function table({ caption, name, kind, idOf, busy, wide = true }, columns, items) {
+export function table(about, columns, items) {
+  const { caption, name, kind, idOf = ({ id }) => id, busy, wide = true } = about;
   const rowProps = (id) => kind && { "data-row": kind, "data-id": id, tabindex: "-1" };
   const row = (item) =>
     h("tr", { "data-key": `${kind} ${idOf(item)}`, ...rowProps(idOf(item)) },
@@ -47,7 +48,6 @@ export function tableFrame({ resource, nothing, ...about }, columns, items = [])
 
 const mark = (text) => h("span.shape", { "aria-hidden": "true" }, text);
 
-/** State as shape, text and colour. */
 export function state(name, text) {
   const [shape, tone, words] = stateOf(name);
   return h(`span.state.${tone}`, mark(shape), text ?? words);
@@ -96,7 +96,6 @@ export const unseenHeading = (text) => h("h1.unseen", { tabindex: "-1" }, text);
 export const tools = (kind, id, ...buttons) =>
   h("span.tools", { "data-row": kind, "data-id": id }, buttons);
 
-/** Frames side by side. */
 export const pair = (...frames) => h("div#pair.pair", frames);
 
 /** Pairs of name and value; those without a value are left out. */

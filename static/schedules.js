@@ -75,7 +75,6 @@ function renderList(page) {
       ? "no schedule matches"
       : ["no schedules yet. ", button("new-schedule", "create the first")],
     kind: "schedule",
-    idOf: ({ id }) => id,
   };
   return [
     unseenHeading("Schedules"),
@@ -197,7 +196,7 @@ function renderOne(page) {
 function plan(page, schedule) {
   const { job_params: params, retry } = schedule;
   const seconds = (s) => s && formatDuration(s * 1000);
-  return frame({ title: "Plan", name: "plan" },
+  return frame({ title: "Plan" },
     facts([
       ["id", schedule.id],
       ["when", wordsOf(schedule, page.config)],
@@ -236,7 +235,7 @@ const RESTING = {
 
 function fires(page, schedule) {
   const resting = RESTING[stateOfSchedule(schedule)];
-  return frame({ title: "Fires", name: "fires" },
+  return frame({ title: "Fires" },
     facts([
       ["last", when(schedule.last_fire_time, page)],
       ["next", resting ?? when(schedule.next_fire_time, page)],

@@ -56,7 +56,6 @@ export class Stream {
     }
   }
 
-  /** Hang up if the server is silent for too long. */
   #inTime(answer) {
     const watchdog = setTimeout(() => this.#controller.abort(), SILENCE_MS);
     return answer.finally(() => clearTimeout(watchdog));

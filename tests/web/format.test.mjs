@@ -3,7 +3,6 @@ import { test } from "node:test";
 
 import {
   EXECUTION_STATUSES,
-  STATES,
   Times,
   firstLine,
   formatBytes,
@@ -115,7 +114,7 @@ test("a time with an offset becomes wall time of its zone, and wall time stays a
 });
 
 test("no two states of an execution share a shape, so that colour is never needed", () => {
-  const shapes = [...EXECUTION_STATUSES, "retrying"].map((name) => STATES[name][0]);
+  const shapes = [...EXECUTION_STATUSES, "retrying"].map((name) => stateOf(name)[0]);
   assert.equal(new Set(shapes).size, shapes.length);
   assert.deepEqual(stateOf("unheard-of"), ["·", "dim", "unheard-of"]);
 });
