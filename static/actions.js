@@ -61,7 +61,7 @@ const DEFINITION = [
   "coalesce", "overlap", "misfire_grace_time", "max_jitter",
 ];
 
-/** Delete a schedule; until something else is said, it can be made again as it was. */
+/** Delete a schedule; the last one deleted can be made again as it was. */
 async function deleteSchedule(page, id) {
   const schedule = await request("GET", at("schedules", id));
   await request("DELETE", at("schedules", id));

@@ -3,7 +3,7 @@
 const LIMIT_MS = 20_000;
 
 /** `status` is 0 when no answer came; `field` is the dotted path the error belongs to. */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(message, status = 0, field = null) {
     super(message);
     Object.assign(this, { status, field });
