@@ -34,7 +34,7 @@ bench: .venv/test  ## Measure the figures of the README on this machine
 
 dist: .venv/run  ## Make dist/schedulezero.pyz, the one file that needs only Python and pyzmq
 	rm -rf dist && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --target dist/app $(BUNDLED)
-	cp -r schedulezero.py handler.py config.yaml static LICENSE dist/app && cp .ci/launcher.py dist/app/__main__.py && rm -rf dist/app/{bin,yaml/*.so}
+	cp -r schedulezero.py handler.py config.yaml static LICENSE dist/app && cp .ci/launcher.py dist/app/__main__.py && rm -rf dist/app/{bin,yaml/*.so,*.dist-info/RECORD}
 	find dist/app -exec touch -t 198001010000 {} + -exec chmod u=rwX,go=rX {} + && $(BIN)/python -m zipfile -c dist/app.zip dist/app/. && $(BIN)/python -m zipapp dist/app.zip -p '/usr/bin/env python3' -o dist/schedulezero.pyz
 
 clean:  ## Remove what was made, but neither data nor logs

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "apscheduler==4.0.0a6",
-#   "pyzmq>=25,<28",
+#   "pyzmq>=24,<28",
 #   "pyyaml>=6,<7",
 # ]
 # ///
@@ -13709,6 +13709,18 @@ def unit_name(config: Config) -> str:
     return f"schedulezero-{config.deployment}.service"
 
 
+def find_archive() -> str | None:
+    """The schedulezero.pyz that this process was started with; None without one."""
+    path = getattr(getattr(sys.modules["__main__"], "__loader__", None), "archive", None)
+    return os.path.abspath(path) if path else None
+
+
+def program_words() -> list[str]:
+    """The command that starts this program, in its own directory or as an archive anywhere."""
+    archive = find_archive()
+    return [sys.executable, archive] if archive else [sys.executable, "-m", "schedulezero"]
+
+
 def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     """The unit of governor, server and handlers: what they need is allowed and nothing else."""
     name = unit_name(config)
@@ -13772,8 +13784,8 @@ def render_handler_unit(config: Config, environ: Mapping[str, str]) -> str:
 def _service_lines(
     config: Config, environ: Mapping[str, str], command: Iterable[str]
 ) -> Iterable[str]:
-    home = os.path.dirname(os.path.abspath(__file__))
-    words = [sys.executable, "-m", "schedulezero", "--deployment", config.deployment]
+    home = os.path.dirname(find_archive() or os.path.abspath(__file__))
+    words = [*program_words(), "--deployment", config.deployment]
     words += ["--config", config.path] if config.path else []
     variables = {name: environ[name] for name in _variables() if environ.get(name)}
     variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
@@ -13788,6 +13800,8 @@ def _service_lines(
     yield "RestartSec=2"
     yield "KillMode=mixed"
     yield f"TimeoutStopSec={UNIT_STOP_S}"
+    if find_archive():
+        yield from ("CacheDirectory=schedulezero", "CacheDirectoryMode=0700")  # to unpack to
     yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
 
 
@@ -13800,7 +13814,7 @@ def _directory_lines(setting: str, root: str, directory: str) -> Iterable[str]:
 
 def _is_in_home(config: Config) -> bool:
     """Whether something that is needed stands where users have their own."""
-    places = [__file__, sys.prefix, sys.base_prefix, config.directory]
+    places = [find_archive() or __file__, sys.prefix, sys.base_prefix, config.directory]
     places += [config.data_dir, config.log_dir, *filter(None, (config.tls_cert, config.tls_key))]
     places += [spec.cwd or "" for spec in config.handlers]
     return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
@@ -13832,7 +13846,7 @@ def quote_setting(text: str) -> str:
 PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
 REQUIREMENTS: Final = (
     ("apscheduler", (4, 0, 0), (4, 0, 1), "==4.0.0a6"),  # name, from, below, as it is written
-    ("pyzmq", (25,), (28,), ">=25,<28"),
+    ("pyzmq", (24,), (28,), ">=24,<28"),
     ("pyyaml", (6,), (7,), ">=6,<7"),
 )
 LITTLE_ROOM_BYTES: Final = 512 << 20
@@ -14148,8 +14162,6 @@ def load_version(distribution: str) -> str | None:
 
 def look_at_bytecode() -> Diagnosis:
     source = os.path.abspath(__file__)
-    if not os.path.isfile(source):  # inside of a zip archive, which holds it compiled
-        return check_bytecode(source, True, False, False)
     path = importlib.util.cache_from_source(source)
     is_cached = os.path.exists(path) and os.path.getmtime(path) >= os.path.getmtime(source)
     can_write = os.access(nearest_directory(os.path.dirname(path)), os.W_OK)
@@ -14417,14 +14429,14 @@ def run_as_module(arguments: Arguments) -> None:
 
 def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
     """How to `run` with these arguments, from the same working directory."""
-    command = [sys.executable, "-m", "schedulezero"]
+    command = program_words()
     if arguments.config:
         command += ["--config", arguments.config]
     if arguments.deployment:
         command += ["--deployment", arguments.deployment]
     command += ["run", *(["--background"] if arguments.is_background else [])]
     ours = os.path.dirname(os.path.abspath(__file__))
-    if os.getcwd() == ours and not sys.flags.safe_path:
+    if find_archive() or (os.getcwd() == ours and not sys.flags.safe_path):
         return command, os.environ
     paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
     return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

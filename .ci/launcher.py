@@ -13,8 +13,8 @@ import stat
 import sys
 import zlib
 
-if sys.version_info < (3, 11):
-    sys.exit("schedulezero: this is Python %d.%d; it needs 3.11 or newer" % sys.version_info[:2])
+if sys.version_info < (3, 11):  # noqa: UP036 - whoever has one that is older shall be told
+    sys.exit(f"schedulezero: this is Python {sys.version.split()[0]}; it needs 3.11 or newer")
 
 NAME_RULE = re.compile(r"[0-9a-f]{8}-[0-9a-f]+(\..+)?")  # with a suffix while it is made or removed
 
@@ -38,7 +38,7 @@ def open_program(archive: str) -> str:
         if is_new:
             prune(place, name)
             for refusal in refusals:
-                print(f"schedulezero: unpacked to {place}, for {refusal}", file=sys.stderr)
+                print(f"schedulezero: {refusal}; unpacked to {place} instead", file=sys.stderr)
         return path
     sys.exit(
         f"schedulezero: nowhere to unpack to: {'; '.join(refusals)}. "
@@ -47,7 +47,7 @@ def open_program(archive: str) -> str:
 
 
 def places() -> list[str]:
-    """Where it may be unpacked, the best first: systemd's directory, the user's, a temporary one."""
+    """Where it may be unpacked, the best first: systemd's place, the user's, a temporary one."""
     given = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
     caches = [given, os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")]
     temporary = os.environ.get("TMPDIR") or "/tmp"

@@ -78,6 +78,7 @@ class Appliance:
         self.process: subprocess.Popen[bytes] | None = None
         self.handlers: list[subprocess.Popen[bytes]] = []
         self.headers: dict[str, str] = {}  # sent with every request
+        self.program = [sys.executable, "-m", "schedulezero"]
 
     # Running it
 
@@ -91,7 +92,7 @@ class Appliance:
         return {**clean, "PYTHONPATH": str(ROOT)}
 
     def cli(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "schedulezero", "--config", str(self.config), *arguments]
+        command = [*self.program, "--config", str(self.config), *arguments]
         return subprocess.run(
             command, cwd=self.directory, env=self.environ, capture_output=True, text=True,
             timeout=timeout_s, check=False,
@@ -99,7 +100,7 @@ class Appliance:
 
     def run(self, command: str = "server", environ: dict[str, str] | None = None) -> Appliance:
         """Run a command that stays, `server` or `run`, and wait until it is healthy."""
-        arguments = [sys.executable, "-m", "schedulezero", "--config", str(self.config), command]
+        arguments = [*self.program, "--config", str(self.config), command]
         with (self.directory / "output.log").open("ab") as output:
             self.process = subprocess.Popen(
                 arguments, cwd=self.directory, env={**self.environ, **(environ or {})},
