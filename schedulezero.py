@@ -13726,7 +13726,8 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     name = unit_name(config)
     directories = (os.path.dirname(config.data_dir), os.path.dirname(config.log_dir))
     lines = [
-        f"# Save as {UNIT_DIRECTORY}/{name}, make the user, and then:",
+        f"# Save as {UNIT_DIRECTORY}/{name}, and then:",
+        *_user_lines(directories),
         f"#   systemctl daemon-reload && systemctl enable --now {name}",
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
@@ -13810,6 +13811,15 @@ def _directory_lines(setting: str, root: str, directory: str) -> Iterable[str]:
     if directory.startswith(root):
         return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
     return [f"ReadWritePaths={quote_setting(directory)}"]
+
+
+def _user_lines(directories: Iterable[str]) -> Iterable[str]:
+    """Comments: how to make the unit's user, and to give it what systemd does not make."""
+    yield "#   useradd --system --shell /usr/sbin/nologin schedulezero"
+    others = [path for path in directories if not path.startswith(("/var/lib/", "/var/log/"))]
+    if others:
+        shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
+        yield f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"
 
 
 def _is_in_home(config: Config) -> bool:
@@ -13977,13 +13987,16 @@ def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis
 # The installation.
 
 
-def check_directory(name: str, path: str, nearest: str, can_write: bool) -> Diagnosis:
-    """`nearest`: the path itself, or of the directories above it the first that is there."""
-    if not can_write:
-        user = os.environ.get("USER") or f"uid {os.geteuid()}"
-        return Diagnosis.failed(
-            name, f"{user} cannot write to {nearest}", f"chown -R {user} {nearest}"
-        )
+def check_directory(
+    name: str, path: str, nearest: str, user: str, closed: tuple[str, str] | None
+) -> Diagnosis:
+    """`nearest`: the path itself, or of the directories above it the first that is there;
+    `closed`: what `user` cannot write to, and whose it is.
+    """
+    if closed:
+        sentence = f"{user} cannot write to {closed[0]}, which is {closed[1]}'s"
+        fix = f"do this as {closed[1]}, or once as root: chown -R {user} {nearest}"
+        return Diagnosis.failed(name, sentence, fix)
     return Diagnosis.ok(name, path if path == nearest else f"{path}, made by the first start")
 
 
@@ -14002,7 +14015,9 @@ def check_ports(
     """`status`: what the server's health answers; `trouble`: why a port could not be had."""
     if pid is None:
         if trouble:
-            return Diagnosis.failed("ports", trouble, "end what has the port, or set another")
+            return Diagnosis.failed(
+                "ports", trouble, "end what has it (ss -ltnp shows it), or set another"
+            )
         return Diagnosis.ok("ports", f"{config.http_port} and {config.zmq_port} are free")
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
@@ -14120,11 +14135,13 @@ def look_at_installation(
 ) -> Iterator[Diagnosis]:
     zones = zoneinfo.available_timezones()
     yield check_zones(len(zones), config.timezone, config.timezone in zones)
-    for name, path in (("data", config.data_dir), ("logs", config.log_dir)):
-        nearest = nearest_directory(path)
-        yield check_directory(
-            f"{name} directory", path, nearest, os.access(nearest, os.W_OK | os.X_OK)
-        )
+    directories = [
+        look_at_directory("data directory", config.data_dir),
+        look_at_directory("logs directory", config.log_dir),
+    ]
+    yield from directories
+    if any(found.verdict is Verdict.FAILED for found in directories):
+        return  # nor can be said what is in them
     room = os.statvfs(nearest_directory(config.data_dir))
     inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
     yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
@@ -14134,6 +14151,31 @@ def look_at_installation(
     yield check_ports(config, pid, ask(config) if pid else None, trouble)
     yield check_logs(sum(size for _, size, _ in walk_logs(config.log_dir)), config.log_max_mb)
     yield from look_at_database(config, clock.now_us())
+
+
+def look_at_directory(name: str, path: str) -> Diagnosis:
+    nearest = nearest_directory(path)
+    closed = find_closed(nearest, within=nearest == path)
+    owner = user_name(os.stat(closed).st_uid) if closed else ""
+    user = user_name(os.geteuid())
+    return check_directory(name, path, nearest, user, (closed, owner) if closed else None)
+
+
+def find_closed(directory: str, *, within: bool) -> str | None:
+    """The directory, or with `within` the first file in it, that this process cannot write to."""
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        return directory
+    paths = sorted(entry.path for entry in os.scandir(directory)) if within else []
+    return next((path for path in paths if not os.access(path, os.W_OK)), None)
+
+
+def user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # as in a container
+        return f"uid {uid}"
 
 
 def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:

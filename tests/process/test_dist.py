@@ -142,6 +142,8 @@ def test_the_unit_starts_the_archive(bare: Packed) -> None:
     assert f"ExecStart={sys.executable} {archive} --deployment default" in unit
     assert f"WorkingDirectory={bare.directory}\n" in unit
     assert "CacheDirectory=schedulezero\n" in unit
+    shown = f"'{bare.directory}/data' '{bare.directory}/logs'"
+    assert f"#   mkdir -p {shown} && chown -R schedulezero: {shown}\n" in unit
 
 
 def test_two_builds_are_the_same_bytes(archive: Path, tmp_path: Path) -> None:
