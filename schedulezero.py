@@ -13995,7 +13995,7 @@ def check_directory(
     """
     if closed:
         sentence = f"{user} cannot write to {closed[0]}, which is {closed[1]}'s"
-        fix = f"do this as {closed[1]}, or once as root: chown -R {user} {nearest}"
+        fix = f"run it as {closed[1]}, or make it yours: sudo chown -R {user} {nearest}"
         return Diagnosis.failed(name, sentence, fix)
     return Diagnosis.ok(name, path if path == nearest else f"{path}, made by the first start")
 
@@ -14175,7 +14175,7 @@ def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:  # as in a container
-        return f"uid {uid}"
+        return str(uid)
 
 
 def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:

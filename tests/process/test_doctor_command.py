@@ -104,4 +104,4 @@ def test_what_belongs_to_another_user_is_named_with_its_owner(
     assert (code, ailing(checks)) == (1, {"data directory": "failed"})
     found = checks["data directory"]
     assert found["sentence"] == f"root cannot write to {path}, which is nobody's"
-    assert found["fix"].endswith(f"as root: chown -R root {site.directory / 'data' / 'default'}")
+    assert found["fix"].endswith(f"sudo chown -R root {site.directory / 'data' / 'default'}")
