@@ -249,7 +249,7 @@ class Server:
             retry=ONCE,
             overlap=overlap,
         )
-        execution = replace(execution, **fields)
+        execution = execution._replace(**fields)
         await self.store.add_execution(execution)
         return execution.execution_id
 

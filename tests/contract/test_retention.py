@@ -65,7 +65,7 @@ class Past:
                 now_us, now_us, None, completed_us=now_us, fire_us=of and now_us,
                 schedule_key=of and of.key,
             )  # fmt: skip
-            made.append(replace(execution, **fields))
+            made.append(execution._replace(**fields))
         await self.store.write(
             lambda db: [sz._insert_execution(execution, db) for execution in made]
         )
