@@ -4113,8 +4113,34 @@ class PlannedFires(apscheduler.abc.Trigger):
         raise TypeError("a plan lives for one turn and is never restored")
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+TASK_ID: Final = "call"  # APScheduler's name for what we schedule: a call of a handler
+
+
+@dataclass(slots=True)
+class DueSchedule:
+    """A due schedule as APScheduler's loop reads it.
+
+    Its own Schedule checks and converts sixteen fields first, which takes as long as the insert.
+    """
+
+    id: str
+    trigger: PlannedFires
+    args: tuple[str, str, Mapping[str, Any]]
+    next_fire_time: datetime
+    acquired_by: str
+    acquired_until: datetime
+
+    task_id: ClassVar = TASK_ID
+    job_executor: ClassVar = TASK_ID
+    kwargs: ClassVar = MappingProxyType[str, Any]({})
+    metadata: ClassVar = MappingProxyType[str, Any]({})
+    coalesce: ClassVar = apscheduler.CoalescePolicy.all  # the plan has coalesced already
+    misfire_grace_time: ClassVar = None  # the dispatcher sees to it
+    max_jitter: ClassVar = None  # is in the execution's due time
+    job_result_expiration_time: ClassVar = timedelta()
+
+
+class Claimed(NamedTuple):
     """A due schedule between acquire and release."""
 
     schedule: Schedule
@@ -4810,7 +4836,7 @@ class Store(apscheduler.abc.DataStore):
             "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
             (now_us, limit + len(self._claims)),
         )
-        acquired: list[apscheduler.Schedule] = []
+        acquired: list[DueSchedule] = []
         for row in rows:
             claim = self._claims.get(row[0])
             if claim and claim.scheduler_id != scheduler_id and claim.until_us >= now_us:
@@ -4823,7 +4849,7 @@ class Store(apscheduler.abc.DataStore):
                 break
         self._backlog = len(acquired) == limit
         self._stuck = bool(rows) and not acquired
-        return acquired
+        return acquired  # type: ignore[return-value]
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         """What APScheduler's loop reads; nothing while the database cannot be read."""
@@ -4834,7 +4860,7 @@ class Store(apscheduler.abc.DataStore):
 
     async def _claim(
         self, schedule: Schedule, state: str, scheduler_id: str, now_us: int, until_us: int
-    ) -> apscheduler.Schedule | None:
+    ) -> DueSchedule | None:
         """Plan the fires of a due schedule; None, and quarantine, if its trigger is unusable.
 
         `state` is the trigger's, as it is stored.
@@ -4865,10 +4891,14 @@ class Store(apscheduler.abc.DataStore):
             {fire.nominal_at: fire for fire in plan.fires},
         )
         self._jobs[schedule.schedule_id] = []
-        acquired = self._as_apscheduler(schedule, PlannedFires(plan, trigger))
-        acquired.next_fire_time = plan.fires[0].nominal_at
-        acquired.acquired_by, acquired.acquired_until = scheduler_id, at_of(until_us)
-        return acquired
+        return DueSchedule(
+            schedule.schedule_id,
+            PlannedFires(plan, trigger),
+            (schedule.handler_id, schedule.method_name, schedule.job_params),
+            plan.fires[0].nominal_at,
+            scheduler_id,
+            at_of(until_us),
+        )
 
     async def _quarantine(self, schedule: Schedule, sentence: str) -> None:
         log_store.error("schedule %s is quarantined: %s", schedule.schedule_id, sentence)
@@ -4997,7 +5027,7 @@ class Store(apscheduler.abc.DataStore):
         for schedule_id in schedule_ids & self._claims.keys():
             claim = self._claims[schedule_id]
             if claim.scheduler_id == scheduler_id:
-                self._claims[schedule_id] = replace(claim, until_us=until_us)
+                self._claims[schedule_id] = claim._replace(until_us=until_us)
 
     async def cleanup(self) -> None:
         """Remove exhausted schedules that nothing runs for."""
@@ -5063,7 +5093,6 @@ class Store(apscheduler.abc.DataStore):
             await self._event_broker.publish(event)
 
 
-TASK_ID: Final = "call"  # APScheduler's name for what we schedule: a call of a handler
 SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(","))
 SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
     name for name in SCHEDULE_NAMES if name not in ("next_fire_us", "last_fire_us", "quarantined")
@@ -8515,8 +8544,7 @@ def frame_for_event_stream(event_id: str, kind: str, body: bytes) -> bytes:
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), kind.encode(), body)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened. `about` names the thing; a later event on it makes this one old."""
 
     number: int
