@@ -83,13 +83,33 @@ from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from calendar import monthrange
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
+from typing import (
+    IO,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    TextIO,
+    TypeVar,
+)
 from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
@@ -3671,11 +3691,59 @@ Change = Callable[[sqlite3.Connection], Any]
 Note = tuple[str, tuple[Any, ...]]  # a statement and its values
 
 
+Returned = TypeVar("Returned")
+
+
+class Commit(Generic[Returned]):
+    """A change on its way to the disk. Await it for what the change returned; it raises why it was
+    not stored.
+
+    Whoever asks with `then` is told in the very turn of the loop that learns of the commit, which
+    with a future would be the second one after. Who waits no more does not take the change back.
+    """
+
+    __slots__ = ("_callbacks", "_outcome")
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[Returned | Exception], None]] = []
+        self._outcome: list[Returned | Exception] = []  # one, once it is known
+
+    def then(self, callback: Callable[[Returned | Exception], None]) -> None:
+        """Have the outcome told, on the loop: what the change returned, or an exception."""
+        if self._outcome:
+            callback(self._outcome[0])
+        else:
+            self._callbacks.append(callback)
+
+    def settle(self, outcome: Returned | Exception) -> None:
+        self._outcome.append(outcome)
+        for callback in self._callbacks:
+            try:
+                callback(outcome)
+            except Exception:  # those that wait for other changes of the commit go on
+                log_store.exception("what follows a commit has failed")
+
+    def __await__(self) -> Generator[Any, None, Returned]:
+        future: asyncio.Future[Returned] = asyncio.get_running_loop().create_future()
+        self.then(partial(fulfil, future))
+        return (yield from future)
+
+
+def fulfil(future: asyncio.Future[Returned], outcome: Returned | Exception) -> None:
+    """End a future that may have been cancelled."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
 class Pending(NamedTuple):
     """A change that waits for the writer. An essential one is made although the disk is full."""
 
     change: Change
-    future: asyncio.Future[Any]
+    commit: Commit[Any]
     essential: bool
 
 
@@ -3729,21 +3797,22 @@ class Writer:
     def _file_numbers(self) -> list[tuple[int, int] | None]:
         return [file_number(self._path + suffix) for suffix in ("", "-wal")]
 
-    def submit(self, change: Change, *, essential: bool = False) -> asyncio.Future[Any]:
-        """Queue a change. The future gives what it returned, after the commit.
+    def submit(self, change: Change, *, essential: bool = False) -> Commit[Any]:
+        """Queue a change.
 
-        Raises StoreUnavailable or Overloaded, always in the future, if the change was not stored;
-        after an error of the disk itself it may have been. Cancelling the future does not take
-        the change back.
+        Its outcome is StoreUnavailable or Overloaded if the change was not stored; after an error
+        of the disk itself it may have been.
         """
-        future = self._loop.create_future()
+        commit: Commit[Any] = Commit()
         if self._queue.qsize() >= MAX_WRITES_QUEUED:
-            future.set_exception(Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk"))
+            refusal: Exception = Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk")
         elif self.is_full and not essential:
-            future.set_exception(DiskFull(self.trouble or FAULTS[sqlite3.SQLITE_FULL]))
+            refusal = DiskFull(self.trouble or FAULTS[sqlite3.SQLITE_FULL])
         else:
-            self._queue.put(Pending(change, future, essential))
-        return future
+            self._queue.put(Pending(change, commit, essential))
+            return commit
+        self._loop.call_soon(commit.settle, refusal)  # as always: after the caller's turn
+        return commit
 
     def close(self) -> None:
         """Commit what is queued, end the thread and close the connection."""
@@ -3778,7 +3847,7 @@ class Writer:
             group.append(item)
         return group
 
-    def _commit(self, group: list[Pending]) -> list[tuple[asyncio.Future[Any], Any]]:
+    def _commit(self, group: list[Pending]) -> list[tuple[Commit[Any], Any]]:
         """Commit the group in one transaction; a change that fails is left out of it alone.
 
         If disk or database fail nothing of it is stored, but for what is essential when the
@@ -3788,13 +3857,13 @@ class Writer:
             results = self._transact([pending.change for pending in group])
         except Exception as error:
             fault = self._suffer(error)
-            refused = [(pending.future, fault) for pending in group if not pending.essential]
+            refused = [(pending.commit, fault) for pending in group if not pending.essential]
             essential = [pending for pending in group if pending.essential]
             if essential and isinstance(fault, DiskFull) and self._ballast.release():
                 return refused + self._commit(essential)
-            return [(pending.future, fault) for pending in group]
+            return [(pending.commit, fault) for pending in group]
         self._succeed()
-        return [(p.future, result) for p, result in zip(group, results, strict=True)]
+        return [(p.commit, result) for p, result in zip(group, results, strict=True)]
 
     def _transact(self, changes: list[Change]) -> list[Any]:
         """What each change gives or raises. Raises, with nothing stored, what is no change's."""
@@ -3874,14 +3943,9 @@ class Writer:
         return db
 
     @staticmethod
-    def _deliver(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
-        for future, outcome in outcomes:
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+    def _deliver(outcomes: list[tuple[Commit[Any], Any]]) -> None:
+        for commit, outcome in outcomes:
+            commit.settle(outcome)
 
 
 def _at_savepoint(change: Change, db: sqlite3.Connection) -> Any:
@@ -4043,31 +4107,18 @@ def _select_surplus(
     return db.execute(SURPLUS, values).fetchall()
 
 
-Returned = TypeVar("Returned")
-
-
 async def run_apart(function: Callable[[], Returned]) -> Returned:
     """What a slow function returns or raises, run in a thread that no exit waits for."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Returned] = loop.create_future()
 
-    def settle(result: Any, failure: Exception | None) -> None:
-        if future.done():
-            return
-        if failure is not None:
-            future.set_exception(failure)
-        else:
-            future.set_result(result)
-
     def work() -> None:
-        result: Any = None
-        failure: Exception | None = None
         try:
-            result = function()
+            outcome: Returned | Exception = function()
         except Exception as error:  # raised where it is awaited
-            failure = error
+            outcome = error
         with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
+            loop.call_soon_threadsafe(fulfil, future, outcome)
 
     threading.Thread(target=work, name="apart", daemon=True).start()
     return await future
@@ -4279,7 +4330,7 @@ class Store(apscheduler.abc.DataStore):
         since_s = self._writer.busy_since_s if self._writer else None
         return 0.0 if since_s is None else self.clock.monotonic() - since_s
 
-    def write(self, change: Change, *, essential: bool = False) -> asyncio.Future[Any]:
+    def write(self, change: Change, *, essential: bool = False) -> Commit[Any]:
         """Store a change; see Writer.submit."""
         assert self._writer is not None, "the store is not open"
         return self._writer.submit(change, essential=essential)
@@ -4410,14 +4461,14 @@ class Store(apscheduler.abc.DataStore):
         admitted = intake.admit(execution)
         stored = self.write(partial(_insert_execution, admitted))
 
-        def settle(stored: asyncio.Future[Any]) -> None:
-            (intake.withdraw if stored.exception() else intake.accept)(admitted)
+        def settle(outcome: Any) -> None:
+            (intake.withdraw if isinstance(outcome, Exception) else intake.accept)(admitted)
 
-        stored.add_done_callback(settle)  # not after the await: the caller may be cancelled
-        await asyncio.shield(stored)
+        stored.then(settle)  # not after the await: the caller may be cancelled
+        await stored
         return admitted
 
-    def claim_execution(self, execution: Execution) -> asyncio.Future[bool]:
+    def claim_execution(self, execution: Execution) -> Commit[bool]:
         """Record that an attempt of a queued execution begins; False if it is queued no more."""
         values = (
             execution.attempt,
@@ -4431,7 +4482,7 @@ class Store(apscheduler.abc.DataStore):
 
     def end_execution(
         self, execution: Execution, attempt: Attempt | None = None, log: str | None = None
-    ) -> asyncio.Future[bool]:
+    ) -> Commit[bool]:
         """Record a final state, its last attempt if worth a row, and its log.
 
         False if the execution was final already or a later attempt has begun; then nothing of it
@@ -4453,7 +4504,7 @@ class Store(apscheduler.abc.DataStore):
 
     def requeue_execution(
         self, execution: Execution, attempt: Attempt | None, begun: int, log: str | None = None
-    ) -> asyncio.Future[bool]:
+    ) -> Commit[bool]:
         """Record that a failed attempt (number `begun`) is to be followed by another one."""
         e = execution
         number = decode_id(e.execution_id)
@@ -4467,7 +4518,7 @@ class Store(apscheduler.abc.DataStore):
 
         return self.write(change, essential=True)
 
-    def record_cancel(self, execution_id: str, reason: str) -> asyncio.Future[bool]:
+    def record_cancel(self, execution_id: str, reason: str) -> Commit[bool]:
         """Record that an execution is to be cancelled; False if it is final already."""
         sql = "UPDATE executions SET cancelling = ? WHERE id = ? AND completed_us IS NULL"
         values = (reason, decode_id(execution_id))
@@ -4475,7 +4526,7 @@ class Store(apscheduler.abc.DataStore):
 
     def record_late(
         self, execution_id: str, attempt: int, instance: str, ended_us: int
-    ) -> asyncio.Future[bool]:
+    ) -> Commit[bool]:
         """Mark an ended attempt of an instance whose result came after it had been given up."""
         values = (ended_us, decode_id(execution_id), attempt, instance)
         sql = (
@@ -4646,7 +4697,7 @@ class Store(apscheduler.abc.DataStore):
         self._note_timer = None
         if self._writer is not None and self._writer.notes:
             # Whether it can be stored is told by `state`.
-            self.write(lambda db: None, essential=True).add_done_callback(asyncio.Future.exception)
+            self.write(lambda db: None, essential=True)
 
     async def settle_notes(self) -> None:
         """Commit the entries that wait, if the disk takes them: then `audit` has them."""
@@ -4925,9 +4976,9 @@ class Store(apscheduler.abc.DataStore):
         if not fired:
             return
         stored = self.write(partial(_commit_fires, fired))
-        stored.add_done_callback(partial(self._settle, fired))  # the loop may be cancelled in await
+        stored.then(partial(self._settle, fired))  # not after the await: the loop may be cancelled
         try:
-            await asyncio.shield(stored)
+            await stored
         except ScheduleZeroError as error:
             log_store.warning("%d fires wait: %s", len(fired), error)
             await asyncio.sleep(NEXT_WAKE_S[1])  # the disk is in trouble: no spinning
@@ -4935,17 +4986,16 @@ class Store(apscheduler.abc.DataStore):
     def _settle(
         self,
         fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]],
-        stored: asyncio.Future[list[list[bool]]],
+        stored: list[list[bool]] | Exception,
     ) -> None:
         """The commit of fires has ended: end their claims, let the intake go on with the rows."""
         assert self.intake is not None
-        failed = stored.exception() is not None
         for place, (claim, _, executions) in enumerate(fired):
-            kept = [False] * len(executions) if failed else stored.result()[place]
+            is_new = stored[place] if isinstance(stored, list) else [False] * len(executions)
             self._claims.pop(claim.schedule.schedule_id, None)
             self._jobs.pop(claim.schedule.schedule_id, None)
             self.changed(claim.schedule.schedule_id)
-            for execution, was_stored in zip(executions, kept, strict=True):
+            for execution, was_stored in zip(executions, is_new, strict=True):
                 (self.intake.accept if was_stored else self.intake.withdraw)(execution)
 
     def _executions_of(self, claim: Claimed) -> list[Execution]:
@@ -7960,11 +8010,11 @@ class Dispatcher:
             if execution is not None:
                 raise Conflict(f"the execution has ended already: {execution.status}")
             return None
-        await asyncio.shield(self._cancel(live, reason))
+        await self._cancel(live, reason)
         return self._store.execution(execution_id)
 
-    def _cancel(self, live: Live, reason: str) -> asyncio.Future[bool]:
-        """Cancel an execution; the future ends when that, or its end, is stored."""
+    def _cancel(self, live: Live, reason: str) -> Commit[bool]:
+        """Cancel an execution; settled when that, or its end, is stored."""
         if live.stage is Stage.RUNNING and live.instance is not None:
             if live.cancelling is None:
                 live.limit_s = self._clock.monotonic() + CANCEL_GRACE_S
@@ -8054,8 +8104,7 @@ class Dispatcher:
         assert schedule_id is not None
         for other in list(self._of_schedule[schedule_id].values()):
             if other is not live:
-                replaced = self._cancel(other, "replaced")
-                replaced.add_done_callback(lambda done: done.exception())  # the store logs it
+                self._cancel(other, "replaced")
 
     # From the queue to a handler
 
@@ -8124,18 +8173,17 @@ class Dispatcher:
         self._step_out(live)
         live.stage = Stage.CLAIMING
         live.execution = self._begin(live, instance)
-        claimed = self._store.claim_execution(live.execution)
-        claimed.add_done_callback(lambda claimed: self._on_claimed(live, claimed))
+        self._store.claim_execution(live.execution).then(partial(self._on_claimed, live))
 
-    def _on_claimed(self, live: Live, claimed: asyncio.Future[bool]) -> None:
-        if claimed.exception() is not None:
+    def _on_claimed(self, live: Live, claimed: bool | Exception) -> None:
+        if isinstance(claimed, Exception):
             self._free(live)
             self._unbegin(live)
             if live.cancelling is not None:
                 self._end_cancelled(live)
             else:
                 self._delay(live, STORE_RETRY_S)
-        elif claimed.result():
+        elif claimed:
             self._send(live)
         else:
             execution_id = live.execution.execution_id
@@ -8236,7 +8284,7 @@ class Dispatcher:
         e = live.execution
         overdue_us = self._clock.now_us() - (e.started_us or 0) - round(e.timeout * 1e6)
         ended = self._end(live, outcome_of(message, live.cancelling, overdue_us >= 0))
-        ended.add_done_callback(lambda _: self._gateway.acknowledge(instance, call_id))
+        ended.then(lambda _: self._gateway.acknowledge(instance, call_id))
 
     def _on_late(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
         """A result nobody waits for: kept on its attempt as late, never changing the state."""
@@ -8250,17 +8298,17 @@ class Dispatcher:
         runner, now_us = key_of_runner(instance, message), self._clock.now_us()
         kept = self._store.record_late(execution_id, attempt, runner, now_us)
 
-        def acknowledge(kept: asyncio.Future[bool]) -> None:
-            if kept.exception() is None:
+        def acknowledge(kept: bool | Exception) -> None:
+            if not isinstance(kept, Exception):
                 self._gateway.acknowledge(instance, call_id)
 
-        kept.add_done_callback(acknowledge)
+        kept.then(acknowledge)
 
-    def _end_cancelled(self, live: Live) -> asyncio.Future[bool]:
+    def _end_cancelled(self, live: Live) -> Commit[bool]:
         return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
 
-    def _end(self, live: Live, outcome: Outcome) -> asyncio.Future[bool]:
-        """Record how an attempt ended and go on from there; the future ends after the commit."""
+    def _end(self, live: Live, outcome: Outcome) -> Commit[bool]:
+        """Record how an attempt ended and go on from there; settled after the commit."""
         before, now_us = live.execution, self._clock.now_us()
         began = before.attempt > 0 and before.status is Status.RUNNING
         attempt = None
@@ -8295,32 +8343,28 @@ class Dispatcher:
         return max(0, now_us - (live.execution.started_us or now_us))
 
     def _store_until_done(
-        self, write: Callable[[], asyncio.Future[bool]], then: Callable[[bool], None]
-    ) -> asyncio.Future[bool]:
+        self, write: Callable[[], Commit[bool]], then: Callable[[bool], None]
+    ) -> Commit[bool]:
         """Repeat a write until the store takes it: what a handler has done is not forgotten.
 
-        The returned future ends after `then`, or never, if the server closes before.
+        What is returned is settled after `then`, or never, if the server closes before.
         """
         loop = asyncio.get_running_loop()
-        settled: asyncio.Future[bool] = loop.create_future()
+        settled: Commit[bool] = Commit()
 
-        def attempt() -> None:
-            write().add_done_callback(on_done)
-
-        def on_done(done: asyncio.Future[bool]) -> None:
-            error = done.exception()
-            if error is not None:
-                known = isinstance(error, ScheduleZeroError)  # and told of by the store
-                if not known:
-                    log_dispatcher.error("the end of an attempt was not stored", exc_info=error)
-                if not self._closed:
-                    loop.call_later(STORE_RETRY_S if known else FAULT_RETRY_S, attempt)
+        def on_done(outcome: bool | Exception) -> None:
+            if not isinstance(outcome, Exception):
+                then(outcome)
+                settled.settle(outcome)
                 return
-            then(done.result())
-            if not settled.done():
-                settled.set_result(done.result())
+            known = isinstance(outcome, ScheduleZeroError)  # and told of by the store
+            if not known:
+                log_dispatcher.error("the end of an attempt was not stored", exc_info=outcome)
+            if not self._closed:
+                wait_s = STORE_RETRY_S if known else FAULT_RETRY_S
+                loop.call_later(wait_s, lambda: write().then(on_done))
 
-        attempt()
+        write().then(on_done)
         return settled
 
     def _done(self, live: Live) -> None:
