@@ -546,7 +546,7 @@ def decode_json(body: bytes) -> Any:
             raise BadJson(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
         value = _JSON_DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):
-            _JSON_ENCODER.encode(value).encode()
+            dump_json(value).encode()
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise BadJson(f"not JSON: {error.msg} at {where}") from None
@@ -559,13 +559,13 @@ def decode_json(body: bytes) -> Any:
 
 def dump_json(value: Any) -> str:
     """Encode compactly. Raises ValueError for NaN, TypeError for what JSON cannot say."""
-    return _JSON_ENCODER.encode(value)
+    return "".join(_JSON_ENCODE(value, 0))
 
 
 def encode_json(value: Any) -> bytes:
     """Encode compactly, as UTF-8."""
     # Lone surrogates from elsewhere become JSON escapes: one bad string must not hide a list.
-    return _JSON_ENCODER.encode(value).encode(errors="backslashreplace")
+    return dump_json(value).encode(errors="backslashreplace")
 
 
 def _is_too_deep(text: str) -> bool:
@@ -610,12 +610,11 @@ _JSON_DECODER: Final = json.JSONDecoder(
     parse_float=_read_float,
     parse_constant=_refuse_constant,
 )
-_JSON_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False,
-    allow_nan=False,
-    check_circular=False,
-    separators=(",", ":"),
-    default=dict,  # read-only mappings
+# JSONEncoder.encode makes this anew for every call, which takes longer than to encode a message.
+# In order: markers, default (read-only mappings), encoder of strings, indent, key separator, item
+# separator, sort_keys, skipkeys, allow_nan.
+_JSON_ENCODE: Final[Callable[[Any, int], Iterable[str]]] = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, dict, json.encoder.encode_basestring, None, ":", ",", False, False, False
 )
 
 
