@@ -6428,6 +6428,7 @@ MAX_FRAMES: Final = 4  # kept of one message, to see that it is none of ours
 MAX_UNFINISHED_BYTES: Final = MAX_JSON_BYTES + (256 << 10)  # of a message that does not end
 MAX_STRANGERS: Final = 256  # connections that no handler has registered from
 WATCH_S: Final = 0.1
+QUIET_WATCH_S: Final = 0.5  # while only registered handlers are connected and none says anything
 SUSPECT_S: Final = 0.02
 FLOOD: Final = 2_000  # messages from one handler in WATCH_S; more are dropped
 STRANGER_FLOOD: Final = 50  # the same from a connection that is nobody's yet
@@ -6836,6 +6837,7 @@ class Connections:
         self._by_fd: dict[int, Connection] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.has_suspects = False
+        self._is_quiet = True
         self._port = 0
         router.monitor("inproc://connections", ROUTER_EVENTS)
         self._monitor = gateway.context.socket(zmq.PAIR)
@@ -6893,9 +6895,19 @@ class Connections:
             connection = self._by_fd[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
         except OSError:
             return None
-        if self._timer is None:
-            self._timer = self._gateway.loop.call_later(WATCH_S, self._watch)
+        self.watch_closely()
         return connection
+
+    def watch_closely(self) -> None:
+        """Something came in: what follows is counted in windows of WATCH_S."""
+        if self._is_quiet:
+            self._is_quiet = False
+            self._watch_in(WATCH_S)
+
+    def _watch_in(self, wait_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._gateway.loop.call_later(wait_s, self._watch)
 
     def _watch(self) -> None:
         counts, self._gateway.counts = self._gateway.counts, {}
@@ -6912,10 +6924,11 @@ class Connections:
         strangers.sort(key=lambda connection: connection.heard_s, reverse=True)
         for connection in strangers[MAX_STRANGERS:]:
             self._end(connection, f"{MAX_STRANGERS} others have not registered either")
-        wait_s = SUSPECT_S if self.has_suspects else max(WATCH_S, len(self._by_fd) * 0.0005)
-        self._timer = None
-        if self._by_fd:
-            self._timer = self._gateway.loop.call_later(wait_s, self._watch)
+        self._is_quiet = not (counts or strangers or self.has_suspects)
+        if self._is_quiet and not self._by_fd:
+            return
+        wait_s = SUSPECT_S if self.has_suspects else QUIET_WATCH_S if self._is_quiet else WATCH_S
+        self._watch_in(max(wait_s, len(self._by_fd) * 0.0005))
 
     def _look_at(self, connection: Connection, count: int, now_s: float) -> bool:
         """Watch one connection that delivered `count` messages lately; False if it has ended."""
@@ -7191,6 +7204,8 @@ class Gateway:
             except zmq.ZMQError:
                 self.is_drained = True
                 return
+            if not self.counts:
+                self._connections.watch_closely()
             count = self.counts[route] = self.counts.get(route, 0) + 1
             if count > STRANGER_FLOOD and self._is_flood(route, count):
                 continue
