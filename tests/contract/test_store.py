@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import schedulezero as sz
+from apparatus import Anything, Dial
 from schedulezero import (
     Attempt,
     Clock,
@@ -34,35 +35,6 @@ from schedulezero import (
 pytestmark = pytest.mark.anyio
 MODULE_DIRECTORY = str(Path(sz.__file__).parent)
 HOUR_US = 3_600_000_000
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Dial(Clock):
-    """A clock whose hand can be moved."""
-
-    def __init__(self) -> None:
-        self.us = 1_800_000_000_000_000
-
-    def now_us(self) -> int:
-        return self.us
-
-    def now(self) -> Any:
-        return sz.at_of(self.us)
-
-
-class Anything:
-    """An intake that admits everything."""
-
-    def admit(self, execution: Execution) -> Execution:
-        return execution
-
-    def accept(self, execution: Execution) -> None: ...
-
-    def withdraw(self, execution: Execution) -> None: ...
 
 
 @pytest.fixture
