@@ -3169,6 +3169,7 @@ REFUSALS_KEPT: Final = 2_000  # these have slots of their own: strangers must no
 MAX_NOTES: Final = 2_000  # audit entries that wait for a commit
 NOTE_S: Final = 1.0  # how long they wait before there is one for them alone
 MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of them waits
+MAX_PAGE_BYTES: Final = 4 << 20  # bounds how long reading and rendering a page holds up the loop
 BUSY_MS: Final = 5_000
 READ_BUSY_MS: Final = 250  # reads wait on the event loop
 BALLAST_BYTES: Final = 2 << 20
@@ -3970,6 +3971,18 @@ def file_number(path: str) -> tuple[int, int] | None:
     return about.st_dev, about.st_ino
 
 
+def fetch_page(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The first rows, up to the one with which their texts exceed MAX_PAGE_BYTES."""
+    page = []
+    left = MAX_PAGE_BYTES
+    for row in rows:
+        page.append(row)
+        left -= sum(len(value) for value in row if isinstance(value, str))
+        if left < 0:
+            break
+    return page
+
+
 class StoreReader:
     """The connection that the event loop reads with. Each read is one snapshot, and short."""
 
@@ -3990,10 +4003,13 @@ class StoreReader:
         """Why the last read failed; None if it did not."""
         return self._trouble.sentence
 
-    def all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows. Raises StoreUnavailable."""
+    def all(self, sql: str, values: Sequence[Any] = (), *, is_page: bool = False) -> list[Any]:
+        """All rows; of a page those up to the one with which its texts exceed MAX_PAGE_BYTES.
+
+        Raises StoreUnavailable.
+        """
         try:
-            rows = self._fetch(sql, values)
+            rows = self._fetch(sql, values, is_page)
         except sqlite3.Error as error:
             fault = describe_fault(error, self._path)
             self._trouble.begin(f"the database cannot be read: {fault}", error)
@@ -4009,16 +4025,18 @@ class StoreReader:
         rows = self.all(sql, values)
         return rows[0] if rows else None
 
-    def _fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
+    def _fetch(self, sql: str, values: Sequence[Any], is_page: bool) -> list[Any]:
         try:
-            return self._db.execute(sql, values).fetchall()
+            rows = self._db.execute(sql, values)
+            return fetch_page(rows) if is_page else rows.fetchall()
         except sqlite3.OperationalError as error:
             if fault_code(error) is not None:
                 raise
         # A text that is not UTF-8: the page it stands on was damaged within the row.
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
-            return self._db.execute(sql, values).fetchall()
+            rows = self._db.execute(sql, values)
+            return fetch_page(rows) if is_page else rows.fetchall()
         finally:
             self._db.text_factory = str
 
@@ -4365,7 +4383,10 @@ class Store(apscheduler.abc.DataStore):
         limit: int = -1,
         offset: int = 0,
     ) -> tuple[list[Schedule], int]:
-        """One page of the matching schedules, and how many match in all."""
+        """One page of the matching schedules, and how many match in all.
+
+        A page may be shorter than `limit`, when what is on it is large; see MAX_PAGE_BYTES.
+        """
         where, values = _conditions(
             ("handler_id = ?", handler_id),
             ("method_name = ?", method_name),
@@ -4382,6 +4403,7 @@ class Store(apscheduler.abc.DataStore):
         rows = self._reader.all(
             f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
+            is_page=limit >= 0,
         )
         return [schedule_of(row) for row in rows], total
 
@@ -4549,7 +4571,10 @@ class Store(apscheduler.abc.DataStore):
         status: Sequence[str] = (),
         since_us: int | None = None,
     ) -> list[Execution]:
-        """The newest matching executions, newest first; `before`: older than this id."""
+        """The newest matching executions, newest first; `before`: older than this id.
+
+        Fewer than `limit` when their results are large; then they are over MAX_PAGE_BYTES.
+        """
         where, values = _conditions(
             ("id < ?", None if before is None else decode_id(before) or 0),
             ("handler_id = ?", handler_id),
@@ -4561,6 +4586,7 @@ class Store(apscheduler.abc.DataStore):
         rows = self._reader.all(
             f"SELECT {EXECUTION_COLUMNS} FROM executions {where} ORDER BY id DESC LIMIT ?",
             (*values, limit),
+            is_page=True,
         )
         return [execution_of(row) for row in rows]
 
@@ -10906,7 +10932,6 @@ class LoopErrorLog:
 # and one function for each route; below it the shell that picks the function.
 
 MAX_PAGE: Final = 1_000  # records in one answer
-MAX_PAGE_BYTES: Final = 4 << 20  # bounds how long rendering one answer holds up the loop
 MAX_PREVIEWS: Final = 100
 MAX_TITLE_CHARS: Final = 200
 MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well

@@ -380,6 +380,23 @@ async def test_live_executions_are_those_not_final_oldest_first(store: Store) ->
     assert [e.execution_id for e in store.live_executions()] == ids
 
 
+async def test_a_page_of_large_results_is_not_read_as_a_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_PAGE_BYTES", 2_000)
+    for _ in range(9):
+        await store.end_execution(ended(await begun(store))._replace(result="x" * 900))
+        large = schedule(store, store.new_id(), job_params={"x": "y" * 900})
+        await store.add_schedule_record(large)
+    page = store.executions(limit=9)
+    assert len(page) == 3  # one more than fits, so that it is known that others follow
+    rest = store.executions(limit=9, before=page[-1].execution_id)
+    assert rest[0].execution_id < page[-1].execution_id
+    few, total = store.schedules(limit=9)
+    assert (len(few), total) == (2, 9)
+    assert len(store.schedules()[0]) == 9
+
+
 async def test_the_note_of_what_is_final_hides_no_live_execution(store: Store) -> None:
     await store.save_seen(1)  # there are none at all
     oldest = await begun(store)
