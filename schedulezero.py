@@ -4762,6 +4762,10 @@ class Store(apscheduler.abc.DataStore):
         values = (handler_id, address, methods, at_us)
         await self.write(lambda db: db.execute(sql, values), essential=True)
 
+    def remove_handler(self, handler_id: str) -> Commit[None]:
+        sql = "DELETE FROM handlers WHERE handler_id = ?"
+        return self.write(lambda db: db.execute(sql, (handler_id,)), essential=True)
+
     def seen_us(self) -> int:
         """The latest wall time this database knows of: no later moment has been recorded."""
         meta = dict(self._reader.all("SELECT key, value FROM meta"))
@@ -6592,7 +6596,7 @@ class Registry:
         if earlier is None and len(self.instances) >= MAX_INSTANCES:
             raise WireError(f"{MAX_INSTANCES} handlers are registered already")
         if said.handler_id not in self.known and len(self.known) >= MAX_HANDLERS:
-            raise WireError(f"{MAX_HANDLERS} handler ids are known already")
+            raise WireError(f"{MAX_HANDLERS} handler ids are in use already")
         if earlier is not None:
             self.remove(earlier)
             earlier.gone = True  # a call being recorded for it must not go its way any more
@@ -6606,6 +6610,21 @@ class Registry:
         again = earlier is not None or said.handler_id in self.known
         self.known[said.handler_id] = (said.address or "dial-in", said.methods, now_us)
         return instance, again
+
+    def displaced_by(self, handler_id: str) -> str | None:
+        """Whom to forget for a new handler id, when as many are known as may be: of those without
+        an instance the one that was not seen for the longest time.
+        """
+        if handler_id in self.known or len(self.known) < MAX_HANDLERS:
+            return None
+        idle = [known for known in self.known if not self._by_handler.get(known)]
+        return min(idle, key=lambda known: self.known[known][2], default=None)
+
+    def forget(self, handler_id: str) -> None:
+        """Know nothing of a handler any more; its instances must be gone."""
+        for instance in list(self.of(handler_id)):
+            self.remove(instance)
+        self.known.pop(handler_id, None)
 
     def remove(self, instance: Instance) -> None:
         self.instances.pop(instance.key, None)
@@ -7210,6 +7229,28 @@ class Gateway:
             last_seen_us=max((info.last_seen_us for info in instances), default=seen_us),
         )
 
+    async def forget(self, handler_id: str) -> None:
+        """Forget a handler that has left. Raises NotFound, Conflict while it may come back."""
+        if not self.is_known(handler_id):
+            raise NotFound(f"there is no handler '{handler_id}'")
+        if handler_id in self._configured:
+            raise Conflict(f"the configuration names the handler '{handler_id}'")
+        if any(
+            instance.info().status != "Disconnected" for instance in self.registry.of(handler_id)
+        ):
+            raise Conflict(f"the handler '{handler_id}' is connected")
+        await self._forget(handler_id)
+
+    def _forget(self, handler_id: str) -> Commit[None]:
+        for instance in self.registry.of(handler_id):
+            if isinstance(instance.route, PlainLink):
+                instance.route.close()
+        self.registry.forget(handler_id)
+        if handler_id in self._saving:
+            self._saving[handler_id].cancel()
+        self._changed(handler_id)
+        return self._store.remove_handler(handler_id)
+
     # Reading
 
     def _read_again(self) -> None:
@@ -7481,6 +7522,10 @@ class Gateway:
     def _enter(self, said: Registration, sender: Sender, host: str | None) -> tuple[Instance, bool]:
         """Enter a registration, opening or keeping the link of a plain handler."""
         now_s, now_us = self.clock.monotonic(), self.clock.now_us()
+        displaced = self.registry.displaced_by(said.handler_id)
+        if displaced is not None:
+            log_gateway.warning("handler %s is forgotten: too many are known", displaced)
+            self._forget(displaced)
         known = self.registry.known.get(said.handler_id)
         peer = sender.peer
         assert peer is not None
@@ -11601,6 +11646,12 @@ def list_handlers(app: App, call: Call) -> Response:
     return json_response(200, {"handlers": handlers, "count": len(handlers)})
 
 
+async def forget_handler(app: App, call: Call) -> Response:
+    handler_id = call.path["handler_id"]
+    await app.gateway.forget(handler_id)
+    return json_response(200, {"status": "success", "handler_id": handler_id})
+
+
 async def create_schedule(app: App, call: Call) -> Response:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
@@ -12042,6 +12093,9 @@ ROUTES: Final = (
           "The effective configuration, secrets masked", {200: ANY_OBJECT}),
     Route("GET", "/api/handlers", list_handlers, VIEWER,
           "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
+    Route("DELETE", "/api/handlers/{handler_id}", forget_handler, ADMIN,
+          "Forget a handler that is gone for good",
+          {200: shape(status={"const": "success"}, handler_id=TEXT)}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
           "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
           body=SCHEDULE_FIELDS),
@@ -12775,9 +12829,8 @@ class Server:
             value = render_schedule(schedule) if schedule else {"id": value, "deleted": True}
         elif kind == "handler":
             info = self.gateway.handler(value)
-            if info is None:
-                return None
-            value = render_handler(info, self.clock.now_us())
+            forgotten = {"id": value, "deleted": True}
+            value = render_handler(info, self.clock.now_us()) if info else forgotten
         return encode_json(value)
 
 

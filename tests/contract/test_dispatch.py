@@ -669,6 +669,33 @@ async def test_a_call_that_was_forgotten_does_not_hold_a_slot(
     assert (await handler.call())["execution_id"] == execution_id
 
 
+async def test_a_handler_that_has_left_can_be_forgotten(
+    serve: Callable[..., Server], context: zmq.asyncio.Context
+) -> None:
+    server = serve()
+    with pytest.raises(NotFound):
+        await server.gateway.forget("worker")
+    async with worker(context, server) as handler:
+        with pytest.raises(Conflict, match="connected"):
+            await server.gateway.forget("worker")
+        await handler.request("report_status", **handler.profile, status="offline")
+        await until(lambda: server.handler_status() == "Disconnected")
+        await server.gateway.forget("worker")
+        assert server.gateway.handler("worker") is None
+        assert server.published[-1] == ("handler", "worker")
+        server.close()
+        assert serve(port=server.port).gateway.handler("worker") is None
+
+
+async def test_a_configured_handler_is_not_forgotten(serve: Callable[..., Server]) -> None:
+    spec = sz.parse_config(
+        {"handlers": {"worker": {"command": ["/bin/true"]}}}, environ={}
+    ).handlers
+    server = serve(handlers=spec)
+    with pytest.raises(Conflict, match="configuration"):
+        await server.gateway.forget("worker")
+
+
 async def test_a_handler_that_leaves_is_disconnected_at_once(
     server: Server, context: zmq.asyncio.Context
 ) -> None:
