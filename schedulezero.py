@@ -3764,9 +3764,8 @@ class Writer:
         self.is_full = False
         self.notes: deque[Note] = deque()  # go into the next commit, and cause none
         self.lost: str | None = None  # why only a new start can help
-        self.took: Callable[[float], None] = lambda seconds: (
-            None
-        )  # told of each commit, by the thread
+        # Told by the thread how long each commit took.
+        self.took: Callable[[float], None] = lambda seconds: None
         self.busy_since_s: float | None = None  # monotonic: when the commit under way was begun
         self._path = path
         self._files = self._file_numbers()
@@ -12841,7 +12840,7 @@ def run_server(config: Config, *, lifeline_fd: int | None = None) -> int:
     """
     gc.collect()
     gc.freeze()  # what is imported stays: no collection need look at it again
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)  # a burst makes few cycles, but many objects that stay
     sys.setswitchinterval(SWITCH_S)
     try:
         return asyncio.run(_serve(config, lifeline_fd))
