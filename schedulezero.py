@@ -1634,7 +1634,7 @@ LAST_MONTH: Final = (LAST_YEAR + 1) * 12
 SAMPLE_S: Final = 3 * DAY_S  # no zone changes its offset twice within a week
 MAX_MEMBERS: Final = 16  # triggers within one `and` or `or`
 MAX_NESTING: Final = 3  # an `or` of `and`s of triggers
-MAX_EXPRESSION_CHARS: Final = 1_000  # of one cron field or expression
+MAX_CRON_CHARS: Final = 1_000  # of one cron field or expression
 OR_EXACT_COUNT: Final = 300  # up to here an `or` counts fire times that members share once
 ON_TIME_S: Final = 1.0  # a fire at most this late is on time
 
@@ -1711,11 +1711,6 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
         return first
     # PEP 495: in a gap fold=0 counts with the offset before it, so `first` is after the jump.
     return span_at(zone, first // SECOND_US).begin * SECOND_US
-
-
-def is_ambiguous(at: datetime) -> bool:
-    """Whether the local time of an instant occurs twice."""
-    return at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
 
 
 def load_zone(name: object) -> ZoneInfo:
@@ -1869,14 +1864,8 @@ def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
         texts.setdefault(name, "*" if is_free else str(CRON_FIELDS[name].low))
     days, is_last, positions = parse_days(texts.pop("day"))
     values = {name: parse_values(text, CRON_FIELDS[name]) for name, text in texts.items()}
-    return CronRule(
-        years=frozenset() if texts["year"] == "*" else frozenset(values["year"]),
-        months=values["month"],
-        weeks=frozenset() if texts["week"] == "*" else frozenset(values["week"]),
-        days=DayRule(days, _from_monday(values["day_of_week"]), is_last, positions),
-        times=TimesOfDay(values["hour"], values["minute"], values["second"]),
-        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
-    )
+    weekdays = _from_monday(values["day_of_week"])
+    return _make_rule(texts, values, DayRule(days, weekdays, is_last, positions))
 
 
 @lru_cache(maxsize=256)
@@ -1894,14 +1883,18 @@ def compile_crontab(expression: str) -> CronRule:
             raise ValueError(f"{name} {error}") from None
     weekdays = _from_monday(values["day_of_week"])
     either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
-    return CronRule(
-        years=frozenset(),
-        months=values["month"],
-        weeks=frozenset(),
-        days=DayRule(values["day"], weekdays, either=either),
-        times=TimesOfDay(values["hour"], values["minute"], (0,)),
-        follows_clock=texts["minute"][0] == "*" or texts["hour"][0] == "*",
+    return _make_rule(texts, values, DayRule(values["day"], weekdays, either=either))
+
+
+def _make_rule(
+    texts: Mapping[str, str], values: Mapping[str, tuple[int, ...]], days: DayRule
+) -> CronRule:
+    years, weeks = (
+        frozenset(values[name] if texts.get(name, "*") != "*" else ()) for name in ("year", "week")
     )
+    times = TimesOfDay(values["hour"], values["minute"], values.get("second", (0,)))
+    follows_clock = "*" in (texts["minute"][0], texts["hour"][0])
+    return CronRule(years, values["month"], weeks, days, times, follows_clock)
 
 
 def _from_monday(weekdays: Sequence[int]) -> tuple[int, ...]:
@@ -2084,7 +2077,7 @@ def moment_text(at: datetime) -> str:
 
 def overlap_text(at: datetime, runs_twice: bool) -> str | None:
     """The note for a local time that occurs twice; None for any other."""
-    if not is_ambiguous(at):
+    if at.replace(fold=0).utcoffset() == at.replace(fold=1).utcoffset():
         return None
     which = "second" if at.fold else "first"
     runs = f"runs both times, this is the {which}" if runs_twice else "runs the first time"
@@ -2122,10 +2115,8 @@ def number_reader(low: float, high: float, kind: type[float] = float) -> Reader:
 
 
 def read_text(value: Any, place: Place) -> str:
-    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_EXPRESSION_CHARS:
-        raise ValueError(
-            f"must be text of 1 to {MAX_EXPRESSION_CHARS} characters, not {value!r:.80}"
-        )
+    if not isinstance(value, str) or not 0 < len(value.strip()) <= MAX_CRON_CHARS:
+        raise ValueError(f"must be text of 1 to {MAX_CRON_CHARS} characters, not {value!r:.80}")
     return " ".join(value.split())
 
 
@@ -2151,9 +2142,8 @@ def read_date(value: Any, place: Place) -> date:
     except ValueError:
         day = date.min
     if not EPOCH.year <= day.year <= LAST_YEAR:
-        raise ValueError(
-            f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
-        )
+        sentence = f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
+        raise ValueError(sentence)
     return day
 
 
@@ -2175,6 +2165,14 @@ def read_dst(value: Any, place: Place) -> Dst:
     if value not in list(Dst):
         raise ValueError(f"must be one of {', '.join(Dst)}, not {value!r:.80}")
     return Dst(value)
+
+
+COMMON_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
+    {"timezone": lambda zone, _: load_zone(zone), "dst": read_dst}
+)
+BOUND_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
+    {"start_time": read_instant, "end_time": read_instant}
+)
 
 
 def read_members(value: Any, place: Place) -> list[Trigger]:
@@ -2200,18 +2198,17 @@ def read_trigger(config: Any, place: Place) -> Trigger:
         raise TriggerError(f"{place.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
     readers = kind.readers
     for key in config:
-        if key not in (known := ("type", "timezone", "dst", *readers)):
+        if key not in (known := ("type", *COMMON_READERS, *readers)):
             hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
             sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
             raise TriggerError(f"{place.path}.{key}", sentence)
-    common = _read_keys(
-        config, {"timezone": lambda zone, _: load_zone(zone), "dst": read_dst}, place
-    )
+    common = _read_keys(config, COMMON_READERS, place)
     zone, dst = common.get("timezone", place.zone), common.get("dst", place.dst)
     place = replace(place, zone=zone, dst=dst)
     given = _read_keys(config, readers, place)
     state: dict[str, Any] = {"type": name, "timezone": zone.key, "dst": dst.value}
-    state |= {"start_us": 0, "end_us": LAST_US, "cursor_us": place.now_us}
+    state |= {"start_us": given.get("start_time", 0), "end_us": given.get("end_time", LAST_US)}
+    state |= {"cursor_us": place.now_us}
     try:
         return make_trigger(state | kind.parse(given, place))
     except ValueError as error:
@@ -2243,10 +2240,10 @@ class Trigger(apscheduler.abc.Trigger):
     APScheduler's iterator: it answers the first fire time after `cursor_us` and moves it there.
     """
 
-    kind: ClassVar[str]
     readers: ClassVar[Mapping[str, Reader]]  # of the keys of its trigger_config
 
     state: Mapping[str, Any]
+    kind: str
     zone: ZoneInfo
     dst: Dst
     start_us: int
@@ -2256,13 +2253,13 @@ class Trigger(apscheduler.abc.Trigger):
     @staticmethod
     @abstractmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
-        """The state, without defaults, for the keys given. Raises ValueError."""
+        """The state of the keys given, but for its defaults. Raises ValueError."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.state, "cursor_us": self.cursor_us}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state = dict(state)
+        self.state, self.kind = dict(state), state["type"]
         self.zone, self.dst = load_zone(state["timezone"]), Dst(state["dst"])
         self.start_us, self.end_us = int(state["start_us"]), min(int(state["end_us"]), LAST_US)
         self.cursor_us = min(int(state["cursor_us"]), LAST_US)
@@ -2339,10 +2336,7 @@ class Trigger(apscheduler.abc.Trigger):
 class DateTrigger(Trigger):
     """Fires once."""
 
-    kind = "date"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
-        {"run_date": lambda value, place: (value, read_instant(value, place))}
-    )
+    readers = MappingProxyType({"run_date": lambda value, at: (value, read_instant(value, at))})
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -2392,20 +2386,14 @@ class DateTrigger(Trigger):
 INTERVAL_UNITS: Final[Mapping[str, int]] = MappingProxyType(
     {"weeks": 7 * DAY_S, "days": DAY_S, "hours": 3600, "minutes": 60, "seconds": 1}
 )
-BOUND_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
-    {"start_time": read_instant, "end_time": read_instant}
-)
 
 
 class IntervalTrigger(Trigger):
     """Fires at start + k x interval in UTC: clock changes do not touch it."""
 
-    kind = "interval"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
-        {
-            **{unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()},
-            **BOUND_READERS,
-        }
+    readers = MappingProxyType(
+        {unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()}
+        | dict(BOUND_READERS)
     )
 
     @staticmethod
@@ -2420,7 +2408,6 @@ class IntervalTrigger(Trigger):
         return {
             "interval_us": interval_us,
             "start_us": given.get("start_time", place.now_us + interval_us),
-            "end_us": given.get("end_time", LAST_US),
             "is_start_given": "start_time" in given,
         }
 
@@ -2486,41 +2473,29 @@ class WallTrigger(Trigger):
 
     # Local times
 
-    def _first_day(self, day: int) -> int | None:
-        first_month, least = _month_and_day(day)
-        for month in range(first_month, LAST_MONTH + 1):
-            days = self.month_days(month)
-            if (index := bisect_left(days, least)) < len(days):
-                return _epoch_day(month, days[index])
-            least = 1
+    def _seek_day(self, day: int, step: int) -> int | None:
+        """The nearest matching day from `day` on, or with `step` -1 back from it."""
+        month, bound = _month_and_day(day)
+        while FIRST_MONTH <= month <= LAST_MONTH:
+            if days := self.month_days(month):
+                if step > 0 and (index := bisect_left(days, bound)) < len(days):
+                    return _epoch_day(month, days[index])
+                if step < 0 and (index := bisect_right(days, bound)):
+                    return _epoch_day(month, days[index - 1])
+            month, bound = month + step, 1 if step > 0 else 31
         return None
 
-    def _last_day(self, day: int) -> int | None:
-        last_month, most = _month_and_day(day)
-        for month in range(last_month, FIRST_MONTH - 1, -1):
-            days = self.month_days(month)
-            if index := bisect_right(days, most):
-                return _epoch_day(month, days[index - 1])
-            most = 31
-        return None
-
-    def _first_local(self, local: int) -> int | None:
-        """The first match at or after a local time."""
+    def _seek_local(self, local: int, step: int) -> int | None:
+        """The first match at or after a local time, or with `step` -1 the last before it."""
         day, second = divmod(local, DAY_S)
-        found = self._first_day(day)
-        index = self.times.before(second) if found == day else 0
-        if index == self.times.total():
-            found, index = self._first_day(day + 1), 0
-        return None if found is None else found * DAY_S + self.times.at(index)
-
-    def _last_local(self, local: int) -> int | None:
-        """The last match before a local time."""
-        day, second = divmod(local, DAY_S)
-        found = self._last_day(day)
-        index = self.times.before(second) if found == day else self.times.total()
-        if index == 0:
-            found, index = self._last_day(day - 1), self.times.total()
-        return None if found is None else found * DAY_S + self.times.at(index - 1)
+        start, end = (0, self.times.total())[::step]
+        found = self._seek_day(day, step)
+        index = self.times.before(second) if found == day else start
+        if index == end:
+            found, index = self._seek_day(day + step, step), start
+        if found is None:
+            return None
+        return found * DAY_S + self.times.at(index if step > 0 else index - 1)
 
     def _count_local(self, first: int, end: int) -> int:
         """The number of matches in [first, end)."""
@@ -2564,13 +2539,13 @@ class WallTrigger(Trigger):
             if at <= span.begin and self._fires_at_jump(span):
                 return span.begin * SECOND_US
             begin = max(at + span.offset, self._floor(span))
-            local = self._first_local(begin)
+            local = self._seek_local(begin, 1)
             if local is not None and local - span.offset < span.end:
                 return (local - span.offset) * SECOND_US
             # Jump near the next match: an overlap may repeat the last day of the span, and the
             # instant of a local time is not known to better than a day and a gap.
             if begin > (last_day := span.end + span.offset - DAY_S):
-                local = self._first_local(last_day)
+                local = self._seek_local(last_day, 1)
             if local is None:
                 return None
             at = max(span.end, local - 2 * DAY_S)
@@ -2581,13 +2556,13 @@ class WallTrigger(Trigger):
         while at * SECOND_US >= self.start_us:
             span = span_at(self.zone, at)
             end = at + 1 + span.offset
-            local = self._last_local(end)
+            local = self._seek_local(end, -1)
             if local is not None and local >= self._floor(span):
                 return (local - span.offset) * SECOND_US
             if self._fires_at_jump(span):
                 return span.begin * SECOND_US
             if end < (first_day := span.begin + span.offset + DAY_S):
-                local = self._last_local(first_day)
+                local = self._seek_local(first_day, -1)
             if local is None:
                 return None
             at = min(span.begin - 1, local + 2 * DAY_S)
@@ -2601,7 +2576,7 @@ class WallTrigger(Trigger):
             end = min(last + 1, span.end) + span.offset
             total += self._count_local(begin, end)
             if first <= span.begin and self._fires_at_jump(span):
-                total += 0 if self._first_local(begin) == begin else 1
+                total += self._seek_local(begin, 1) != begin
         return total
 
     def note(self, fire_at: datetime) -> str | None:
@@ -2615,7 +2590,7 @@ class WallTrigger(Trigger):
         return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
 
     def _gap_text(self, span: Span, count: int, at: datetime) -> str:
-        local = self._first_local(span.begin + span.before)
+        local = self._seek_local(span.begin + span.before, 1)
         assert local is not None
         wall = at_of(local * SECOND_US)
         what = f"{wall:%H:%M} does not exist"
@@ -2628,13 +2603,9 @@ class WallTrigger(Trigger):
 class CronTrigger(WallTrigger):
     """Fires at the local times that match APScheduler's cron fields or a crontab expression."""
 
-    kind = "cron"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
-        {
-            **{name: partial(read_cron_field, name) for name in CRON_FIELDS},
-            "expression": read_crontab,
-            **BOUND_READERS,
-        }
+    readers = MappingProxyType(
+        {name: partial(read_cron_field, name) for name in CRON_FIELDS}
+        | {"expression": read_crontab, **BOUND_READERS}
     )
 
     @staticmethod
@@ -2642,12 +2613,7 @@ class CronTrigger(WallTrigger):
         fields = {name: given[name] for name in CRON_FIELDS if name in given}
         if bool(fields) == ("expression" in given):
             raise ValueError(f"give either an expression or some of {', '.join(CRON_FIELDS)}")
-        return {
-            "fields": fields,
-            "expression": given.get("expression"),
-            "start_us": given.get("start_time", 0),
-            "end_us": given.get("end_time", LAST_US),
-        }
+        return {"fields": fields, "expression": given.get("expression")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
@@ -2677,30 +2643,20 @@ class CronTrigger(WallTrigger):
         return ", ".join(f"{name}={text!r}" for name, text in self.fields.items())
 
 
+CALENDAR_FIELDS: Final[Mapping[str, int]] = MappingProxyType(
+    {"years": 10, "months": 120, "weeks": 520, "days": 3660, "hour": 23, "minute": 59, "second": 59}
+)
+
+
 class CalendarIntervalTrigger(WallTrigger):
     """Fires every n days or months from a date on, at one time of day.
 
     A day that a month does not have becomes the last day of that month.
     """
 
-    kind = "calendar_interval"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType(
-        {
-            **{
-                name: number_reader(0, most, int)
-                for name, most in (
-                    ("years", 10),
-                    ("months", 120),
-                    ("weeks", 520),
-                    ("days", 3660),
-                    ("hour", 23),
-                    ("minute", 59),
-                    ("second", 59),
-                )
-            },
-            "start_date": read_date,
-            "end_date": read_date,
-        }
+    readers = MappingProxyType(
+        {name: number_reader(0, most, int) for name, most in CALENDAR_FIELDS.items()}
+        | {"start_date": read_date, "end_date": read_date}
     )
 
     @staticmethod
@@ -2762,8 +2718,7 @@ class CalendarIntervalTrigger(WallTrigger):
 class AndTrigger(WallTrigger):
     """Fires at the local times that all its members match: wall-clock triggers of one zone."""
 
-    kind = "and"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({"triggers": read_members})
+    readers = MappingProxyType({"triggers": read_members})
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -2814,8 +2769,7 @@ class OrTrigger(Trigger):
     `count_between` counts shared times once up to OR_EXACT_COUNT, and per member beyond.
     """
 
-    kind = "or"
-    readers: ClassVar[Mapping[str, Reader]] = MappingProxyType({"triggers": read_members})
+    readers = MappingProxyType({"triggers": read_members})
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -2878,15 +2832,12 @@ class OrTrigger(Trigger):
 
 TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
     {
-        kind.kind: kind
-        for kind in (
-            DateTrigger,
-            IntervalTrigger,
-            CronTrigger,
-            CalendarIntervalTrigger,
-            AndTrigger,
-            OrTrigger,
-        )
+        "date": DateTrigger,
+        "interval": IntervalTrigger,
+        "cron": CronTrigger,
+        "calendar_interval": CalendarIntervalTrigger,
+        "and": AndTrigger,
+        "or": OrTrigger,
     }
 )
 
