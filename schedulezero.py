@@ -1397,15 +1397,10 @@ class LogFormatter(logging.Formatter):
         execution_id = getattr(record, "execution_id", None)
         context = f"[{execution_id}] " if execution_id else ""
         message = escape_controls(record.getMessage())
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        below = [line for text in (trace, record.stack_info) if text for line in text.split("\n")]
         lines = [f"{at} {record.levelname} {place} {context}{message}"]
-        if record.exc_info:
-            lines += self._indented(self.formatException(record.exc_info))
-        if record.stack_info:
-            lines += self._indented(self.formatStack(record.stack_info))
-        return "\n".join(lines)
-
-    def _indented(self, text: str) -> list[str]:
-        return ["    " + escape_controls(line) for line in text.split("\n")]
+        return "\n".join(lines + ["    " + escape_controls(line) for line in below])
 
 
 class JsonLogFormatter(logging.Formatter):
@@ -1431,31 +1426,19 @@ class JsonLogFormatter(logging.Formatter):
         return json.dumps(shown, default=str)
 
 
-@dataclass(frozen=True, slots=True)
-class LogStyle:
-    """What the lines of a log look like, and where they go."""
-
-    is_json: bool = False
-    is_stdout: bool = False  # for journald and Docker: nothing goes to files
-    file_bytes: int | None = None  # of one file before it is rotated; None: LOG_FILE_BYTES
-
-    def formatter(self) -> logging.Formatter:
-        return JsonLogFormatter() if self.is_json else LogFormatter()
+def log_formatter(config: Config) -> logging.Formatter:
+    return JsonLogFormatter() if config.log_format == "json" else LogFormatter()
 
 
-def log_file_bytes(max_mb: int, logs: int) -> int:
-    """How large a file of one of so many logs may get, that all of them together stay bounded."""
-    return min(LOG_FILE_BYTES, (max_mb << 20) // (logs * (LOG_BACKUPS + 1)))
-
-
-def log_style(config: Config) -> LogStyle:
-    """The style that the configuration asks for."""
+def log_file_bytes(config: Config) -> int:
+    """How large one log may get before it is rotated, that all of them together stay bounded."""
     logs = 2 + 2 * len(config.handlers)  # governor, server, and two for each handler
-    return LogStyle(
-        config.log_format == "json",
-        config.log_to == "stdout",
-        log_file_bytes(config.log_max_mb, logs),
-    )
+    return min(LOG_FILE_BYTES, (config.log_max_mb << 20) // (logs * (LOG_BACKUPS + 1)))
+
+
+def log_path(config: Config, name: str) -> str:
+    """The log of the governor or the server."""
+    return os.path.join(config.log_dir, name, f"{name}.log")
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
@@ -1492,34 +1475,31 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
-def configure_logging(
-    directory: str, name: str, level: str, *, is_foreground: bool, style: LogStyle | None = None
-) -> None:
-    """Send this process's log to `directory`/`name`.log, which is made; replaces what was set.
+def configure_logging(config: Config, name: str, *, is_foreground: bool) -> None:
+    """Send this process's log to its file, which is made; replaces what was set.
 
     In the foreground every line goes to stderr too, or with `log_to: stdout` only there;
     otherwise stdout and stderr go to the file. Raises OSError.
     """
-    style = style or LogStyle()
+    is_stdout = is_foreground and config.log_to == "stdout"
     handlers: list[logging.Handler] = []
-    if not (is_foreground and style.is_stdout):
-        os.makedirs(directory, exist_ok=True)
-        path = os.path.join(directory, f"{name}.log")
-        max_bytes = style.file_bytes or LOG_FILE_BYTES
-        handlers.append(LogFile(path, max_bytes, is_stderr=not is_foreground))
+    if not is_stdout:
+        path = log_path(config, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handlers.append(LogFile(path, log_file_bytes(config), is_stderr=not is_foreground))
     if is_foreground:
-        handlers.append(ConsoleHandler(sys.stdout if style.is_stdout else sys.stderr))
+        handlers.append(ConsoleHandler(sys.stdout if is_stdout else sys.stderr))
     for handler in handlers:
-        handler.setFormatter(style.formatter())
+        handler.setFormatter(log_formatter(config))
     logging.basicConfig(handlers=handlers, force=True)
     logging.raiseExceptions = False  # a full disk must not print a traceback for each line
-    set_log_level(level)
+    set_log_level(config.log_level)
 
 
 def log_to_stderr(config: Config) -> None:
     """Send this process's log to stderr alone; replaces what was set."""
     logging.basicConfig(level=config.log_level, stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].setFormatter(log_style(config).formatter())
+    logging.getLogger().handlers[0].setFormatter(log_formatter(config))
 
 
 def set_log_level(level: str) -> None:
@@ -5299,9 +5279,8 @@ def render_second(us: int | None) -> str:
 
 def stamp_us(path: str) -> int | None:
     """The time in the name of an automatic backup; None if it is none."""
-    match = BACKUP_NAME.fullmatch(os.path.basename(path))
-    with suppress(ValueError):
-        if match is not None:
+    if match := BACKUP_NAME.fullmatch(os.path.basename(path)):
+        with suppress(ValueError):
             at = datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
             return us_of(at) + int(match[2]) * 1000
     return None
@@ -5345,20 +5324,16 @@ class Recovery:
         self._seal_path = os.path.join(config.data_dir, SEAL_FILE)
         known = load_seal(self._seal_path)
         self._is_known = known is not None
-        self._seal = known or Seal()
+        self.seal = known or Seal()
         self._sealed_commits = -1
         self._backup_s = 0.0  # monotonic: no automatic backup is tried before
         self._changing = asyncio.Lock()
         self._backup_trouble = Trouble("the automatic backup was made")
 
     @property
-    def seal(self) -> Seal:
-        return self._seal
-
-    @property
     def incident(self) -> str | None:
         """What happened to the database, until it was acknowledged."""
-        return self._seal.incident
+        return self.seal.incident
 
     @property
     def last_backup_us(self) -> int | None:
@@ -5384,9 +5359,9 @@ class Recovery:
             self._restore(finding.sentence, None)
 
     def _inspect(self) -> Finding:
-        if self._seal.is_suspect:
+        if self.seal.is_suspect:
             finding = inspect_database(self.path, pragma="integrity_check")
-            self._seal = replace(self._seal, is_suspect=False)
+            self.seal = replace(self.seal, is_suspect=False)
         else:
             finding = inspect_database(self.path, CHECK_AT_START_S)
         self.must_check = finding.condition is Condition.UNCHECKED
@@ -5409,7 +5384,7 @@ class Recovery:
 
     def _compare(self, finding: Finding) -> None:
         """Hold a sound database against the seal: it may be an older one, or another."""
-        seal = self._seal
+        seal = self.seal
         if not self._is_known or not seal.database:
             return
         if finding.database != seal.database:
@@ -5437,43 +5412,40 @@ class Recovery:
     def _restore(self, sentence: str, present: Finding | None) -> None:
         """Go on with the newest sound state: a backup, or what is there if that is no older."""
         backup, finding = self._find_backup()
-        if present is not None and (finding is None or finding.seal <= present.seal):
-            self._report(sentence)
+        self._report(sentence)  # what follows may be interrupted
+        if present is not None and (backup is None or finding.seal <= present.seal):
             self._adopt(present)
             return
-        self._report(sentence)  # this may be interrupted
-        ready = None if backup is None else self._copy_backup(backup)
+        ready = self._copy_backup(backup) if backup else None
         aside = self._set_aside("damaged")
         kept = f"; the file that was here is kept as {os.path.basename(aside)}" if aside else ""
-        if backup is None or finding is None or ready is None:
+        if ready and backup:
+            place_file(ready, self.path)
+            since = render_second(stamp_us(backup))
+            sentence += f"; the backup of {since} was restored: changes since then are missing, "
+            self._report(f"{sentence}and what was due since then may run again{kept}")
+        else:
             self._report(f"{sentence}; there is no backup, so it starts anew{kept}")
-            self._adopt(Finding(Condition.EMPTY))
-            return
-        place_file(ready, self.path)
-        since = render_second(stamp_us(backup))
-        self._report(
-            f"{sentence}; the backup of {since} was restored: changes since then are missing, "
-            f"and what was due since then may run again{kept}"
-        )
         self._adopt(finding)
 
-    def _find_backup(self) -> tuple[str, Finding] | tuple[None, None]:
+    def _find_backup(self) -> tuple[str | None, Finding]:
         """The sound backup that was sealed last; of those sealed together, the newest."""
-        found: list[tuple[tuple[bool, int, str], Finding]] = []
+        found: list[tuple[str, Finding]] = []
         for path in list_backups(self._directory):
             try:
                 finding = inspect_database(path)
             except (StoreUnavailable, OSError) as error:
                 finding = Finding(Condition.DAMAGED, str(error))
             if finding.is_usable:
-                is_ours = finding.database == self._seal.database
-                found.append(((is_ours, finding.seal, path), finding))
+                found.append((path, finding))
             else:
                 log_store.error("the backup %s cannot be used: %s", path, finding.sentence)
-        if not found:
-            return None, None
-        (_, _, path), finding = max(found, key=lambda entry: entry[0])
-        return path, finding
+
+        def age(entry: tuple[str, Finding]) -> tuple[bool, int, str]:
+            path, finding = entry
+            return finding.database == self.seal.database, finding.seal, path
+
+        return max(found, key=age, default=(None, Finding(Condition.EMPTY)))
 
     def _copy_backup(self, backup: str) -> str:
         """The path of a copy of the backup; of the backup itself where there is no room for two."""
@@ -5502,17 +5474,16 @@ class Recovery:
         """Say what happened, in the log and, until it is acknowledged, in health."""
         log_store.critical("%s", sentence)
         now = render_second(self._clock.now_us())
-        self._note(replace(self._seal, incident=f"{now}: {sentence}"))
+        self._note(replace(self.seal, incident=f"{now}: {sentence}"))
 
     def _adopt(self, finding: Finding) -> None:
         """From now on the seal is that of a database as it was found."""
-        self._note(
-            replace(self._seal, database=finding.database, number=finding.seal, is_open=False)
-        )
+        seal = replace(self.seal, database=finding.database, number=finding.seal, is_open=False)
+        self._note(seal)
 
     def _note(self, seal: Seal) -> None:
         """Remember a seal; where the disk takes nothing now, then for as long as this runs."""
-        self._seal, self._is_known = seal, True
+        self.seal, self._is_known = seal, True
         try:
             save_seal(self._seal_path, seal)
         except OSError as error:
@@ -5537,7 +5508,7 @@ class Recovery:
 
     async def _change(self, **fields: Any) -> None:
         async with self._changing:
-            await run_apart(partial(self._note, replace(self._seal, **fields)))
+            await run_apart(partial(self._note, replace(self.seal, **fields)))
 
     async def acknowledge(self) -> None:
         """Somebody has taken note of the incident."""
@@ -5769,24 +5740,13 @@ class Keys:
 
 def parse_keys(text: str) -> Keys:
     """Raises ValueError, KeyError or TypeError for what render_keys has not written."""
-    read = json.loads(text)
+    read = json.loads(text or '{"server": null, "handlers": []}')
     server = None if read["server"] is None else KeyPair(**read["server"])
     return Keys(server, tuple(HandlerKey(**key) for key in read["handlers"]))
 
 
 def render_keys(keys: Keys) -> str:
-    pair = keys.server
-    handlers = [
-        {
-            "handler_id": key.handler_id,
-            "public": key.public,
-            "created_us": key.created_us,
-            **({"secret": key.secret} if key.secret else {}),
-        }
-        for key in keys.handlers
-    ]
-    server = {"public": pair.public, "secret": pair.secret} if pair else None
-    return json.dumps({"server": server, "handlers": handlers}, indent=1)
+    return json.dumps(asdict(keys), indent=1)
 
 
 class PrivateFile:
@@ -5815,6 +5775,15 @@ class PrivateFile:
         self._seen = seen
         return self._text
 
+    def parse(self, parse: Callable[[str], Returned], damage: str) -> Returned:
+        """What `parse` makes of its text. Raises ScheduleZeroError when the file is no good."""
+        try:
+            return parse(self.read())
+        except OSError as error:
+            raise ScheduleZeroError(f"{self.path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ScheduleZeroError(f"{self.path} is damaged: {damage}") from None
+
     @property
     def exists(self) -> bool:
         """Whether there was a file when it was last read."""
@@ -5825,7 +5794,7 @@ class PrivateFile:
         """Keep other processes from changing it meanwhile."""
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)  # the lock is the directory's own
+        fd = os.open(directory, os.O_RDONLY)  # the lock is the directory's own
         try:
             self._give(fd)
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -5841,7 +5810,7 @@ class PrivateFile:
         new = f"{self.path}.new"
         with suppress(FileNotFoundError):
             os.unlink(new)  # left by a crash; it might have another mode
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             self._give(fd)
             file.write(text)
@@ -5849,13 +5818,8 @@ class PrivateFile:
             if durable:
                 os.fsync(fd)
         os.replace(new, self.path)
-        if not durable:
-            return
-        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        if durable:
+            sync_path(os.path.dirname(self.path))
 
     def _give(self, fd: int) -> None:
         """What root makes belongs to whom the directory belongs to: the server's user."""
@@ -5869,21 +5833,11 @@ class KeyFile:
 
     def __init__(self, config: Config) -> None:
         self._file = PrivateFile(os.path.join(config.data_dir, KEYS_FILE))
-        self._text = ""
-        self._keys = Keys()
+        self._parse = lru_cache(1)(parse_keys)
 
     def load(self) -> Keys:
         """The keys as they are now. Raises ScheduleZeroError when the file is no good."""
-        try:
-            text = self._file.read()
-            if text != self._text:
-                self._keys = parse_keys(text) if text else Keys()
-                self._text = text
-        except OSError as error:
-            raise ScheduleZeroError(f"{self._file.path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError):
-            raise ScheduleZeroError(f"{self._file.path} is damaged: not the keys it held") from None
-        return self._keys
+        return self._file.parse(self._parse, "not the keys it held")
 
     def change(self, step: Callable[[Keys], Keys]) -> Keys:
         """Apply `step` to the keys, whoever else does the same; durable when this returns."""
@@ -5930,18 +5884,9 @@ class Join:
 
 
 def encode_join(join: Join) -> str:
+    """What handler.py's read_join reads."""
     body = dump_json([join.handler_id, join.endpoint, join.server_key, join.secret])
     return JOIN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
-
-
-def decode_join(text: str) -> Join:
-    """Raises ValueError for what encode_join has not written."""
-    body = text.removeprefix(JOIN_PREFIX)
-    with suppress(ValueError, TypeError):
-        parts = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        if body != text and len(parts) == 4 and all(isinstance(part, str) for part in parts):
-            return Join(*parts)
-    raise ValueError("not a join string, or cut off")
 
 
 def local_address() -> str:
@@ -5998,8 +5943,7 @@ class Scrubber:
     def __init__(self, values: Sequence[str]) -> None:
         spelt = {form for value in values for form in _spellings(value)}
         longest_first = sorted(spelt, key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first)) if spelt else r"(?!)"
-        self._pattern = re.compile(pattern)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def text(self, text: str) -> str:
         return self._pattern.sub(MASK, text)
@@ -6016,12 +5960,8 @@ class Scrubber:
 def _spellings(value: str) -> Iterator[str]:
     lines = [line.strip() for line in value.splitlines()]
     for part in (value, *(line for line in lines if len(line) >= MIN_SCRUBBED_LINE)):
-        yield part
-        yield dump_json(part)[1:-1]
-        yield json.dumps(part)[1:-1]
-        yield repr(part)[1:-1]
-        yield urllib.parse.quote(part, safe="")
-        yield urllib.parse.quote_plus(part)
+        yield from (part, dump_json(part)[1:-1], json.dumps(part)[1:-1], repr(part)[1:-1])
+        yield from (quote(part, safe=""), urllib.parse.quote_plus(part))
 
 
 class Secrets:
@@ -6069,10 +6009,8 @@ class Secrets:
         if not SECRET_NAME.fullmatch(name):
             raise InvalidField("name", f"the name of a secret is {SECRET_NAME_RULE}")
         if not MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES or "\0" in value:
-            raise InvalidField(
-                "value",
-                f"a secret is a text of {MIN_SECRET_CHARS} to {MAX_SECRET_BYTES} characters",
-            )
+            bounds = f"{MIN_SECRET_CHARS} to {MAX_SECRET_BYTES} characters"
+            raise InvalidField("value", f"a secret is a text of {bounds}")
         with self._file.locked():
             self._file.write(json.dumps({**self._load(), name: value}, indent=1))
 
@@ -6084,14 +6022,7 @@ class Secrets:
             self._file.write(json.dumps(values, indent=1))
 
     def _load(self) -> dict[str, str]:
-        try:
-            text = self._file.read()
-            values = json.loads(text) if text else {}
-        except OSError as error:
-            raise ScheduleZeroError(f"{self._file.path}: {error.strerror}") from None
-        except ValueError:
-            raise ScheduleZeroError(f"{self._file.path} is damaged: not JSON") from None
-        return dict(values)
+        return self._file.parse(lambda text: dict(json.loads(text or "{}")), "not JSON")
 
     def _credential_names(self) -> list[str]:
         try:
@@ -8837,7 +8768,6 @@ FAILURE_EVERY_S: Final = 6.0  # after those, one more in this time
 MAX_ADDRESSES: Final = 1_000  # whose failures are remembered
 MAX_HOSTS_CACHED: Final = 256
 MAX_TARGET_CHARS: Final = 200
-LOOPBACK_NAME: Final = "localhost"
 FORWARDED: Final = frozenset({"x-forwarded-for", "forwarded", "x-real-ip", "via"})
 CREDENTIAL: Final = re.compile(r"sz_([0-9a-f]{8})_[0-9a-f]{64}")
 TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
@@ -8949,38 +8879,24 @@ def parse_cookie(cookies: str, name: str) -> str:
 # Where the server can be reached, and from which pages
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address or name to listen on is reached from this machine alone."""
-    if host == LOOPBACK_NAME:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_exposed(config: Config) -> bool:
-    """Whether others than this machine's own programs are meant to reach the server."""
-    meant = bool(config.allowed_hosts or config.cors_origins)
-    return meant or not is_loopback(config.http_host)
-
-
 def requires_login(config: Config, has_tokens: bool) -> bool:
     """On the loopback address alone, and until the first token is made, nobody need log in."""
-    return config.auth == "required" or has_tokens or is_exposed(config)
+    is_meant_for_others = bool(config.allowed_hosts or config.cors_origins)
+    is_exposed = is_meant_for_others or not is_this_machine(config.http_host)
+    return config.auth == "required" or has_tokens or is_exposed
 
 
 def describe_insecurity(config: Config) -> str | None:
     """What `allow_insecure` allows here; None if nothing."""
-    if is_loopback(config.http_host) or config.tls_cert:
+    if is_this_machine(config.http_host) or config.tls_cert:
         return None
     return f"allow_insecure: tokens and data cross the network to {config.http_host} unencrypted"
 
 
 def own_names(config: Config, hostname: str) -> frozenset[str]:
     """The names a client may call the server by. Addresses are decided by is_host_allowed."""
-    names = {LOOPBACK_NAME, config.http_host.lower(), *config.allowed_hosts}
-    if not is_loopback(config.http_host):
+    names = {"localhost", config.http_host.lower(), *config.allowed_hosts}
+    if not is_this_machine(config.http_host):
         short = hostname.lower().partition(".")[0]
         names |= {hostname.lower(), short, f"{short}.local"}
     return frozenset(names - {"", "0.0.0.0", "::"})
@@ -8994,12 +8910,8 @@ def is_host_allowed(host: str, names: frozenset[str], *, any_address: bool) -> b
     browser's detour to the loopback address.
     """
     name = host_name(host)
-    if name in names:
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
+    if name in names or (address := parse_ip(name)) is None:
+        return name in names
     return address.is_loopback or (any_address and not address.is_unspecified)
 
 
@@ -9046,14 +8958,10 @@ def _is_same_host(origin: str, host: str | None) -> bool:
 
 def block_of(address: str) -> str:
     """Whose failures count together: an IPv4 address, or the /64 that one IPv6 customer gets."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    mapped = parsed.ipv4_mapped
-    return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
+    parsed = parse_ip(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed or address)
 
 
 class FailureLimit:
@@ -9154,8 +9062,7 @@ class TokenFile:
             if len(self._tokens) >= MAX_TOKENS:
                 raise Overloaded(f"there are {MAX_TOKENS} tokens already")
             credential, token_id = make_credential()
-            digest = digest_of(credential)
-            token = Token(token_id, name, role, digest, now_us, expires_us)
+            token = Token(token_id, name, role, digest_of(credential), now_us, expires_us)
             self._write([*self._tokens.values(), token])
         return credential
 
@@ -9291,7 +9198,7 @@ class Access:
         self.insecurity = describe_insecurity(config)
         self._origins = frozenset(config.cors_origins)
         names = own_names(config, socket.gethostname())
-        any_address = not is_loopback(config.http_host)
+        any_address = not is_this_machine(config.http_host)
         self._is_exposed = requires_login(config, has_tokens=False)
         # Clients repeat themselves, and parsing an address takes longer than all the rest.
         self._is_host_allowed = lru_cache(MAX_HOSTS_CACHED)(
@@ -9351,9 +9258,7 @@ class Access:
         self.tokens.refresh()
         session = self.sessions.find(credential, now_us)
         token = self.tokens.get(session.token_id, now_us) if session else None
-        if session is None or token is None:
-            return NOBODY
-        return _identity_of(token, session)
+        return _identity_of(token, session) if session and token else NOBODY
 
     def is_still(self, identity: Identity) -> bool:
         """Whether an identity of before would be given again: for streams, which last."""
@@ -9401,8 +9306,7 @@ class Access:
         return "Set-Cookie", f"{self._cookie}={value}; {life}"
 
     def _check_rate(self, peer: str) -> None:
-        wait_s = self._failures.wait_s(peer, self._clock.monotonic())
-        if wait_s:
+        if wait_s := self._failures.wait_s(peer, self._clock.monotonic()):
             retry = (("Retry-After", str(int(wait_s) + 1)),)
             sentence = "too many wrong tokens from this address; try again later"
             raise Refused(429, "too_many_failures", sentence, retry)
@@ -9419,10 +9323,9 @@ class Access:
         self._note(AuditEntry(at_us, "command line", "", action, f"{token.name} ({token.role})"))
 
 
+# RFC 6750 section 3.1
 CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="ScheduleZero"'),)
-INVALID_TOKEN: Final = (
-    ("WWW-Authenticate", 'Bearer realm="ScheduleZero", error="invalid_token"'),
-)  # RFC 6750 section 3.1
+INVALID_TOKEN: Final = ((CHALLENGE[0][0], f'{CHALLENGE[0][1]}, error="invalid_token"'),)
 
 
 def _identity_of(token: Token, session: Session) -> Identity:
@@ -9441,30 +9344,27 @@ def check_access(config: Config) -> None:
             raise error_in_config(config, (key,), f"needs {other} beside it")
     if config.tls_cert:
         open_tls(config)
-    elif not is_loopback(config.http_host) and not config.allow_insecure:
-        raise error_in_config(
-            config,
-            ("http_host",),
+    elif not is_this_machine(config.http_host) and not config.allow_insecure:
+        sentence = (
             f"{config.http_host} is open to other machines: set tls_cert and tls_key, or "
-            "allow_insecure: true where the network or a proxy protects it",
+            "allow_insecure: true where the network or a proxy protects it"
         )
+        raise error_in_config(config, ("http_host",), sentence)
 
 
 def open_tls(config: Config) -> ssl.SSLContext:
     """The TLS of a server with the configured files. Raises ConfigError."""
     import ssl  # it costs 4 MB, which a server without TLS need not spend
 
-    assert config.tls_cert and config.tls_key
     for key in ("tls_cert", "tls_key"):
+        path = getattr(config, key)
         try:
-            with open(getattr(config, key), "rb") as file:
-                is_pem = b"-----BEGIN " in file.read(MAX_CONFIG_BYTES)
+            with open(path, "rb") as file:
+                if b"-----BEGIN " not in file.read(MAX_CONFIG_BYTES):
+                    raise error_in_config(config, (key,), f"{path} is not in PEM format")
         except OSError as error:
-            sentence = f"cannot read {getattr(config, key)}: {error.strerror}"
+            sentence = f"cannot read {path}: {error.strerror}"
             raise error_in_config(config, (key,), sentence) from None
-        if not is_pem:
-            sentence = f"{getattr(config, key)} is not in PEM format"
-            raise error_in_config(config, (key,), sentence)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -12731,33 +12631,33 @@ class ChildEvent(enum.StrEnum):
     STOP = "stop"
 
 
-NEXT_STATE: Final[Mapping[tuple[ChildState, ChildEvent], ChildState]] = MappingProxyType(
-    {
-        (ChildState.STOPPED, ChildEvent.SPAWN): ChildState.STARTING,
-        (ChildState.BACKOFF, ChildEvent.SPAWN): ChildState.STARTING,
-        (ChildState.EXITED, ChildEvent.SPAWN): ChildState.STARTING,
-        (ChildState.FATAL, ChildEvent.SPAWN): ChildState.STARTING,
-        (ChildState.STARTING, ChildEvent.UP): ChildState.RUNNING,
-        (ChildState.STARTING, ChildEvent.DEATH): ChildState.BACKOFF,
-        (ChildState.STARTING, ChildEvent.REFUSAL): ChildState.FATAL,
-        (ChildState.STARTING, ChildEvent.STOP): ChildState.STOPPING,
-        (ChildState.RUNNING, ChildEvent.DEATH): ChildState.BACKOFF,
-        (ChildState.RUNNING, ChildEvent.LATE_DEATH): ChildState.EXITED,
-        (ChildState.RUNNING, ChildEvent.RENEWAL): ChildState.EXITED,
-        (ChildState.RUNNING, ChildEvent.REFUSAL): ChildState.FATAL,
-        (ChildState.RUNNING, ChildEvent.STOP): ChildState.STOPPING,
-        (ChildState.STOPPING, ChildEvent.STOP): ChildState.STOPPING,
-        (ChildState.STOPPING, ChildEvent.DEATH): ChildState.STOPPED,
-        (ChildState.STOPPING, ChildEvent.LATE_DEATH): ChildState.STOPPED,
-        (ChildState.STOPPING, ChildEvent.RENEWAL): ChildState.STOPPED,
-        (ChildState.STOPPING, ChildEvent.REFUSAL): ChildState.STOPPED,
-        (ChildState.STOPPED, ChildEvent.STOP): ChildState.STOPPED,
-        (ChildState.BACKOFF, ChildEvent.STOP): ChildState.STOPPED,
-        (ChildState.EXITED, ChildEvent.STOP): ChildState.STOPPED,
-        (ChildState.FATAL, ChildEvent.STOP): ChildState.STOPPED,
-    }
-)
-ALIVE: Final = frozenset({ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING})
+# What each event makes of each state; a dot where it cannot happen.
+TRANSITIONS: Final = """
+.           STOPPED   STARTING  RUNNING   BACKOFF   EXITED    STOPPING  FATAL
+spawn       STARTING  .         .         STARTING  STARTING  .         STARTING
+up          .         RUNNING   .         .         .         .         .
+death       .         BACKOFF   BACKOFF   .         .         STOPPED   .
+late_death  .         .         EXITED    .         .         STOPPED   .
+renewal     .         .         EXITED    .         .         STOPPED   .
+refusal     .         FATAL     FATAL     .         .         STOPPED   .
+stop        STOPPED   STOPPING  STOPPING  STOPPED   STOPPED   STOPPING  STOPPED
+"""
+
+
+def parse_transitions(text: str) -> Mapping[tuple[ChildState, ChildEvent], ChildState]:
+    """The next state by state and event, of a table with a row for each event."""
+    (_, *states), *rows = map(str.split, text.strip().splitlines())
+    return MappingProxyType(
+        {
+            (ChildState(before), ChildEvent(event)): ChildState(after)
+            for event, *cells in rows
+            for before, after in zip(states, cells, strict=True)
+            if after != "."
+        }
+    )
+
+
+NEXT_STATE: Final = parse_transitions(TRANSITIONS)
 DYING: Final = frozenset({ChildEvent.DEATH, ChildEvent.LATE_DEATH, ChildEvent.REFUSAL})
 
 
@@ -12792,28 +12692,27 @@ def next_status(
 ) -> ChildStatus:
     """The status after `event`. KeyError for an event that the state cannot meet."""
     state = NEXT_STATE[status.state, event]
+    status = replace(status, state=state, start_s=None)
     if event is ChildEvent.SPAWN:
         restarts = status.restarts + (status.spawned_s > 0)
-        return replace(status, state=state, spawned_s=now_s, start_s=None, restarts=restarts)
-    if event is ChildEvent.RENEWAL:
-        start_s = None if state is ChildState.STOPPED else now_s
-        # As if never spawned: the start to come is no restart after a death.
-        return replace(
-            status, state=state, start_s=start_s, failures=0, spawned_s=0.0, reason=reason
-        )
-    if event not in DYING:
-        return replace(status, state=state, start_s=None)
-    failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
+        return replace(status, spawned_s=now_s, restarts=restarts)
     is_over = state in (ChildState.FATAL, ChildState.STOPPED)
+    if event is ChildEvent.RENEWAL:
+        # As if never spawned: the start to come is no restart after a death.
+        start_s = None if is_over else now_s
+        return replace(status, start_s=start_s, failures=0, spawned_s=0.0, reason=reason)
+    if event not in DYING:
+        return status
+    failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
     start_s = None if is_over else now_s + restart_delay_s(failures)
-    return replace(status, state=state, start_s=start_s, failures=failures, reason=reason)
+    return replace(status, start_s=start_s, failures=failures, reason=reason)
 
 
 def describe_exit(exit_code: int) -> str:
     """`exit_code` as of os.waitstatus_to_exitcode: negative for a signal."""
     if exit_code >= 0:
         return f"exit code {exit_code}"
-    with contextlib.suppress(ValueError):  # real-time signals have no name
+    with suppress(ValueError):  # real-time signals have no name
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"killed by signal {-exit_code}"
 
@@ -12890,16 +12789,15 @@ def read_start(pid: int) -> str:
 def log_paths(config: Config) -> dict[str, tuple[str, ...]]:
     """The log files of the governor, the server and each configured handler, by name."""
     paths: dict[str, tuple[str, ...]] = {
-        name: (os.path.join(config.log_dir, name, f"{name}.log"),)
-        for name in ("governor", SERVER_NAME)
+        name: (log_path(config, name),) for name in ("governor", SERVER_NAME)
     }
     ids = [spec.handler_id for spec in config.handlers]
-    return paths | {name: handler_log_paths(config.log_dir, name) for name in ids}
+    return paths | {name: handler_log_paths(config, name) for name in ids}
 
 
-def handler_log_paths(log_dir: str, handler_id: str) -> tuple[str, str]:
+def handler_log_paths(config: Config, handler_id: str) -> tuple[str, str]:
     """Where a handler's stdout and stderr go."""
-    directory = os.path.join(log_dir, "handlers", handler_id)
+    directory = os.path.join(config.log_dir, "handlers", handler_id)
     return os.path.join(directory, "handler.log"), os.path.join(directory, "errors.log")
 
 
@@ -12909,7 +12807,7 @@ def trim_log(path: str, most_bytes: int) -> None:
     The child goes on appending to the same file, so it need not know. Lines written between the
     copy and the emptying are lost. Raises OSError.
     """
-    if not os.path.exists(path) or (size := os.path.getsize(path)) <= most_bytes:
+    if (size := size_of(path)) <= most_bytes:
         return
     with open(path, "r+b") as file:
         try:
@@ -12918,7 +12816,7 @@ def trim_log(path: str, most_bytes: int) -> None:
                 for start in range(0, most_bytes, COPY_BYTES):  # bounded, however fast it grows
                     copy.write(file.read(min(COPY_BYTES, most_bytes - start)))
             for number in range(LOG_BACKUPS - 1, 0, -1):
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     os.replace(f"{path}.{number}", f"{path}.{number + 1}")
             os.replace(path + ".new", path + ".1")
         finally:  # on a full disk room counts for more than the lines
@@ -12931,7 +12829,7 @@ def walk_logs(log_dir: str) -> Iterator[tuple[str, int, float]]:
         for name in names:
             path = os.path.join(directory, name)
             if re.fullmatch(r".+\.log(\.\d+|\.new)?", name):
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     found = os.stat(path)
                     yield path, found.st_size, found.st_mtime
 
@@ -13044,12 +12942,12 @@ def preload(config: Config) -> None:
     own. Only what comes with this program: a user's code has no business in the governor.
     """
     for name in PRELOADED:
-        with contextlib.suppress(ImportError):
+        with suppress(ImportError):
             importlib.import_module(name)
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "handler.py")
     found = find_handler_file(HandlerSpec("", run="handler.py:"), config.directory)
     if found and found[0] == own and any(s.run and s.autostart for s in config.handlers):
-        with contextlib.suppress(Exception):  # the handlers that need it say what is wrong with it
+        with suppress(Exception):  # the handlers that need it say what is wrong with it
             load_library(own)
 
 
@@ -13135,11 +13033,11 @@ class SignalPipe:
 
 def signal_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to the group that `pid` leads, if there still is one."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
+    with suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
         os.killpg(pid, number)
 
 
-@contextlib.contextmanager
+@contextmanager
 def signals_blocked() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -13337,7 +13235,7 @@ class Governor:
             pid = os.fork()
             if pid == 0:
                 self._become(live)
-            with contextlib.suppress(OSError):  # the child does the same, whoever is first
+            with suppress(OSError):  # the child does the same, whoever is first
                 os.setpgid(pid, pid)
         return pid
 
@@ -13357,13 +13255,13 @@ class Governor:
             os.close(read_fd)
 
     def _tell_warden(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it died; the next one is told everything
+        with suppress(BrokenPipeError):  # it died; the next one is told everything
             os.write(self._warden_fd, f"{line}\n".encode("ascii"))
 
     def _reap(self) -> None:
         """Collect the dead, also those that strangers left us if we are the first process."""
         by_pid = {child.pid: child for child in self._children.values() if child.pid}
-        with contextlib.suppress(ChildProcessError):
+        with suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, wait_status = found
                 if pid == self._warden_pid:
@@ -13386,9 +13284,7 @@ class Governor:
             self._stop_next()
 
     def _error_log(self, child: Child) -> str:
-        return (
-            self._handler_logs(child)[1] if child.spec else log_paths(self._config)[child.name][0]
-        )
+        return self._handler_logs(child)[1] if child.spec else log_path(self._config, child.name)
 
     def _last_error(self, child: Child) -> str:
         """`: ` and the last line this child wrote to its error log, if it wrote one."""
@@ -13418,7 +13314,7 @@ class Governor:
         except BaseException:
             log_governor.exception("a child failed")
         finally:
-            with contextlib.suppress(Exception):  # nothing may keep the child from ending here
+            with suppress(Exception):  # nothing may keep the child from ending here
                 sys.stdout.flush()
                 sys.stderr.flush()
                 logging.shutdown()
@@ -13428,15 +13324,10 @@ class Governor:
         os.environ[LIFELINE_VARIABLE] = str(self._lifeline_fd)
         config = self._config
         if child.spec is None:
-            directory = os.path.join(config.log_dir, SERVER_NAME)
-            is_foreground = self._echo is not None
-            configure_logging(
-                directory, SERVER_NAME, config.log_level,
-                is_foreground=is_foreground, style=log_style(config),
-            )  # fmt: skip
+            configure_logging(config, SERVER_NAME, is_foreground=self._echo is not None)
             return run_server(config, lifeline_fd=self._lifeline_fd)
         self._redirect_output(child)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(HANDLER_OOM_SCORE))
         for name in NOTIFY_VARIABLES:  # the server's alone
             os.environ.pop(name, None)
@@ -13459,7 +13350,7 @@ class Governor:
         return self._echo is not None and self._config.log_to == "stdout"
 
     def _handler_logs(self, child: Child) -> tuple[str, str]:
-        return handler_log_paths(self._config.log_dir, child.name)
+        return handler_log_paths(self._config, child.name)
 
     def _echo_logs(self) -> None:
         if self._echo:
@@ -13468,7 +13359,7 @@ class Governor:
                     self._echo(child.name, line)
 
     def _trim_logs(self) -> None:
-        most_bytes = log_style(self._config).file_bytes or LOG_FILE_BYTES
+        most_bytes = log_file_bytes(self._config)
         for child in self._children.values():
             for path in self._handler_logs(child) if child.spec else ():
                 try:
@@ -13482,7 +13373,7 @@ class Governor:
         kept = [path for paths in log_paths(config).values() for path in paths]
         for path in surplus_logs(walk_logs(config.log_dir), config.log_max_mb << 20, kept):
             log_governor.info("the logs take more than %d MB: %s goes", config.log_max_mb, path)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(path)
 
     # Stopping: handlers first, because their last results need a server that takes them.
@@ -13759,7 +13650,7 @@ def _is_in_home(config: Config) -> bool:
 
 def _network_lines(config: Config) -> Iterable[str]:
     """Without handlers of its own, and for this machine alone, nothing has to leave it."""
-    is_local = is_loopback(config.http_host) and is_loopback(config.zmq_host)
+    is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
     if is_local and not any(spec.autostart for spec in config.handlers):
         return ["IPAddressDeny=any", "IPAddressAllow=localhost"]
     return []
@@ -14309,12 +14200,8 @@ def command_run(arguments: Arguments) -> int:
     make_directories(config, is_foreground=not arguments.is_background)
     lock_fd = open_lock(config.data_dir, clock)
     require_ports(config)
-    directory = os.path.join(config.log_dir, "governor")
     is_foreground = not arguments.is_background
-    configure_logging(
-        directory, "governor", config.log_level,
-        is_foreground=is_foreground, style=log_style(config),
-    )  # fmt: skip
+    configure_logging(config, "governor", is_foreground=is_foreground)
     if is_foreground and config.log_to == "file":
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
         print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
@@ -14334,10 +14221,7 @@ def command_server(arguments: Arguments) -> int:
     make_directories(config)
     lock_fd = open_lock(config.data_dir, Clock())
     require_ports(config)
-    directory = os.path.join(config.log_dir, SERVER_NAME)
-    configure_logging(
-        directory, SERVER_NAME, config.log_level, is_foreground=True, style=log_style(config)
-    )
+    configure_logging(config, SERVER_NAME, is_foreground=True)
     print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: server alone",
           flush=True)  # fmt: skip
     make_first_token(config, Clock())

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import schedulezero
 from schedulezero import (
-    ALIVE,
     DYING,
     EXIT_CONFIG,
     EXIT_RENEW,
@@ -31,6 +30,7 @@ from schedulezero import (
 )
 
 SPAWN, UP, DEATH = ChildEvent.SPAWN, ChildEvent.UP, ChildEvent.DEATH
+ALIVE = {ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING}
 LATE_DEATH, REFUSAL, STOP = ChildEvent.LATE_DEATH, ChildEvent.REFUSAL, ChildEvent.STOP
 
 
