@@ -62,7 +62,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from types import FunctionType, ModuleType
@@ -458,11 +458,10 @@ class Job:
 
     def cancel(self, reason: str, now: float) -> None:
         """Tell the job to stop. The first reason stays."""
-        if self._stop.is_set():
-            return
-        self.reason, self.cancelled_at = reason, now
-        self._stop.set()
-        self._call_back()
+        if not self._stop.is_set():
+            self.reason, self.cancelled_at = reason, now
+            self._stop.set()
+            self._call_back()
 
     def _call_back(self) -> None:
         with suppress(IndexError):  # two threads may empty the list: each callback runs once
@@ -597,11 +596,9 @@ class _Main:
     """`MyHandler.main(argv)` and `handler.main(argv)`: the command line of a class or instance."""
 
     def __get__(self, instance: Handler | None, owner: type[Handler]) -> Callable[..., int]:
-        subject = owner if instance is None else instance
-
         def run(argv: Sequence[str] | None = None) -> int:
             """Serve until told to stop; sys.exit with the exit code unless `argv` is given."""
-            code = run_command_line(subject, sys.argv[1:] if argv is None else argv)
+            code = run_command_line(owner if instance is None else instance, argv)
             return code if argv is not None else sys.exit(code)
 
         return run
@@ -938,11 +935,7 @@ class Http(Handler):
     _PRIVATE: Final = ("authorization", "cookie", "proxy-authorization")
 
     def __init__(
-        self,
-        handler_id: str | None = None,
-        *,
-        allow: Sequence[str] = (),
-        allow_any: bool = False,
+        self, handler_id: str | None = None, *, allow: Sequence[str] = (), allow_any: bool = False
     ) -> None:
         super().__init__(handler_id)
         self._allow = list(allow)
@@ -1684,7 +1677,7 @@ class WorkerProcess:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup.read_fd, select.POLLIN)
-        frames = Frames()
+        buffer = bytearray()
         while True:
             job = self._job
             due_s = min(60.0, job.outbox.due_at - time.monotonic()) if job else 60.0
@@ -1696,7 +1689,8 @@ class WorkerProcess:
                 data = self._link.recv(65_536)
                 if not data:
                     return  # the parent is gone or wants no more of us
-                for kind, body in frames.feed(data):
+                buffer += data
+                for kind, body in cut_frames(buffer):
                     self._obey(kind, body)
             if job:
                 self._report(job, time.monotonic())
@@ -1722,24 +1716,16 @@ def send_frame(link: socket.socket, kind: bytes, body: bytes) -> None:
     link.sendall(_FRAME.pack(kind, len(body)) + body)
 
 
-class Frames:
-    """Cuts a stream of bytes into frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """The kind and body of every frame that `data` completes."""
-        self._buffer += data
-        found = []
-        while len(self._buffer) >= _FRAME.size:
-            kind, length = _FRAME.unpack_from(self._buffer)
-            end = _FRAME.size + length
-            if len(self._buffer) < end:
-                break
-            found.append((kind, bytes(self._buffer[_FRAME.size : end])))
-            del self._buffer[:end]
-        return found
+def cut_frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    """Take every whole frame out of what a stream has brought: its kind and body."""
+    while len(buffer) >= _FRAME.size:
+        kind, length = _FRAME.unpack_from(buffer)
+        end = _FRAME.size + length
+        if len(buffer) < end:
+            break
+        body = bytes(buffer[_FRAME.size : end])
+        del buffer[:end]
+        yield kind, body
 
 
 class Worker:
@@ -1750,7 +1736,7 @@ class Worker:
         self._nursery = nursery
         self._pid, self._link = nursery.fork()
         self._link.settimeout(GRACE_S)
-        self._frames = Frames()
+        self._buffer = bytearray()
         self._poll = select.poll()
         self._poll.register(self._link, select.POLLIN)
 
@@ -1785,7 +1771,8 @@ class Worker:
         data = self._link.recv(1 << 18)
         if not data:
             raise OSError("it is gone")
-        for kind, body in self._frames.feed(data):
+        self._buffer += data
+        for kind, body in cut_frames(self._buffer):
             if kind == b"R":
                 return body
             job.outbox.merge(Batch(**json.loads(body)))
@@ -2101,33 +2088,26 @@ class Dealer:
 # --- Command line -----------------------------------------------------------------------------
 
 
-def serve(
-    target: str,
-    *,
-    handler_id: str,
-    server: str,
-    config_dir: str | None = None,
-    options: Options | None = None,
-) -> int:
-    """Serve `target` ("file.py:Class", relative to `config_dir`) until drained; the exit code.
+def serve(target: str, *, handler_id: str, server: str, options: Options) -> int:
+    """Serve `target`, such as "path/to/file.py:Class", until drained; the exit code.
 
     For a freshly forked child: takes over signals and logging of the process.
     """
-    options = (options or Options())._replace(handler_id=handler_id, server=server)
+    options = options._replace(handler_id=handler_id, server=server)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what jobs start is waited for
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # and must not inherit blocked signals
     try:
-        return serve_handler(load_target(target, config_dir or os.getcwd()), options)
+        return serve_handler(load_target(target), options)
     except ConfigError as error:
         sys.stderr.write(f"{handler_id}: {error}\n")
         return EXIT_CONFIG
 
 
-def load_target(target: str, directory: str) -> type[Handler] | Handler:
+def load_target(target: str) -> type[Handler] | Handler:
     """The class or instance named by "path/to/file.py:Name", or by "Name" for one of this file."""
     path, _, name = target.rpartition(":")
     here = sys.modules[__name__]
-    path = os.path.join(directory, path) if path else __file__
+    path = os.path.abspath(path) if path else __file__
     ours = os.path.basename(path) == "handler.py" and not os.path.exists(path)
     if ours or (os.path.exists(path) and os.path.samefile(path, __file__)):
         module = here
@@ -2274,7 +2254,7 @@ def build_parser(subject: Any) -> Any:
     return parser
 
 
-def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
+def parse_arguments(argv: Sequence[str] | None, subject: Any) -> tuple[str, Options]:
     """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
     given = vars(build_parser(subject).parse_args(argv))
     join = given["join"] = read_join(given["join"]) if given["join"] else None
@@ -2318,10 +2298,10 @@ def parse_config(text: str) -> dict[str, Any]:
         raise ConfigError(f"--config is {error}") from None
 
 
-def run_command_line(subject: type[Handler] | Handler | None, argv: Sequence[str]) -> int:
+def run_command_line(subject: Any, argv: Sequence[str] | None) -> int:
     try:
         target, options = parse_arguments(argv, subject)
-        return serve_handler(subject or load_target(target, os.getcwd()), options)
+        return serve_handler(subject or load_target(target), options)
     except ConfigError as error:
         sys.stderr.write(f"handler.py: {error}\n")
         return EXIT_CONFIG
@@ -2329,7 +2309,7 @@ def run_command_line(subject: type[Handler] | Handler | None, argv: Sequence[str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the handler named on the command line; return the exit code."""
-    return run_command_line(None, sys.argv[1:] if argv is None else argv)
+    return run_command_line(None, argv)
 
 
 if __name__ == "__main__":

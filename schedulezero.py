@@ -2051,7 +2051,8 @@ def date_text(at: datetime) -> str:
     return f"{at.day} {MONTHS[at.month - 1].title()} {at.year}"
 
 
-def moment_text(at: datetime) -> str:
+def moment_text(us: int, zone: ZoneInfo) -> str:
+    at = at_of(us).astimezone(zone)
     return f"{date_text(at)} at {clock_text(at.hour * 3600 + at.minute * 60 + at.second)}"
 
 
@@ -2357,7 +2358,7 @@ class DateTrigger(Trigger):
         return f"{date_text(self.wall)}: {moved}"
 
     def words(self) -> str:
-        return f"once, on {moment_text(self.at)}"
+        return f"once, on {moment_text(self.start_us, self.zone)}"
 
     def render(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M:%S %Z}"
@@ -2380,10 +2381,9 @@ class IntervalTrigger(Trigger):
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
         length_s = sum(given.get(unit, 0) * unit_s for unit, unit_s in INTERVAL_UNITS.items())
         if not MIN_INTERVAL_S <= length_s <= MAX_INTERVAL_S:
-            raise ValueError(
-                f"an interval is at least 1 second and at most 10 years long, not {length_s:g} s; "
-                f"it is the sum of {', '.join(INTERVAL_UNITS)}"
-            )
+            bounds = f"at least 1 second and at most 10 years long, not {length_s:g} s"
+            units = ", ".join(INTERVAL_UNITS)
+            raise ValueError(f"an interval is {bounds}; it is the sum of {units}")
         interval_us = round(length_s * SECOND_US)
         return {
             "interval_us": interval_us,
@@ -2875,13 +2875,10 @@ def describe_trigger(trigger: Trigger) -> str:
     if not isinstance(trigger, IntervalTrigger):
         words += f" {trigger.zone.key}"
     if isinstance(trigger, CronTrigger | IntervalTrigger):
-        first, last = (
-            at_of(us).astimezone(trigger.zone) for us in (trigger.start_us, trigger.end_us)
-        )
         if trigger.start_us and trigger.state.get("is_start_given", True):
-            words += f", from {moment_text(first)}"
+            words += f", from {moment_text(trigger.start_us, trigger.zone)}"
         if trigger.end_us < LAST_US:
-            words += f", until {moment_text(last)}"
+            words += f", until {moment_text(trigger.end_us, trigger.zone)}"
     return words
 
 
@@ -9038,6 +9035,7 @@ class TokenFile:
 
     def find(self, credential: str, now_us: int) -> Token | None:
         """The token a text is, unless it is expired or there is none."""
+        self.refresh()
         token = self._tokens.get(parse_credential(credential) or "")
         if token is None or not is_credential(credential, token.digest):
             return None
@@ -9045,6 +9043,7 @@ class TokenFile:
 
     def get(self, token_id: str, now_us: int) -> Token | None:
         """The token of an id, unless it is expired or there is none."""
+        self.refresh()
         token = self._tokens.get(token_id)
         return token if token is not None and token.is_valid_at(now_us) else None
 
@@ -9246,7 +9245,6 @@ class Access:
     def _identify_token(self, credential: str, peer: str) -> Identity:
         # The right token passes however often others of the same address were wrong: behind a
         # proxy all have the same one, and 256 bits are not found by trying.
-        self.tokens.refresh()
         token = self.tokens.find(credential, self._clock.now_us())
         if token is None:
             self._check_rate(peer)
@@ -9255,14 +9253,12 @@ class Access:
 
     def _identify_session(self, credential: str) -> Identity:
         now_us = self._clock.now_us()
-        self.tokens.refresh()
         session = self.sessions.find(credential, now_us)
         token = self.tokens.get(session.token_id, now_us) if session else None
         return _identity_of(token, session) if session and token else NOBODY
 
     def is_still(self, identity: Identity) -> bool:
         """Whether an identity of before would be given again: for streams, which last."""
-        self.tokens.refresh()
         now_us = self._clock.now_us()
         if identity is LOOPBACK:
             return not self.is_login_required
@@ -9287,7 +9283,6 @@ class Access:
     def log_in(self, credential: str, peer: str) -> tuple[Identity, tuple[str, str]]:
         """Begin a session: who it is, and the header that sets the cookie. Raises Refused."""
         self._check_rate(peer)
-        self.tokens.refresh()
         now_us = self._clock.now_us()
         token = self.tokens.find(credential, now_us)
         if token is None:
@@ -12739,14 +12734,9 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     return fd
 
 
-def signal_governor(pid: int, number: signal.Signals) -> None:
-    """Ask a running governor for something: SIGTERM to stop, SIGHUP to reload."""
+def signal_process(pid: int, number: signal.Signals) -> None:
+    """Ask a governor or a server for something: SIGTERM to end, SIGHUP to reload."""
     os.kill(pid, number)
-
-
-def end_server(pid: int) -> None:
-    """Have a server end that its governor then starts again."""
-    os.kill(pid, signal.SIGTERM)
 
 
 def find_governor(data_dir: str) -> int | None:
@@ -12884,11 +12874,8 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
         join=library.read_join(join) if (join := join_string(spec, config)) else None,
         secret=config.handler_secret or None,
     )
-    server = connect_endpoint(config.zmq_host, config.zmq_port)
-    code: int = library.serve(
-        ":".join(found), handler_id=spec.handler_id, server=server, options=options
-    )
-    return code
+    server, target = connect_endpoint(config.zmq_host, config.zmq_port), ":".join(found)
+    return int(library.serve(target, handler_id=spec.handler_id, server=server, options=options))
 
 
 def serve_handler(spec: HandlerSpec, config: Config) -> int:
@@ -13113,10 +13100,8 @@ class Governor:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
-        log_governor.info(
-            "governor %s of %r starts with %s",
-            VERSION, self._config.deployment, ", ".join(self._children),
-        )  # fmt: skip
+        deployment, names = self._config.deployment, ", ".join(self._children)
+        log_governor.info("governor %s of %r starts with %s", VERSION, deployment, names)
         preload(self._config)
         gc.collect()
         gc.freeze()  # a later collection in a child would copy the pages it shares with us
@@ -13189,19 +13174,14 @@ class Governor:
         if child.must_reload and child.status.state is ChildState.RUNNING and child.pid:
             child.must_reload = False
             os.kill(child.pid, signal.SIGHUP)
-        if status.state is ChildState.STOPPED:
-            self._succeed(child)
+        if status.state is ChildState.STOPPED and child.successor:
+            child.spec, child.successor = child.successor, None
+            child.status = ChildStatus(start_s=now_s)
+        elif status.state is ChildState.STOPPED and child.is_leaving:
+            del self._children[child.name]
         is_due = child.status.start_s is not None and now_s >= child.status.start_s
         if is_due and self._stop_s is None and child.name in self._children:
             self._spawn(child)
-
-    def _succeed(self, child: Child) -> None:
-        """Put a stopped handler's successor in its place, or forget it."""
-        if child.successor:
-            child.spec, child.successor = child.successor, None
-            child.status = ChildStatus(start_s=self._clock.monotonic())
-        elif child.is_leaving:
-            del self._children[child.name]
 
     def _change(self, child: Child, event: ChildEvent, reason: str | None = None) -> None:
         before = child.status.state
@@ -14378,7 +14358,7 @@ def connect_http(host: str, config: Config) -> socket.socket:
 def command_stop(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     pid = find_running(config)
-    signal_governor(pid, signal.SIGTERM)
+    signal_process(pid, signal.SIGTERM)
     clock = Clock()
     give_up_s = clock.monotonic() + STOP_TIMEOUT_S
     while find_governor(config.data_dir) == pid:
@@ -14407,7 +14387,7 @@ def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
     before = read_status(config, pid).get("reloads", 0)
-    signal_governor(pid, signal.SIGHUP)
+    signal_process(pid, signal.SIGHUP)
     clock = Clock()
     give_up_s = clock.monotonic() + RELOAD_TIMEOUT_S
     while (shown := read_status(config, pid)).get("reloads", 0) == before:
@@ -14453,7 +14433,7 @@ def command_restore(arguments: Arguments) -> int:
     if server is None:
         print(f"{source} is restored by the next start{' of the server' if pid else ''}")
         return EXIT_OK
-    end_server(server["pid"])
+    signal_process(server["pid"], signal.SIGTERM)
     wait_until_taken(config, path)
     print(f"{source} is restored; what was due since it was made may run again")
     return EXIT_OK
