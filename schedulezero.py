@@ -5111,6 +5111,8 @@ DATABASE_FILE: Final = "schedulezero.db"
 SEAL_FILE: Final = "schedulezero.seal"
 BACKUP_DIRECTORY: Final = "backups"
 BACKUP_NAME: Final = re.compile(r"schedulezero-(\d{8}T\d{6})(\d{3})Z\.db")
+SET_ASIDE_NAME: Final = re.compile(r"schedulezero\.db(\..*)?\.(damaged|replaced)")
+UNFINISHED_NAME: Final = re.compile(r"schedulezero.*\.new")
 BESIDE: Final = ("", "-wal", "-shm", "-journal")  # the files of one database
 STAGED: Final = ".restore"  # takes the database's place at the next start
 UNFINISHED: Final = ".new"
@@ -5283,11 +5285,16 @@ def stamp_us(path: str) -> int | None:
     return None
 
 
+def find_files(directory: str, name: re.Pattern[str]) -> list[str]:
+    """The paths of the files with such names, the last name first."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return [os.path.join(directory, each) for each in sorted(names)[::-1] if name.fullmatch(each)]
+
+
 def list_backups(directory: str) -> list[str]:
     """The paths of the automatic backups, newest first."""
-    place = os.path.join(directory, BACKUP_DIRECTORY)
-    names = os.listdir(place) if os.path.isdir(place) else []
-    return [os.path.join(place, name) for name in sorted(names, reverse=True) if stamp_us(name)]
+    backups = find_files(os.path.join(directory, BACKUP_DIRECTORY), BACKUP_NAME)
+    return [path for path in backups if stamp_us(path)]
 
 
 def surplus_backups(made: str, others: Sequence[str], keep: int, now_us: int) -> list[str]:
@@ -5570,24 +5577,13 @@ class Recovery:
 
 def list_set_aside(directory: str) -> list[str]:
     """The databases that were set aside, newest first, each by its main file's path."""
-    names = [
-        name
-        for name in os.listdir(directory)
-        if name.startswith(DATABASE_FILE + ".") and name.endswith((".damaged", ".replaced"))
-    ]
-    return [os.path.join(directory, name) for name in sorted(names, reverse=True)]
+    return find_files(directory, SET_ASIDE_NAME)
 
 
 def list_unfinished(directory: str) -> list[str]:
     """The copies of databases that a server which was killed has left."""
     places = (directory, os.path.join(directory, BACKUP_DIRECTORY))
-    return [
-        os.path.join(place, name)
-        for place in places
-        if os.path.isdir(place)
-        for name in os.listdir(place)
-        if name.startswith("schedulezero") and name.endswith(UNFINISHED)
-    ]
+    return [path for place in places for path in find_files(place, UNFINISHED_NAME)]
 
 
 def _count_seal(new_database: int, db: sqlite3.Connection) -> tuple[int, int]:
@@ -12827,12 +12823,12 @@ def walk_logs(log_dir: str) -> Iterator[tuple[str, int, float]]:
 # Handlers: what stands in the configuration, made to run.
 
 
-def find_handler_file(spec: HandlerSpec, directory: str) -> tuple[str, str] | None:
-    """The path of the Python file that `spec.run` names, and the name of its class.
+def find_handler_file(run: str, directory: str) -> tuple[str, str] | None:
+    """The path of the Python file in `file.py:Class`, and the name of its class.
 
     It is looked for beside the configuration file, then beside schedulezero.py.
     """
-    file, _, name = (spec.run or "").rpartition(":")
+    file, _, name = run.rpartition(":")
     for place in (directory, os.path.dirname(os.path.abspath(__file__))):
         path = os.path.normpath(os.path.join(place, file))
         if os.path.isfile(path):
@@ -12844,7 +12840,7 @@ def check_handlers(config: Config) -> None:
     """Raise ConfigError if a handler's Python file or directory is not there."""
     for spec in config.handlers:
         at = ("handlers", spec.handler_id)
-        if spec.run and not find_handler_file(spec, config.directory):
+        if spec.run and not find_handler_file(spec.run, config.directory):
             sentence = f"there is no file {spec.run.rpartition(':')[0]} in {config.directory}"
             raise error_in_config(config, (*at, "run"), sentence)
         if spec.cwd and not os.path.isdir(spec.cwd):
@@ -12859,8 +12855,8 @@ def connect_endpoint(host: str, port: int) -> str:
 
 def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
     """Serve the class that `spec.run` names until told to stop; the exit code."""
-    found = find_handler_file(spec, config.directory)
-    library_file = find_handler_file(HandlerSpec("", run="handler.py:"), config.directory)
+    found = find_handler_file(spec.run or "", config.directory)
+    library_file = find_handler_file("handler.py:", config.directory)
     if found is None or library_file is None:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
@@ -12932,7 +12928,7 @@ def preload(config: Config) -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "handler.py")
-    found = find_handler_file(HandlerSpec("", run="handler.py:"), config.directory)
+    found = find_handler_file("handler.py:", config.directory)
     if found and found[0] == own and any(s.run and s.autostart for s in config.handlers):
         with suppress(Exception):  # the handlers that need it say what is wrong with it
             load_library(own)
