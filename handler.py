@@ -63,7 +63,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -1106,19 +1106,18 @@ class JobLog(logging.Handler):
             self.handleError(record)
 
 
-class Capture:
-    """While entered, output and logging of jobs is captured in this process."""
-
-    def __enter__(self) -> None:
-        self._streams = sys.stdout, sys.stderr
-        self._log = JobLog()
-        logging.getLogger().addHandler(self._log)
-        sys.stdout = CapturedStream("stdout", sys.stdout)
-        sys.stderr = CapturedStream("stderr", sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout, sys.stderr = self._streams
-        logging.getLogger().removeHandler(self._log)
+@contextmanager
+def captured() -> Iterator[None]:
+    """Capture the output and the logging of jobs in this process."""
+    streams, job_log = (sys.stdout, sys.stderr), JobLog()
+    logging.getLogger().addHandler(job_log)
+    sys.stdout = CapturedStream("stdout", sys.stdout)
+    sys.stderr = CapturedStream("stderr", sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        logging.getLogger().removeHandler(job_log)
 
 
 # --- Spool: finished results on disk ----------------------------------------------------------
@@ -1519,10 +1518,9 @@ class ThreadPool:
 #
 # A nursery, forked before there are threads and sockets, forks the workers: a clean parent, and
 # the only one that kills and waits. Each worker thread of the pool talks to a worker process of
-# its own, over a socket pair, in frames of a kind, a length and a body: C call, X cancel (a call
-# id), L log and progress, R result.
+# its own, over a socket pair, in lines of a kind and a body of JSON, which holds no line end: C
+# call, X cancel (a call id), L log and progress, R result.
 
-_FRAME: Final = struct.Struct("!cI")
 _ORDER: Final = struct.Struct("!ci")  # to the nursery: F fork, K kill; back: the pid or status
 
 
@@ -1662,7 +1660,7 @@ class WorkerProcess:
             self._report(job, time.monotonic(), last=True)
             with self._sending:
                 self._job = None  # what its threads still say is for nobody
-                send_frame(self._link, b"R", body)
+                send_line(self._link, b"R", body)
 
     def _converse(self) -> None:
         """Talk to the parent; when that ends, in whatever way, so does this process."""
@@ -1677,7 +1675,7 @@ class WorkerProcess:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup.read_fd, select.POLLIN)
-        buffer = bytearray()
+        rest = b""
         while True:
             job = self._job
             due_s = min(60.0, job.outbox.due_at - time.monotonic()) if job else 60.0
@@ -1689,9 +1687,9 @@ class WorkerProcess:
                 data = self._link.recv(65_536)
                 if not data:
                     return  # the parent is gone or wants no more of us
-                buffer += data
-                for kind, body in cut_frames(buffer):
-                    self._obey(kind, body)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._obey(line[:1], line[1:])
             if job:
                 self._report(job, time.monotonic())
 
@@ -1709,23 +1707,11 @@ class WorkerProcess:
         with self._sending:
             batch = job.outbox.take(now, last=last) if job is self._job else None
             if batch:
-                send_frame(self._link, b"L", encode_lossy(batch._asdict()))
+                send_line(self._link, b"L", encode_lossy(batch._asdict()))
 
 
-def send_frame(link: socket.socket, kind: bytes, body: bytes) -> None:
-    link.sendall(_FRAME.pack(kind, len(body)) + body)
-
-
-def cut_frames(buffer: bytearray) -> Iterator[tuple[bytes, bytes]]:
-    """Take every whole frame out of what a stream has brought: its kind and body."""
-    while len(buffer) >= _FRAME.size:
-        kind, length = _FRAME.unpack_from(buffer)
-        end = _FRAME.size + length
-        if len(buffer) < end:
-            break
-        body = bytes(buffer[_FRAME.size : end])
-        del buffer[:end]
-        yield kind, body
+def send_line(link: socket.socket, kind: bytes, body: bytes) -> None:
+    link.sendall(kind + body + b"\n")
 
 
 class Worker:
@@ -1736,7 +1722,7 @@ class Worker:
         self._nursery = nursery
         self._pid, self._link = nursery.fork()
         self._link.settimeout(GRACE_S)
-        self._buffer = bytearray()
+        self._rest = b""
         self._poll = select.poll()
         self._poll.register(self._link, select.POLLIN)
 
@@ -1747,7 +1733,7 @@ class Worker:
     def run(self, job: Job) -> bytes | None:
         """Run a job to its result; None if the process died or did not stop in time."""
         try:
-            send_frame(self._link, b"C", encode(job.call))
+            send_line(self._link, b"C", encode(job.call))
             job.on_cancel(lambda: self._pass_on(job))
             while time.monotonic() < job.cancelled_at + GRACE_S:
                 if self._poll.poll(500):
@@ -1765,17 +1751,17 @@ class Worker:
 
     def _pass_on(self, job: Job) -> None:
         with suppress(OSError):  # a dead process has stopped already
-            send_frame(self._link, b"X", encode_lossy({job.id: job.reason}))
+            send_line(self._link, b"X", encode_lossy({job.id: job.reason}))
 
     def _listen(self, job: Job) -> bytes | None:
         data = self._link.recv(1 << 18)
         if not data:
             raise OSError("it is gone")
-        self._buffer += data
-        for kind, body in cut_frames(self._buffer):
-            if kind == b"R":
-                return body
-            job.outbox.merge(Batch(**json.loads(body)))
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line[:1] == b"R":
+                return line[1:]
+            job.outbox.merge(Batch(**json.loads(line[1:])))
         return None
 
 
@@ -2198,7 +2184,7 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
             spool.save(job.id, body)
         return body
 
-    with Capture():
+    with captured():
         nursery = Nursery(work) if options.processes or handler.processes else None
         try:
             done_by = ProcessWork(nursery) if nursery else work

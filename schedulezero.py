@@ -1732,7 +1732,8 @@ class DayRule:
     positions: tuple[tuple[int, int], ...] = ()  # (n, weekday): its nth, 0 for its last
     either: bool = False  # Vixie: day of month or day of week is enough
 
-    def matches(self, day: int, weekday: int, length: int) -> bool:
+    def matches(self, day: int, first_weekday: int, length: int) -> bool:
+        weekday = (first_weekday + day - 1) % 7
         of_month = (
             day in self.days
             or (self.last and day == length)
@@ -1746,11 +1747,7 @@ class DayRule:
 @lru_cache(maxsize=1024)
 def days_of_month(rule: DayRule, first_weekday: int, length: int) -> tuple[int, ...]:
     """The matching days of a month by its shape; at most 28 shapes per rule."""
-    return tuple(
-        day
-        for day in range(1, length + 1)
-        if rule.matches(day, (first_weekday + day - 1) % 7, length)
-    )
+    return tuple(d for d in range(1, length + 1) if rule.matches(d, first_weekday, length))
 
 
 class TimesOfDay(NamedTuple):
@@ -5341,8 +5338,7 @@ class Recovery:
 
     @property
     def last_backup_us(self) -> int | None:
-        backups = list_backups(self._directory)
-        return stamp_us(backups[0]) if backups else None
+        return next(map(stamp_us, list_backups(self._directory)), None)
 
     # Before the store is opened
 
@@ -5359,7 +5355,7 @@ class Recovery:
         finding = self._inspect()
         if finding.is_usable:
             self._compare(finding)
-        elif finding.condition is Condition.DAMAGED or self._had_one():
+        elif finding.condition is Condition.DAMAGED or self._is_known or self.last_backup_us:
             self._restore(finding.sentence, None)
 
     def _inspect(self) -> Finding:
@@ -5370,9 +5366,6 @@ class Recovery:
             finding = inspect_database(self.path, CHECK_AT_START_S)
         self.must_check = finding.condition is Condition.UNCHECKED
         return finding
-
-    def _had_one(self) -> bool:
-        return self._is_known or bool(list_backups(self._directory))
 
     def _take_staged(self) -> None:
         """Put a database in place that `restore`, or a rescue, has left for this start."""
@@ -5403,15 +5396,11 @@ class Recovery:
                 "was deleted or cut, or an older copy took its place"
             )
             self._restore(whole.sentence or sentence, whole if whole.is_usable else None)
-        elif seal.is_open and not self._has_log():
+        elif seal.is_open and not size_of(self.path + "-wal"):
             self._report(
                 "the write-ahead log was gone after the server had ended without closing the "
                 "database: unless another program has merged it, the newest changes are missing"
             )
-
-    def _has_log(self) -> bool:
-        log = self.path + "-wal"
-        return os.path.exists(log) and os.path.getsize(log) > 0
 
     def _restore(self, sentence: str, present: Finding | None) -> None:
         """Go on with the newest sound state: a backup, or what is there if that is no older."""
@@ -5616,8 +5605,6 @@ PRIVATE_NETWORKS: Final = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 )
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 
 class NotAllowed(ScheduleZeroError):
     """Somebody asked for what he may not have; nothing of it was done."""
@@ -5650,16 +5637,15 @@ def choose_security(config: Config) -> str:
 
     Without encryption only this machine is let in, unless the configuration insists.
     """
-    if config.zmq_security != "auto":
-        exposed = config.zmq_security == "null" and not is_this_machine(config.zmq_host)
-        if exposed and not config.allow_insecure:
-            raise error_in_config(
-                config, ("zmq_security",),
-                f"null lets everybody who reaches {config.zmq_host} in, unencrypted; use curve, "
-                "a loopback zmq_host, or allow_insecure: true",
-            )  # fmt: skip
-        return config.zmq_security
-    return "null" if is_this_machine(config.zmq_host) else "curve"
+    is_local = is_this_machine(config.zmq_host)
+    if config.zmq_security == "auto":
+        return "null" if is_local else "curve"
+    if config.zmq_security == "null" and not is_local and not config.allow_insecure:
+        who = f"everybody who reaches {config.zmq_host}"
+        choices = "use curve, a loopback zmq_host, or allow_insecure: true"
+        sentence = f"null lets {who} in, unencrypted; {choices}"
+        raise error_in_config(config, ("zmq_security",), sentence)
+    return config.zmq_security
 
 
 def may_call_back(host: str, peer: str, networks: Sequence[str]) -> bool:
@@ -5904,19 +5890,15 @@ def has_secrets(value: Any) -> bool:
 
 def secret_names(value: Any, at: str = "job_params") -> Iterator[tuple[str, str]]:
     """Each secret that a JSON value refers to, and where. Raises InvalidField."""
-    if isinstance(value, Mapping):
-        if SECRET_KEY in value:
-            name = value[SECRET_KEY]
-            if len(value) > 1 or not isinstance(name, str) or not SECRET_NAME.fullmatch(name):
-                sentence = f'{at}: a secret is {{"$secret": "name"}}, the name {SECRET_NAME_RULE}'
-                raise InvalidField(at, sentence)
-            yield name, at
-            return
-        for key, item in value.items():
+    if isinstance(value, Mapping) and SECRET_KEY in value:
+        name = value[SECRET_KEY]
+        if len(value) > 1 or not isinstance(name, str) or not SECRET_NAME.fullmatch(name):
+            sentence = f'{at}: a secret is {{"$secret": "name"}}, the name {SECRET_NAME_RULE}'
+            raise InvalidField(at, sentence)
+        yield name, at
+    elif isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from secret_names(item, f"{at}.{key}")
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from secret_names(item, f"{at}.{place}")
 
 
 def insert_secrets(value: Any, values: Mapping[str, str]) -> Any:
@@ -12902,7 +12884,6 @@ def join_string(spec: HandlerSpec, config: Config) -> str | None:
 
 
 def load_module(path: str, name: str) -> Any:
-    """Import a file by its path, as `name`."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     spec.loader_state = os.stat(path).st_mtime_ns
@@ -13158,7 +13139,6 @@ class Governor:
     # One child.
 
     def _advance(self, child: Child, now_s: float) -> None:
-        """Do what is due for one child."""
         status = child.status
         if child.kill_s is not None and now_s >= child.kill_s:
             log_governor.warning("%s did not stop in time and is killed", child.name)
