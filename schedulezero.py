@@ -1961,13 +1961,6 @@ def _parse_value(text: str, allowed: FieldRange) -> int:
 WEEKDAY_NAMES: Final = tuple(calendar.day_name[day] for day in range(7))
 
 
-def describe_cron(rule: CronRule) -> str:
-    times, dates = describe_times(rule.times), describe_dates(rule)
-    if times.startswith("at "):
-        return f"{dates or 'every day'} {times}"
-    return f"{times}, {dates}" if dates else times
-
-
 def describe_times(times: TimesOfDay) -> str:
     """Times of day in words; they begin with `at` if they are few enough to be listed."""
     if times.total() <= 6 and len(times.seconds) == 1:
@@ -2612,7 +2605,10 @@ class CronTrigger(WallTrigger):
         return [d for d in days if date(year, index + 1, d).isocalendar().week in rule.weeks]
 
     def words(self) -> str:
-        return describe_cron(self.rule)
+        times, dates = describe_times(self.times), describe_dates(self.rule)
+        if times.startswith("at "):
+            return f"{dates or 'every day'} {times}"
+        return f"{times}, {dates}" if dates else times
 
     def render(self) -> str:
         if self.expression is not None:
@@ -5434,11 +5430,11 @@ class Recovery:
             else:
                 log_store.error("the backup %s cannot be used: %s", path, finding.sentence)
 
-        def age(entry: tuple[str, Finding]) -> tuple[bool, int, str]:
+        def rank(entry: tuple[str, Finding]) -> tuple[bool, int, str]:
             path, finding = entry
             return finding.database == self.seal.database, finding.seal, path
 
-        return max(found, key=age, default=(None, Finding(Condition.EMPTY)))
+        return max(found, key=rank, default=(None, Finding(Condition.EMPTY)))
 
     def _copy_backup(self, backup: str) -> str:
         """The path of a copy of the backup; of the backup itself where there is no room for two."""
@@ -9107,8 +9103,7 @@ class SessionFile:
         credential, session_id = make_credential()
         session = Session(session_id, digest_of(credential), token.token_id, now_us, now_us)
         valid = [known for known in self._sessions.values() if known.is_valid_at(now_us)]
-        valid.sort(key=lambda known: known.seen_us)
-        kept = valid[-(MAX_SESSIONS - 1) :]
+        kept = sorted(valid, key=lambda known: known.seen_us)[-(MAX_SESSIONS - 1) :]
         self._sessions = {known.session_id: known for known in [*kept, session]}
         self.save()
         return credential, session
@@ -13056,8 +13051,8 @@ class Governor:
         self._load = load
         self._echo = echo
         self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
-        own = [spec for spec in config.handlers if spec.autostart]
-        self._children |= {spec.handler_id: Child(spec.handler_id, spec) for spec in own}
+        own = {spec.handler_id: spec for spec in config.handlers if spec.autostart}
+        self._children |= {name: Child(name, spec) for name, spec in own.items()}
         self._pid = os.getpid()
         self._started_us = clock.now_us()
         self._stop_s: float | None = None  # when all must have ended; None: not stopping
@@ -13072,7 +13067,7 @@ class Governor:
         self._lifeline_fd, self._lifeline_write_fd = os.pipe()
         os.set_inheritable(self._lifeline_fd, True)
         self._warden_pid: int | None = None
-        self._warden_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._warden_fd = os.open(os.devnull, os.O_WRONLY)
         self._signals = SignalPipe()
 
     def run(self) -> int:
