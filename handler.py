@@ -2075,10 +2075,7 @@ class Dealer:
 
 
 def serve(target: str, *, handler_id: str, server: str, options: Options) -> int:
-    """Serve `target`, such as "path/to/file.py:Class", until drained; the exit code.
-
-    For a freshly forked child: takes over signals and logging of the process.
-    """
+    """Serve "path/to/file.py:Class" in a freshly forked child until drained; the exit code."""
     options = options._replace(handler_id=handler_id, server=server)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what jobs start is waited for
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # and must not inherit blocked signals

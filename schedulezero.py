@@ -1386,10 +1386,7 @@ def render_log_time(created_s: float) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """One line per record, `time level file:line:function message`; tracebacks are indented.
-
-    What is about an execution has its id in brackets before the message.
-    """
+    """A line per record, `time level file:line:function [execution id] message`, and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = render_log_time(record.created)
@@ -2622,10 +2619,7 @@ CALENDAR_FIELDS: Final[Mapping[str, int]] = MappingProxyType(
 
 
 class CalendarIntervalTrigger(WallTrigger):
-    """Fires every n days or months from a date on, at one time of day.
-
-    A day that a month does not have becomes the last day of that month.
-    """
+    """Fires every n days or months, at one time of day; on the last of a month too short for it."""
 
     readers = MappingProxyType(
         {name: number_reader(0, most, int) for name, most in CALENDAR_FIELDS.items()}
@@ -5249,10 +5243,7 @@ def copy_database(path: str, target: str) -> None:
 
 
 def stage_restore(source: str, path: str) -> None:
-    """Check a backup and put a copy of it where the next start of the server takes it from.
-
-    Raises StoreUnavailable if it cannot be used, OSError.
-    """
+    """Put a sound backup where the next start takes it from. Raises StoreUnavailable, OSError."""
     finding = inspect_database(source)
     if not finding.is_usable:
         raise StoreUnavailable(finding.sentence)
@@ -5629,10 +5620,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def choose_security(config: Config) -> str:
-    """`curve` or `null`: how handlers talk to the server. Raises ConfigError.
-
-    Without encryption only this machine is let in, unless the configuration insists.
-    """
+    """How handlers talk to the server: `curve`, or on this machine `null`. Raises ConfigError."""
     is_local = is_this_machine(config.zmq_host)
     if config.zmq_security == "auto":
         return "null" if is_local else "curve"
@@ -5959,10 +5947,7 @@ class Secrets:
                     raise InvalidField(at, f"{at}: there is no secret '{name}'")
 
     def insert(self, job_params: Any) -> tuple[Any, Scrubber]:
-        """The parameters to send, and what hides the secrets in all that comes back.
-
-        Raises InvalidField when a secret is not there any more.
-        """
+        """The parameters to send, and what hides their secrets afterwards. Raises InvalidField."""
         self.check(job_params)
         values = {name: self.get(name) or "" for name, _ in secret_names(job_params)}
         return insert_secrets(job_params, values), Scrubber([*values.values()])
@@ -9025,10 +9010,7 @@ class TokenFile:
         return sorted(self._tokens.values(), key=lambda token: token.name)
 
     def create(self, name: str, role: Role, expires_us: int | None, now_us: int) -> str:
-        """Make a token and store its hash; the token, which nobody can tell again.
-
-        Raises Conflict, Overloaded, OSError.
-        """
+        """Make a token, tell it once, store its hash. Raises Conflict, Overloaded, OSError."""
         with self._locked():
             if any(token.name == name for token in self._tokens.values()):
                 raise Conflict(f"there is a token '{name}' already; revoke it first")
@@ -9049,10 +9031,7 @@ class TokenFile:
             self._write(kept)
 
     def create_first(self, now_us: int) -> str | None:
-        """If there never was a token, make one for an administrator and put it into a file.
-
-        Returns the path of that file. Raises OSError.
-        """
+        """If there never was a token, one for an admin in a file; its path. Raises OSError."""
         with self._locked():
             if self.is_present:
                 return None
@@ -12866,9 +12845,7 @@ def serve_handler(spec: HandlerSpec, config: Config) -> int:
 
 
 def join_string(spec: HandlerSpec, config: Config) -> str | None:
-    """What lets a handler that is started here in; its key is made when it first starts. None
-    where the link is not encrypted.
-    """
+    """What lets a handler in that is started here, with a key of its own; None without CURVE."""
     if choose_security(config) == "null":
         return None
     keys = KeyFile(config)
