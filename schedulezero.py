@@ -88,6 +88,7 @@ from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
+from itertools import groupby
 from types import MappingProxyType
 from typing import IO, Any, ClassVar, Final, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 from urllib.parse import quote
@@ -2011,15 +2012,9 @@ def _values_words(name: str, values: Sequence[int]) -> str:
 
 def _list_words(values: Sequence[int], names: Sequence[str] = ()) -> str:
     """`1 to 3 and 7`: numbers, or names by number, with runs of three or more drawn together."""
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    parts = []
-    for run in runs:
-        texts = [names[value] if names else str(value) for value in run]
+    parts: list[str] = []
+    for _, run in groupby(enumerate(values), lambda pair: pair[1] - pair[0]):
+        texts = [names[value] if names else str(value) for _, value in run]
         parts.extend([f"{texts[0]} to {texts[-1]}"] if len(texts) > 2 else texts)
     return join_words(parts)
 
@@ -2304,7 +2299,7 @@ class Trigger(apscheduler.abc.Trigger):
 class DateTrigger(Trigger):
     """Fires once."""
 
-    readers = MappingProxyType({"run_date": lambda value, at: (value, read_instant(value, at))})
+    readers = MappingProxyType({"run_date": lambda value, here: (value, read_instant(value, here))})
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
