@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Appliance, wait_for
+from appliance import ROOT, Appliance, wait_for
 
 PLACES = re.compile(r"(?<![\w.])/(?=(?:app|config|data|logs)\b)")
 USER = "10001"

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Appliance
+from appliance import ROOT, Appliance
 
 DEBIAN_PYTHON = "/usr/bin/python3"
 MINE = """\
