@@ -183,6 +183,18 @@ def test_without_a_home_it_is_unpacked_to_a_temporary_directory_and_says_so(bare
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
+def test_under_systemd_it_is_unpacked_to_the_cache_directory_of_the_unit(bare: Packed) -> None:
+    cache = bare.directory / "var-cache"
+    environ = {**bare.environ, "CACHE_DIRECTORY": str(cache)}
+    command = [*bare.program, "--version"]
+    done = subprocess.run(
+        command, cwd=bare.directory, env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert [path.name for path in cache.iterdir()] == ["schedulezero"]
+    assert not bare.cache.exists()
+
+
 @pytest.mark.parametrize("fault", ["open to others", "a link"])
 def test_a_directory_that_others_could_fill_is_refused(bare: Packed, fault: str) -> None:
     if fault == "a link":
