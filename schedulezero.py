@@ -10810,6 +10810,7 @@ MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them
 MAX_RUN_S: Final = 30 * 86_400
 MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_EDIT_TRIES: Final = 5
+KEEPS_CHANGING: Final = "the schedule keeps changing while it is being edited; try again"
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
 METRICS_PATH: Final = "/metrics"  # the one route outside /api/: Prometheus looks there
@@ -11198,6 +11199,27 @@ def render_schedule(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+def render_definition(schedule: Schedule) -> dict[str, Any]:
+    """The body that makes such a schedule anew; what is as by default is left out."""
+    blank = Schedule("", "", "", {}, {}, {})
+    definition = {
+        field.name: getattr(schedule, field.name)
+        for field in EDIT_FIELDS
+        if getattr(schedule, field.name) != getattr(blank, field.name)
+    }
+    if schedule.retry:
+        definition["retry"] = asdict(schedule.retry)
+    return {
+        name: str(value) if isinstance(value, enum.StrEnum) else value
+        for name, value in definition.items()
+    }
+
+
+def etag_of(schedule: Schedule) -> tuple[str, str]:
+    """The header that names this state of a definition; what fires do leaves it as it is."""
+    return "ETag", f'"{schedule.key}-{schedule.generation}"'
+
+
 def render_execution(execution: Execution) -> dict[str, Any]:
     e = execution
     return {
@@ -11347,12 +11369,59 @@ def new_schedule(
     return changed_schedule(blank, given, config, now_us)
 
 
+def declared_schedule(
+    schedule_id: str, given: Mapping[str, Any], config: Config, now_us: int
+) -> Schedule:
+    """As new_schedule; but a date that has passed since it was written down is no mistake: such
+    a schedule is exhausted.
+    """
+    try:
+        return new_schedule(schedule_id, given, config, now_us)
+    except TriggerError:
+        schedule = new_schedule(schedule_id, given, config, 0)
+    if schedule.next_fire_us is not None and schedule.next_fire_us < now_us:
+        schedule = replace(schedule, next_fire_us=None)
+    return replace(schedule, created_us=now_us, updated_us=now_us)
+
+
 def parse_declared_schedule(
     schedule_id: str, body: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
-    """A schedule of the configuration file. Raises InvalidField."""
+    """A schedule of a file. Raises InvalidField."""
     NAME.check("schedule_id", schedule_id)
-    return new_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
+    return declared_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
+
+
+def canonical_json(value: Any) -> str:
+    """The same text for equal values; unlike `==` it tells 1 from true."""
+    return json.dumps(value, sort_keys=True)
+
+
+def has_definition(known: Schedule, wanted: Schedule) -> bool:
+    """Whether nothing needs to be done for `known` to be as `wanted`."""
+    known_json, wanted_json = (canonical_json(render_definition(s)) for s in (known, wanted))
+    return known.quarantined is None and known_json == wanted_json
+
+
+def redefined_schedule(known: Schedule, wanted: Schedule, now_us: int) -> Schedule:
+    """`known` with the definition of `wanted`. An equal trigger goes on as it was planned, after
+    a pause from now.
+    """
+    redefined = replace(
+        wanted,
+        created_us=known.created_us,
+        updated_us=now_us,
+        last_fire_us=known.last_fire_us,
+        generation=known.generation,
+        key=known.key,
+        origin=known.origin,
+    )
+    if known.quarantined is not None or known.trigger_config != wanted.trigger_config:
+        return redefined
+    next_fire_us = known.next_fire_us
+    if known.paused and not wanted.paused:
+        next_fire_us = next_us(load_trigger(known.trigger_state), now_us)
+    return replace(redefined, trigger_state=known.trigger_state, next_fire_us=next_fire_us)
 
 
 def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> dict[str, Any]:
@@ -11385,6 +11454,20 @@ def check_secrets(app: App, job_params: Any) -> None:
         app.dispatcher.secrets.check(job_params)
 
 
+def describe_doubts(app: App, schedule: Schedule) -> list[str]:
+    """What a schedule still lacks to run: a handler, a method or a secret that may come later."""
+    doubts = []
+    for check in (
+        partial(check_target, app, schedule.handler_id, schedule.method_name),
+        partial(check_secrets, app, schedule.job_params),
+    ):
+        try:
+            check()
+        except (NotFound, InvalidField) as error:
+            doubts.append(str(error))
+    return doubts
+
+
 def find_schedule(app: App, call: Call) -> Schedule:
     schedule_id = call.path["schedule_id"]
     schedule = app.store.schedule(schedule_id)
@@ -11398,6 +11481,22 @@ def check_undeclared(schedule: Schedule) -> None:
     if schedule.origin == "config":
         where = "is declared in the configuration file: change it there"
         raise Conflict(f"the schedule '{schedule.schedule_id}' {where}")
+
+
+def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> None:
+    """Raise HttpError unless the schedule, None if there is none, is in the state that If-Match
+    and If-None-Match demand (RFC 9110 section 13.1).
+    """
+    etag = "" if known is None else etag_of(known)[1]
+    for name, is_wanted in (("if-match", True), ("if-none-match", False)):
+        asked = headers.get(name)
+        if asked is None:
+            continue
+        # If-None-Match compares weakly: a proxy that compresses may have weakened the tag.
+        listed = [tag.strip() for tag in asked.replace("" if is_wanted else "W/", "").split(",")]
+        if (known is not None and ("*" in listed or etag in listed)) != is_wanted:
+            is_now = f"its ETag is {etag}" if known else "there is no such schedule"
+            raise HttpError(412, "precondition_failed", f"{name}: {asked[:80]} fails: {is_now}")
 
 
 def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
@@ -11485,7 +11584,7 @@ async def create_schedule(app: App, call: Call) -> Response:
         "schedule_id": schedule_id,
         "next_fire_time": iso_of(schedule.next_fire_us),
     }
-    return json_response(201, answer, (("Location", f"/api/schedules/{schedule_id}"),))
+    return json_response(201, answer, (location_of(schedule_id),))
 
 
 def list_schedules(app: App, call: Call) -> Response:
@@ -11500,12 +11599,55 @@ def list_schedules(app: App, call: Call) -> Response:
 
 
 def show_schedule(app: App, call: Call) -> Response:
-    return json_response(200, render_schedule(find_schedule(app, call)))
+    schedule = find_schedule(app, call)
+    return json_response(200, render_schedule(schedule), (etag_of(schedule),))
+
+
+async def put_schedule(app: App, call: Call) -> Response:
+    """Make the schedule exactly as the body says: what is absent has its default, `paused` too.
+
+    It may name what is not there yet, as declared schedules may; `warnings` says so.
+    """
+    schedule_id = NAME.check("schedule_id", call.path["schedule_id"])
+    given = dict(call.body)
+    if given.pop("schedule_id", schedule_id) != schedule_id:
+        raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
+    for _ in range(MAX_EDIT_TRIES):
+        known = app.store.schedule(schedule_id)
+        check_preconditions(call.request.headers, known)
+        status, is_changed = await _put_once(app, schedule_id, given, known)
+        made = app.store.schedule(schedule_id)
+        if status and made is not None:
+            return _answer_changed(
+                made, status, changed=is_changed, warnings=describe_doubts(app, made)
+            )
+    raise Conflict(KEEPS_CHANGING)
+
+
+async def _put_once(
+    app: App, schedule_id: str, given: Mapping[str, Any], known: Schedule | None
+) -> tuple[int, bool]:
+    """The status, and whether something was changed; 0 if someone else was faster."""
+    now_us = app.clock.now_us()
+    if known is not None:
+        check_undeclared(known)
+    wanted = declared_schedule(schedule_id, given, app.config, now_us)
+    if known is None:
+        try:
+            await app.store.add_schedule_record(wanted)
+        except Conflict:
+            return 0, False
+        return 201, True
+    if has_definition(known, wanted):
+        return 200, False
+    changed = redefined_schedule(known, wanted, now_us)
+    return (200 if await app.store.replace_schedule(changed, known.generation) else 0), True
 
 
 async def change_schedule(app: App, call: Call) -> Response:
     for _ in range(MAX_EDIT_TRIES):
         known = find_schedule(app, call)
+        check_preconditions(call.request.headers, known)
         if call.body.keys() - {"paused"}:
             check_undeclared(known)
         changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
@@ -11514,18 +11656,18 @@ async def change_schedule(app: App, call: Call) -> Response:
         check_secrets(app, call.body.get("job_params"))
         if await app.store.replace_schedule(changed, known.generation):
             return _answer_changed(find_schedule(app, call))
-    raise Conflict("the schedule keeps changing while it is being edited; try again")
+    raise Conflict(KEEPS_CHANGING)
 
 
-def _answer_changed(schedule: Schedule) -> Response:
-    return json_response(
-        200,
-        {
-            "status": "success",
-            "schedule_id": schedule.schedule_id,
-            "schedule": render_schedule(schedule),
-        },
-    )
+def _answer_changed(schedule: Schedule, status: int = 200, **more: Any) -> Response:
+    schedule_id = schedule.schedule_id
+    shown = {"status": "success", "schedule_id": schedule_id, **more}
+    headers = (etag_of(schedule), *([location_of(schedule_id)] if status == 201 else []))
+    return json_response(status, {**shown, "schedule": render_schedule(schedule)}, headers)
+
+
+def location_of(schedule_id: str) -> tuple[str, str]:
+    return "Location", f"/api/schedules/{schedule_id}"
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
@@ -11859,6 +12001,13 @@ SESSION: Final = shape(
 SCHEDULE_CHANGED: Final = shape(
     status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
 )
+SCHEDULE_PUT: Final = shape(
+    status={"const": "success"},
+    schedule_id=TEXT,
+    changed={"type": "boolean"},
+    warnings=list_of(TEXT),
+    schedule=component("Schedule"),
+)
 RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
@@ -11923,6 +12072,10 @@ ROUTES: Final = (
           query=SCHEDULES_QUERY),
     Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
           "One schedule", {200: component("Schedule")}),
+    Route("PUT", ONE_SCHEDULE, put_schedule, ADMIN,
+          "Make a schedule exactly so, new or not; what is equal stays untouched; If-Match and "
+          "If-None-Match are heeded", {200: SCHEDULE_PUT, 201: SCHEDULE_PUT},
+          body=SCHEDULE_FIELDS),
     Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
           "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS),
     Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
@@ -12064,8 +12217,11 @@ def answer_failure(error: ScheduleZeroError) -> Response:
 
 
 PREFLIGHT: Final = (
-    ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE"),
-    ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID"),
+    ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID",
+    ),
     ("Access-Control-Max-Age", "600"),
 )  # never credentials: another origin sends a token, not a cookie
 
@@ -12439,7 +12595,9 @@ class Server:
 
     async def _declare_one(self, schedule_id: str, body: Any) -> None:
         """Create or update one declared schedule; what is unchanged keeps its next fire time."""
-        wanted = self._parse_declared(schedule_id, body)
+        now_us = self.clock.now_us()
+        wanted = parse_declared_schedule(schedule_id, body, self.config, now_us)
+        wanted = replace(wanted, origin="config")
         known = self.store.schedule(schedule_id)
         if known is None:
             await self.store.add_schedule_record(wanted)
@@ -12447,32 +12605,11 @@ class Server:
         if known.origin != "config":
             log_server.error("schedule %s exists already: the declared one waits", schedule_id)
             return
-        same_trigger = known.trigger_config == wanted.trigger_config
-        kept = replace(
-            wanted,
-            created_us=known.created_us,
-            updated_us=known.updated_us,
-            generation=known.generation,
-            key=known.key,
-            paused=known.paused if "paused" not in body else wanted.paused,
-            trigger_state=known.trigger_state if same_trigger else wanted.trigger_state,
-            next_fire_us=known.next_fire_us if same_trigger else wanted.next_fire_us,
-            last_fire_us=known.last_fire_us,
-        )
-        if kept != known:
-            changed = replace(kept, updated_us=self.clock.now_us())
+        if "paused" not in body:
+            wanted = replace(wanted, paused=known.paused)
+        if not has_definition(known, wanted):
+            changed = redefined_schedule(known, wanted, now_us)
             await self.store.replace_schedule(changed, known.generation)
-
-    def _parse_declared(self, schedule_id: str, body: Any) -> Schedule:
-        try:
-            schedule = parse_declared_schedule(schedule_id, body, self.config, self.clock.now_us())
-        except TriggerError:
-            # A date that has passed since it was written is no mistake: it is exhausted.
-            schedule = parse_declared_schedule(schedule_id, body, self.config, 0)
-            next_fire_us = schedule.next_fire_us
-            if next_fire_us is not None and next_fire_us < self.clock.now_us():
-                schedule = replace(schedule, next_fire_us=None)
-        return replace(schedule, origin="config")
 
     # Tasks
 

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -516,6 +517,121 @@ def test_a_declared_schedule_can_be_paused_but_is_changed_in_its_file(world: Wor
     assert world.ask("POST", "/api/schedules/hourly/resume")[0] == 200
 
 
+def put(
+    world: World, body: dict[str, Any], schedule_id: str = "hourly", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    data = json.dumps({**CALL, "trigger_config": HOURLY, **body}).encode()
+    path = f"/api/schedules/{schedule_id}"
+    answer = world.send("PUT", path, data, content_type="application/json", **headers)
+    return answer.status, json.loads(answer.body)
+
+
+def etag(world: World) -> str:
+    return dict(world.send("GET", "/api/schedules/hourly").headers)["ETag"]
+
+
+def test_a_put_makes_a_schedule_then_leaves_it_as_it_is(world: World) -> None:
+    body = {"job_params": {"a": 1, "b": [True]}, "retry": {"max_attempts": 1}, "timeout": 5}
+    status, made = put(world, body)
+    assert (status, made["changed"], made["warnings"]) == (201, True, [])
+    stored = world.store.by_id["hourly"]
+    world.clock.us += 1_234_567
+    again = {"job_params": {"b": [True], "a": 1}, "retry": {"max_attempts": 1}, "timeout": 5.0}
+    status, kept = put(world, {**again, "schedule_id": "hourly"})
+    assert (status, kept["changed"], kept["schedule"]) == (200, False, made["schedule"])
+    assert world.store.by_id["hourly"] is stored
+
+
+def test_a_put_sets_everything_and_keeps_the_plan_of_an_equal_trigger(world: World) -> None:
+    put(world, {"name": "old", "overlap": "queue", "paused": True})
+    before = world.store.by_id["hourly"]
+    world.clock.us += 90 * 60 * 1_000_000
+    status, answer = put(world, {"job_params": {"a": 1}})
+    now = world.store.by_id["hourly"]
+    assert (status, answer["changed"], now.generation) == (200, True, before.generation + 1)
+    assert (now.name, now.overlap, now.paused) == (None, sz.Overlap.SKIP, False)
+    assert now.created_us == before.created_us
+    assert now.trigger_state == before.trigger_state
+    # The pause has ended: the grid goes on, and nothing is caught up.
+    assert now.next_fire_us == NOW_US + 2 * 3600 * 1_000_000
+    put(world, {"trigger_config": {"type": "interval", "hours": 2}})
+    assert world.store.by_id["hourly"].next_fire_us == world.clock.us + 7200 * 1_000_000
+
+
+def test_a_put_tells_true_from_one(world: World) -> None:
+    put(world, {"job_params": {"a": 1}})
+    assert put(world, {"job_params": {"a": True}})[1]["changed"] is True
+
+
+def test_a_put_can_be_repeated_when_its_date_has_passed(world: World) -> None:
+    once = {"trigger_config": {"type": "date", "run_date": "2026-11-24T00:00:00"}}
+    assert put(world, once)[0] == 201
+    world.clock.us += 40 * 86_400 * 1_000_000
+    assert put(world, once)[1]["changed"] is False
+    status, made = put(world, once, "other")
+    assert (status, made["schedule"]["next_fire_time"]) == (201, None)
+
+
+def test_a_put_may_name_what_comes_later_and_says_so(world: World) -> None:
+    status, answer = put(world, {"handler_id": "ding-dung"})
+    assert status == 201
+    assert answer["warnings"] == [
+        "there is no handler 'ding-dung'; did you mean 'ding-dong'?",
+    ]
+    assert "no method" in put(world, {"method_name": "rung"})[1]["warnings"][0]
+
+
+def test_a_put_of_another_id_or_to_a_wrong_one_is_refused(world: World) -> None:
+    status, answer = put(world, {"schedule_id": "daily"})
+    assert (status, answer["field"]) == (400, "schedule_id")
+    assert put(world, {}, "has%20space")[0] == 400
+    assert put(world, {"trigger_config": {"type": "interval"}})[0] == 400
+    assert world.store.by_id == {}
+
+
+def test_a_put_does_not_take_over_a_declared_schedule(world: World) -> None:
+    world.add()
+    world.store.by_id["hourly"] = replace(world.store.by_id["hourly"], origin="config")
+    assert put(world, {"name": "mine"})[0] == 409
+    assert world.store.by_id["hourly"].name is None
+
+
+def test_a_put_that_others_overtake_is_tried_again(world: World) -> None:
+    world.add()
+    world.store.interfering = 2
+    assert put(world, {"name": "new"})[0] == 200
+    assert world.store.by_id["hourly"].name == "new"
+    world.store.interfering = 99
+    assert put(world, {"name": "newer"})[0] == 409
+
+
+def test_preconditions_guard_a_put_and_a_patch(world: World) -> None:
+    assert put(world, {}, if_match="*")[0] == 412
+    assert put(world, {}, if_none_match="*")[0] == 201
+    assert put(world, {}, if_none_match="*")[0] == 412
+    seen = etag(world)
+    assert put(world, {"name": "a"}, if_match=f'"x", {seen}')[0] == 200
+    status, answer = put(world, {"name": "b"}, if_match=seen)
+    assert (status, answer["code"]) == (412, "precondition_failed")
+    patch = partial(world.send, "PATCH", "/api/schedules/hourly", b'{"name": "c"}')
+    assert patch(content_type="application/json", if_match=seen).status == 412
+    assert patch(content_type="application/json", if_match=etag(world)).status == 200
+    assert world.store.by_id["hourly"].name == "c"
+
+
+def test_a_definition_makes_an_equal_schedule(world: World) -> None:
+    rich = {
+        "job_params": {"a": None}, "name": "n", "timeout": 5, "retry": {"factor": 3},
+        "coalesce": "all", "overlap": "allow", "misfire_grace_time": 0, "max_jitter": 1,
+        "paused": True,
+    }  # fmt: skip
+    put(world, rich)
+    known = world.store.by_id["hourly"]
+    body = sz.render_definition(known)
+    assert set(body) == {*rich, "handler_id", "method_name", "trigger_config"}
+    assert put(world, json.loads(json.dumps(body)))[1]["changed"] is False
+
+
 @pytest.mark.parametrize("what", ["", "/pause", "/resume", "/run"])
 def test_an_unknown_schedule_is_404(world: World, what: str) -> None:
     method = "POST" if what else "GET"
@@ -875,7 +991,7 @@ def test_the_event_stream_starts_where_the_client_left(world: World) -> None:
         ("POST", "/api/health", "GET, HEAD"),
         ("GET", "/api/run_now", "POST"),
         ("HEAD", "/api/run_now", "POST"),
-        ("PUT", "/api/schedules/x", "DELETE, GET, HEAD, PATCH"),
+        ("POST", "/api/schedules/x", "DELETE, GET, HEAD, PATCH, PUT"),
         ("GET", "/api/schedules/x/pause", "POST"),
         ("OPTIONS", "/api/schedule", "POST"),
         ("DELETE", "/", "GET, HEAD"),
