@@ -3130,7 +3130,7 @@ class ClockGuard:
 # read-only one. A change is a function of the writing connection; the writer collects what is
 # queued and commits it in one transaction, so that 32 clients share one flush.
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
 PAGE_BYTES: Final = 1024  # halves what a small commit writes, against SQLite's 4096
 CHECKPOINT_PAGES: Final = 4000
@@ -3138,6 +3138,8 @@ CACHE_KIB: Final = 1024  # per connection
 MAX_WRITES_QUEUED: Final = 20_000
 AUDIT_KEPT: Final = 10_000  # entries of what was accepted; a later one takes the oldest's slot
 REFUSALS_KEPT: Final = 2_000  # these have slots of their own: strangers must not wash out the rest
+RECEIPT_LIFE_US: Final = 86_400_000_000  # so long a repeated request is known by its key
+RECEIPTS_KEPT: Final = 10_000  # the newest; the keys of older ones count as new
 MAX_NOTES: Final = 2_000  # audit entries that wait for a commit
 NOTE_S: Final = 1.0  # how long they wait before there is one for them alone
 MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of them waits
@@ -3245,6 +3247,17 @@ SCHEMA: Final = (
         action TEXT NOT NULL,
         target TEXT NOT NULL,
         status INTEGER
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE receipts (
+        number INTEGER PRIMARY KEY,
+        scope TEXT NOT NULL,
+        key TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        made_us INTEGER NOT NULL,
+        made TEXT NOT NULL,
+        UNIQUE (scope, key)
     ) STRICT;
     """,
 )
@@ -3399,6 +3412,9 @@ REQUEUE_EXECUTION: Final = (
     "WHERE id = ? AND attempt = ? AND status = 'running'"
 )
 INSERT_AUDIT: Final = "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_RECEIPT: Final = (
+    "INSERT INTO receipts (scope, key, digest, made_us, made) VALUES (?, ?, ?, ?, ?)"
+)
 REFUSE_AUDIT: Final = "UPDATE audit SET status = ? WHERE slot = ? AND number = ?"
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
@@ -4070,6 +4086,23 @@ class Intake(Protocol):
         """The row was not stored: free what `admit` took for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """That a request with an Idempotency-Key was carried out, committed with what it made."""
+
+    scope: str  # route and principal: the same key elsewhere is another
+    key: str
+    digest: bytes  # of the request's body
+    at_us: int
+    made: str = ""  # what a repeated request is answered with
+
+
+class AlreadyMade(ScheduleZeroError):
+    """There is a receipt for the key; nothing of the change was stored."""
+
+    code = "already_made"
+
+
 class PlannedFires(apscheduler.abc.Trigger):
     """A fire plan, told to APScheduler's loop in the way it asks: one time after another.
 
@@ -4293,10 +4326,11 @@ class Store(apscheduler.abc.DataStore):
         )
         return [schedule_of(row) for row in rows], total
 
-    async def add_schedule_record(self, schedule: Schedule) -> None:
-        """Store a new schedule. Raises Conflict if the id is taken."""
+    async def add_schedule_record(self, schedule: Schedule, receipt: Receipt | None = None) -> None:
+        """Store a new schedule. Raises Conflict if the id is taken, AlreadyMade if the key is."""
 
         def change(db: sqlite3.Connection) -> None:
+            _insert_receipt(db, receipt)
             try:
                 db.execute(INSERT_SCHEDULE, schedule_row(schedule))
             except sqlite3.IntegrityError:
@@ -4361,12 +4395,18 @@ class Store(apscheduler.abc.DataStore):
 
     # Executions
 
-    async def add_execution(self, execution: Execution) -> Execution:
-        """Store a new execution as the intake admits it, then let the intake go on with it."""
+    async def add_execution(
+        self, execution: Execution, receipt: Receipt | None = None
+    ) -> Execution:
+        """Store a new execution as the intake admits it, then let the intake go on with it.
+
+        Raises AlreadyMade.
+        """
         intake = self.intake
         assert intake is not None
         admitted = intake.admit(execution)
-        stored = self.write(partial(_insert_execution, admitted))
+        change = partial(_insert_execution, admitted)
+        stored = self.write(change if receipt is None else partial(_record, receipt, change))
 
         def settle(stored: asyncio.Future[Any]) -> None:
             (intake.withdraw if stored.exception() else intake.accept)(admitted)
@@ -4557,6 +4597,24 @@ class Store(apscheduler.abc.DataStore):
             deleted = await self.write(partial(_delete_executions, chunk), essential=True)
             self._count = replace(self._count, rows=self._count.rows - deleted)
         return len(surplus)
+
+    def find_receipt(self, wanted: Receipt) -> Receipt | None:
+        """The one that was made for the same key in the same scope, unless it has expired."""
+        row = self._reader.one(
+            "SELECT scope, key, digest, made_us, made FROM receipts "
+            "WHERE scope = ? AND key = ? AND made_us >= ?",
+            (wanted.scope, wanted.key, wanted.at_us - RECEIPT_LIFE_US),
+        )
+        return Receipt(*row) if row else None
+
+    async def prune_receipts(self, now_us: int) -> None:
+        """Delete those that have expired, and the oldest of too many."""
+        sql = "SELECT number FROM receipts WHERE made_us < ? OR number <= ? ORDER BY 1"
+        newest = self._reader.one("SELECT ifnull(max(number), 0) FROM receipts")[0]
+        rows = self._reader.all(sql, (now_us - RECEIPT_LIFE_US, newest - RECEIPTS_KEPT))
+        for first in range(0, len(rows), PRUNE_ROWS):
+            chunk = rows[first : first + PRUNE_ROWS]
+            await self.write(partial(_delete_receipts, chunk), essential=True)
 
     async def remove_exhausted(self, oldest_us: int) -> None:
         """Delete schedules of the API that fired for the last time before `oldest_us`."""
@@ -5108,6 +5166,30 @@ def join_logs(earlier: str, later: str) -> str:
 
 def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
     return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
+
+
+def _record(
+    receipt: Receipt, change: Callable[[sqlite3.Connection], Returned], db: sqlite3.Connection
+) -> Returned:
+    _insert_receipt(db, receipt)
+    return change(db)
+
+
+def _insert_receipt(db: sqlite3.Connection, receipt: Receipt | None) -> None:
+    """In the transaction of the change that it stands for. Raises AlreadyMade."""
+    if receipt is None:
+        return
+    r = receipt
+    expired = (r.scope, r.key, r.at_us - RECEIPT_LIFE_US)
+    db.execute("DELETE FROM receipts WHERE scope = ? AND key = ? AND made_us < ?", expired)
+    try:
+        db.execute(INSERT_RECEIPT, (r.scope, r.key, r.digest, r.at_us, r.made))
+    except sqlite3.IntegrityError:
+        raise AlreadyMade(f"the key {r.key} was used already") from None
+
+
+def _delete_receipts(numbers: Sequence[tuple[int]], db: sqlite3.Connection) -> None:
+    db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
 
 
 def _delete_executions(ids: Sequence[tuple[int]], db: sqlite3.Connection) -> int:
@@ -7861,11 +7943,12 @@ class Dispatcher:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         schedule: Schedule | None = None,
+        receipt: Receipt | None = None,
     ) -> str:
         """Record a call to be made now and return its execution id, after the commit.
 
         Raises Overloaded when too many executions are queued already, InvalidField for a secret
-        that is not there, StoreUnavailable.
+        that is not there, AlreadyMade, StoreUnavailable.
         """
         self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
@@ -7885,7 +7968,9 @@ class Dispatcher:
             retry=retry or config.retry,
             timeout=timeout or config.timeout,
         )
-        await self._store.add_execution(execution)
+        if receipt is not None:
+            receipt = replace(receipt, made=execution.execution_id)
+        await self._store.add_execution(execution, receipt)
         return execution.execution_id
 
     async def wait(self, execution_id: str) -> Execution:
@@ -11087,6 +11172,11 @@ NAME: Final = matching(
     f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
 )
 TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
+IDEMPOTENCY_KEY: Final = "idempotency-key"
+KEY_TEXT: Final = matching("[ -~]{1,255}", 255, "1 to 255 printable ASCII characters")
+KEY_HEADER: Final = Field(
+    "Idempotency-Key", KEY_TEXT, "the same key and body within 24 hours: the same answer, once done"
+)
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
     Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
@@ -11572,19 +11662,66 @@ def list_handlers(app: App, call: Call) -> Response:
     return json_response(200, {"handlers": handlers, "count": len(handlers)})
 
 
+RouteStep = Callable[[App, Call, Any], Awaitable[Response]]
+
+
+async def once(app: App, call: Call, act: RouteStep, repeat: RouteStep) -> Response:
+    """What `act` answers, given the receipt to store with its change; for a repeated request what
+    `repeat` does with what was made then. A request that failed has made nothing: it acts anew.
+    """
+    if IDEMPOTENCY_KEY not in call.request.headers:
+        return await act(app, call, None)
+    receipt = read_receipt(app, call)
+    for _ in range(MAX_EDIT_TRIES):
+        if (known := app.store.find_receipt(receipt)) is not None:
+            if known.digest != receipt.digest:
+                sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
+                raise HttpError(422, "idempotency_key_reused", sentence)
+            answer = await repeat(app, call, known.made)
+            answer.headers = (*answer.headers, ("Idempotent-Replayed", "true"))
+            return answer
+        # Of requests at the same time one is committed; the others then find its receipt.
+        with suppress(AlreadyMade):
+            return await act(app, call, receipt)
+    raise Conflict("the same request is being carried out; try again")
+
+
+def read_receipt(app: App, call: Call) -> Receipt:
+    """The receipt for a request, before anything is made. Raises InvalidField.
+
+    The key may be quoted, as draft-ietf-httpapi-idempotency-key-header has it, or bare.
+    """
+    sent = KEY_TEXT.check("Idempotency-Key", call.request.headers[IDEMPOTENCY_KEY])
+    key = sent[1:-1] if re.fullmatch('".+"', sent) else sent
+    scope = f"{call.request.route} {call.identity.name}"
+    digest = hashlib.sha256(canonical_json(call.body).encode()).digest()
+    return Receipt(scope, key, digest, app.clock.now_us())
+
+
 async def create_schedule(app: App, call: Call) -> Response:
+    return await once(app, call, _create_schedule, _repeat_created)
+
+
+async def _create_schedule(app: App, call: Call, receipt: Receipt | None) -> Response:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
     check_target(app, given["handler_id"], given["method_name"])
     check_secrets(app, given.get("job_params"))
     schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
-    await app.store.add_schedule_record(schedule)
     answer = {
         "status": "success",
         "schedule_id": schedule_id,
         "next_fire_time": iso_of(schedule.next_fire_us),
     }
+    if receipt is not None:
+        receipt = replace(receipt, made=dump_json(answer))
+    await app.store.add_schedule_record(schedule, receipt)
     return json_response(201, answer, (location_of(schedule_id),))
+
+
+async def _repeat_created(app: App, call: Call, made: str) -> Response:
+    answer = json.loads(made)
+    return json_response(201, answer, (location_of(answer["schedule_id"]),))
 
 
 def list_schedules(app: App, call: Call) -> Response:
@@ -11708,6 +11845,10 @@ async def run_schedule(app: App, call: Call) -> Response:
 
 
 async def run_now(app: App, call: Call) -> Response:
+    return await once(app, call, _run_now, _answer_run_now)
+
+
+async def _run_now(app: App, call: Call, receipt: Receipt | None) -> Response:
     body = call.body
     handler_id, method_name = body["handler_id"], body["method_name"]
     check_target(app, handler_id, method_name)
@@ -11717,8 +11858,13 @@ async def run_now(app: App, call: Call) -> Response:
         body.get("job_params", {}),
         timeout=body.get("timeout"),
         retry=retry_of(app, body.get("retry")),
+        receipt=receipt,
     )
-    return await _answer_run(app, execution_id, wait=body.get("wait", True))
+    return await _answer_run_now(app, call, execution_id)
+
+
+async def _answer_run_now(app: App, call: Call, execution_id: str) -> Response:
+    return await _answer_run(app, execution_id, wait=call.body.get("wait", True))
 
 
 async def _answer_run(app: App, execution_id: str, *, wait: bool) -> Response:
@@ -12030,6 +12176,7 @@ class Route:
     answers: Mapping[int, Schema]
     query: Fields = NO_FIELDS
     body: Fields | None = None
+    headers: tuple[Field, ...] = ()  # which the function itself reads
 
     @property
     def is_change(self) -> bool:
@@ -12065,7 +12212,7 @@ ROUTES: Final = (
           "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
           "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
-          body=SCHEDULE_FIELDS),
+          body=SCHEDULE_FIELDS, headers=(KEY_HEADER,)),
     Route("GET", "/api/schedules", list_schedules, VIEWER,
           "Schedules, by page",
           {200: shape(schedules=list_of(component("Schedule")), count=COUNT, total=COUNT)},
@@ -12089,7 +12236,8 @@ ROUTES: Final = (
           "Run a schedule's call now, beside its fire times", {200: RUN_ENDED, 202: RUN_ACCEPTED},
           body=Fields(Field("wait", FLAG, "true: answer when it has ended"))),
     Route("POST", "/api/run_now", run_now, OPERATOR,
-          "Call a method now", {200: RUN_ENDED, 202: RUN_ACCEPTED}, body=RUN_FIELDS),
+          "Call a method now", {200: RUN_ENDED, 202: RUN_ACCEPTED}, body=RUN_FIELDS,
+          headers=(KEY_HEADER,)),
     Route("GET", "/api/executions", list_executions, VIEWER,
           "Executions, newest first", {200: RECORDS}, query=EXECUTIONS_QUERY),
     Route("GET", "/api/executions/stats", show_stats, VIEWER,
@@ -12144,7 +12292,8 @@ def describe_route(route: Route) -> dict[str, Any]:
         **({"security": []} if route.role is Role.ANYONE else {}),
         "parameters": [
             *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
-            *map(_describe_query_field, route.query.fields),
+            *(_describe_field(field, "query") for field in route.query.fields),
+            *(_describe_field(field, "header") for field in route.headers),
         ],
         "responses": {
             **{str(status): _describe_answer(route, status) for status in route.answers},
@@ -12166,9 +12315,9 @@ def _describe_path_field(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": NAME.schema}
 
 
-def _describe_query_field(field: Field) -> dict[str, Any]:
+def _describe_field(field: Field, place: str) -> dict[str, Any]:
     about = {"description": field.about} if field.about else {}
-    return {"name": field.name, "in": "query", "schema": field.kind.schema, **about}
+    return {"name": field.name, "in": place, "schema": field.kind.schema, **about}
 
 
 def _describe_answer(route: Route, status: int) -> dict[str, Any]:
@@ -12220,7 +12369,7 @@ PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
     (
         "Access-Control-Allow-Headers",
-        "Authorization, Content-Type, If-Match, If-None-Match, Last-Event-ID",
+        "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID",
     ),
     ("Access-Control-Max-Age", "600"),
 )  # never credentials: another origin sends a token, not a cookie
@@ -12720,6 +12869,7 @@ class Server:
         now_us = self.clock.now_us()
         while await self.store.prune(now_us) == MAX_PRUNED:
             pass
+        await self.store.prune_receipts(now_us)
         await self.store.remove_exhausted(now_us - round(self.config.max_age_days * 86_400e6))
 
     async def _note_time(self) -> None:

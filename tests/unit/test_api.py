@@ -44,6 +44,8 @@ class MemoryStore:
         self.interfering = 0  # edits by others that come between a read and a write
         self.failure: sz.ScheduleZeroError | None = None
         self.noted: list[sz.AuditEntry] = []
+        self.receipts: dict[tuple[str, str], sz.Receipt] = {}
+        self.looked_up = 0
 
     def schedule(self, schedule_id: str) -> sz.Schedule | None:
         return self.by_id.get(schedule_id)
@@ -69,12 +71,23 @@ class MemoryStore:
         ]
         return found[offset : offset + limit], len(found)
 
-    async def add_schedule_record(self, schedule: sz.Schedule) -> None:
+    async def add_schedule_record(
+        self, schedule: sz.Schedule, receipt: sz.Receipt | None = None
+    ) -> None:
         if self.failure:
             raise self.failure
         if schedule.schedule_id in self.by_id:
             raise sz.Conflict(f"there is a schedule '{schedule.schedule_id}' already")
         self.by_id[schedule.schedule_id] = schedule
+        self._keep(receipt)
+
+    def _keep(self, receipt: sz.Receipt | None) -> None:
+        if receipt is not None:
+            self.receipts[receipt.scope, receipt.key] = receipt
+
+    def find_receipt(self, wanted: sz.Receipt) -> sz.Receipt | None:
+        self.looked_up += 1
+        return self.receipts.get((wanted.scope, wanted.key))
 
     async def replace_schedule(self, schedule: sz.Schedule, generation: int) -> bool:
         known = self.by_id[schedule.schedule_id]
@@ -163,6 +176,7 @@ class MemoryDispatcher:
         job_params: Mapping[str, Any],
         *,
         schedule: sz.Schedule | None = None,
+        receipt: sz.Receipt | None = None,
         **own: Any,
     ) -> str:
         if self.failure:
@@ -172,6 +186,7 @@ class MemoryDispatcher:
         execution = an_execution(len(self.store.runs), schedule and schedule.schedule_id)
         execution = replace(execution, job_params=job_params, status=sz.Status.QUEUED)
         self.store.runs[execution.execution_id] = execution
+        self.store._keep(receipt and replace(receipt, made=execution.execution_id))
         return execution.execution_id
 
     async def wait(self, execution_id: str) -> sz.Execution:
@@ -830,6 +845,72 @@ def test_run_now_takes_its_own_timeout_and_retries(world: World) -> None:
     assert world.ask("POST", "/api/run_now", body)[0] == 200
     (call,) = world.dispatcher.submitted
     assert call[3:] == (2.0, replace(world.config.retry, max_attempts=1))
+
+
+# Idempotency-Key
+
+
+def send_with_key(world: World, path: str, body: dict[str, Any], key: str) -> Any:
+    data = json.dumps({**CALL, **body}).encode()
+    return world.send("POST", path, data, content_type="application/json", idempotency_key=key)
+
+
+def test_a_repeated_request_is_answered_as_the_first_and_makes_nothing(world: World) -> None:
+    body = {"trigger_config": HOURLY, "job_params": {"a": 1, "b": 2}}
+    first = send_with_key(world, "/api/schedule", body, "k1")
+    world.clock.us += 5_000_000
+    reordered = {"job_params": {"b": 2, "a": 1}, "trigger_config": HOURLY}
+    again = send_with_key(world, "/api/schedule", reordered, '"k1"')
+    assert (first.status, again.status, again.body) == (201, 201, first.body)
+    assert dict(again.headers)["Location"] == dict(first.headers)["Location"]
+    assert dict(again.headers)["Idempotent-Replayed"] == "true"
+    assert len(world.store.by_id) == 1
+    assert send_with_key(world, "/api/schedule", body, "k2").status == 201
+    assert len(world.store.by_id) == 2
+
+
+def test_a_repeated_run_now_gives_the_same_execution(world: World) -> None:
+    accepted = send_with_key(world, "/api/run_now", {"wait": False}, "k")
+    again = send_with_key(world, "/api/run_now", {"wait": False}, "k")
+    assert (accepted.status, again.status, again.body) == (202, 202, accepted.body)
+    waited = send_with_key(world, "/api/run_now", {}, "w")
+    again = send_with_key(world, "/api/run_now", {}, "w")
+    assert (waited.status, again.body) == (200, waited.body)
+    assert len(world.store.runs) == 2
+
+
+def test_a_key_belongs_to_one_body_one_route_and_one_principal(world: World) -> None:
+    body = {"trigger_config": HOURLY}
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    other = send_with_key(world, "/api/schedule", {**body, "name": "other"}, "k")
+    assert (other.status, json.loads(other.body)["code"]) == (422, "idempotency_key_reused")
+    assert len(world.store.by_id) == 1
+    assert send_with_key(world, "/api/run_now", {}, "k").status == 200
+    scopes = {scope for scope, _ in world.store.receipts}
+    assert scopes == {"/api/schedule loopback", "/api/run_now loopback"}
+
+
+def test_a_request_that_failed_can_be_repeated_with_its_key(world: World) -> None:
+    body = {"trigger_config": HOURLY, "schedule_id": "hourly"}
+    world.store.failure = sz.StoreUnavailable("the disk is gone")
+    assert send_with_key(world, "/api/schedule", body, "k").status == 503
+    world.store.failure = None
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    assert send_with_key(world, "/api/schedule", body, "k2").status == 409
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "sch\xf6n", "a\tb"])
+def test_a_key_of_wrong_form_is_refused(world: World, key: str) -> None:
+    answer = send_with_key(world, "/api/run_now", {}, key)
+    assert (answer.status, json.loads(answer.body)["field"]) == (400, "Idempotency-Key")
+    assert world.store.runs == {}
+
+
+def test_a_request_without_a_key_costs_no_lookup(world: World) -> None:
+    world.add()
+    world.ask("POST", "/api/run_now", CALL)
+    assert (world.store.looked_up, world.store.receipts) == (0, {})
 
 
 def test_parameters_that_would_not_fit_into_a_call_are_refused(world: World) -> None:
