@@ -113,6 +113,7 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
+EXIT_DIFFERENT: Final = 4  # `import --dry-run`: there is something to change
 EXIT_ALREADY_RUNNING: Final = 75  # EX_TEMPFAIL in sysexits.h
 EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is never restarted
 EXIT_RENEW: Final = 79  # beyond those of sysexits.h; a child asks to be started anew at once
@@ -908,7 +909,7 @@ _SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
         "retry": _mapping,
         "coalesce": _one_of(*map(str, Coalesce)),
         "overlap": _one_of(*map(str, Overlap)),
-        "misfire_grace_time": _number(0, 366 * 86_400),
+        "misfire_grace_time": _number(0, 10 * 366 * 86_400),
         "max_jitter": _number(0, 86_400),
         "paused": _flag,
     }
@@ -1059,6 +1060,23 @@ def _parse_declared_schedule(
     for key in ("job_params", "trigger_config"):
         _check_json(settings.get(key), (*at, key), source)
     return settings
+
+
+def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]:
+    """The declared schedules of a file that holds nothing else, and where each of them stands.
+
+    Raises ConfigError.
+    """
+    mapping, lines = parse_yaml(text, name)
+    source = ConfigSource(name, lines)
+    for key in mapping.keys() - {"schedules"}:
+        raise source.unknown((key,), mapping[key], ["schedules"])
+    at = ("schedules",)
+    entries = _parse_each(mapping.get("schedules"), at, source, _parse_declared_schedule)
+    for schedule_id, entry in entries.items():
+        if entry is None:
+            raise source.wrong((*at, schedule_id), None, "a schedule; leave out what is not wanted")
+    return entries, source
 
 
 def _check_json(value: Any, at: KeyPath, source: ConfigSource) -> None:
@@ -4041,6 +4059,29 @@ def _select_surplus(
         "limit": limit,
     }
     return db.execute(SURPLUS, values).fetchall()
+
+
+def load_schedules(path: str) -> list[Schedule]:
+    """All schedules of a database that may be in use, in the order of their ids.
+
+    Raises StoreUnavailable.
+    """
+    query = f"SELECT {SCHEDULE_COLUMNS} FROM schedules ORDER BY schedule_id"
+    return [schedule_of(row) for row in _load_rows(path, query)]
+
+
+def load_handler_ids(path: str) -> list[str]:
+    """The handlers that a database has heard of. Raises StoreUnavailable."""
+    return [row[0] for row in _load_rows(path, "SELECT handler_id FROM handlers")]
+
+
+def _load_rows(path: str, query: str) -> list[Any]:
+    try:
+        with closing(open_reading(path)) as db:
+            schema_version(db)
+            return db.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise describe_fault(error, path) from error
 
 
 Returned = TypeVar("Returned")
@@ -14594,6 +14635,7 @@ def build_parser() -> argparse.ArgumentParser:
     backup.add_argument("file", metavar="FILE", help="a file that does not exist yet")
     restore = add("restore", command_restore, "put a backup in the place of the database")
     restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
+    add_export_options(add("export", command_export, "print all schedules as YAML for `import`"))
     return parser
 
 
@@ -14877,9 +14919,7 @@ def command_reload(arguments: Arguments) -> int:
 
 def command_backup(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    path, target = os.path.join(config.data_dir, DATABASE_FILE), os.path.abspath(arguments.file)
-    if not os.path.exists(path):
-        raise NotFound(f"there is no database {path}")
+    path, target = find_database(config), os.path.abspath(arguments.file)
     if os.path.exists(target):
         raise Conflict(f"there is a file {target} already")
     copy_database(path, target)
@@ -14919,6 +14959,69 @@ def wait_until_taken(config: Config, path: str) -> None:
         if clock.monotonic() >= give_up_s:
             raise Unavailable(f"the server did not start anew within {START_TIMEOUT_S:g} s")
         time.sleep(POLL_S)
+
+
+# Schedules in and out.
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE",
+                        help="where to write to, if not to stdout")  # fmt: skip
+    origins = parser.add_mutually_exclusive_group()
+    for option, origin, text in (
+        ("--api", "api", "only those that the API has made"),
+        ("--declared", "config", "only those of the configuration file"),
+    ):
+        origins.add_argument(
+            option, dest="origin", action="store_const", const=origin, help=text
+        )  # fmt: skip
+
+
+def command_export(arguments: Arguments) -> int:
+    """Write what can be read; schedules whose rows are damaged are named, and it fails."""
+    path = find_database(load_arguments(arguments))
+    known = load_schedules(path)
+    schedules = [s for s in known if arguments.origin in (None, s.origin)]
+    damaged = [s for s in schedules if not s.trigger_config]
+    text = render_schedules(s for s in schedules if s.trigger_config)
+    if arguments.file == "-":
+        print(text, end="")
+    else:
+        target = os.path.abspath(arguments.file)
+        with open(target + UNFINISHED, "w", encoding="utf-8") as file:
+            file.write(text)
+        place_file(target + UNFINISHED, target)
+    for schedule in damaged:
+        print(f"{schedule.schedule_id} is left out: {schedule.quarantined}", file=sys.stderr)
+    return EXIT_FAILED if damaged else EXIT_OK
+
+
+class ScheduleDumper(yaml.SafeDumper):
+    """YAML that quotes and escapes what its readers would take for a line break."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None if data.replace("\n", "").isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+ScheduleDumper.add_representer(str, ScheduleDumper.represent_str)
+
+
+def render_schedules(schedules: Iterable[Schedule]) -> str:
+    """A YAML file of declared schedules; the same text for equal schedules in the same order."""
+    entries = {schedule.schedule_id: render_definition(schedule) for schedule in schedules}
+    head = "# Written by `export`; `import` reads it, and so does `schedules:` of config.yaml.\n"
+    return head + yaml.dump(
+        {"schedules": entries}, Dumper=ScheduleDumper, sort_keys=False, allow_unicode=True,
+        width=100, default_flow_style=None,
+    )  # fmt: skip
+
+
+def find_database(config: Config) -> str:
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no database {path}")
+    return path
 
 
 # Looking.
