@@ -56,6 +56,7 @@ import http
 import importlib
 import importlib.util
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -66,6 +67,7 @@ import random
 import re
 import secrets
 import select
+import shlex
 import signal
 import socket
 import sqlite3
@@ -644,6 +646,9 @@ class ConfigSource:
     def missing(self, path: KeyPath, key: str) -> ConfigError:
         return ConfigError(f"{self._place(path)}: {'.'.join(path)} needs the key {key!r}")
 
+    def refused(self, path: KeyPath, why: object) -> ConfigError:
+        return ConfigError(f"{self._place(path)}: {'.'.join(path)}: {why}")
+
     def _place(self, path: KeyPath) -> str:
         """File and line of the key, or of the nearest key around it."""
         for length in range(len(path), 0, -1):
@@ -1219,7 +1224,7 @@ def error_in_config(config: Config, path: KeyPath, sentence: str) -> ConfigError
     source = ConfigSource(os.path.basename(config.path or "configuration"), config.lines)
     if ("deployments", config.deployment, *path) in config.lines:
         path = ("deployments", config.deployment, *path)
-    return ConfigError(f"{source._place(path)}: {'.'.join(path)}: {sentence}")
+    return source.refused(path, sentence)
 
 
 def mask_config(config: Config) -> dict[str, Any]:
@@ -14542,6 +14547,9 @@ STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.05
 TAIL_LINES: Final = 20
+MAX_IMPORT_BYTES: Final = 32 << 20
+IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
+ANSWER_S: Final = 30.0  # for the answer to one change
 
 Arguments = argparse.Namespace
 
@@ -14591,8 +14599,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="schedulezero",
         description="A job scheduler in one file: schedules, handlers, history, dashboard.",
-        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 75 already running, "
-        "78 configuration.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 something to change "
+        "(import --dry-run), 75 already running, 78 configuration.",
     )
     add_common_options(parser, default=None)
     parser.add_argument("--version", action="version", version=f"ScheduleZero {VERSION}")
@@ -14636,6 +14644,7 @@ def build_parser() -> argparse.ArgumentParser:
     restore = add("restore", command_restore, "put a backup in the place of the database")
     restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
     add_export_options(add("export", command_export, "print all schedules as YAML for `import`"))
+    add_import_options(add("import", command_import, "make the schedules of a file or a crontab"))
     return parser
 
 
@@ -14856,17 +14865,33 @@ def fetch_health(config: Config) -> int | None:
     return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
 
 
-def connect_http(host: str, config: Config) -> socket.socket:
-    """A connection to the server that runs, or is about to. Raises OSError."""
+def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:
+    """A connection to the server that runs, or is about to; `is_known`: to none but that with the
+    configured certificate. Raises OSError.
+    """
     connection = socket.create_connection((host, config.http_port), timeout=2.0)
     if not config.tls_cert:
         return connection
     import ssl
 
-    # The certificate is for other names than this address, and nothing secret is sent.
+    # The certificate is for other names than this address.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(connection)
+    wrapped = context.wrap_socket(connection)
+    if is_known and wrapped.getpeercert(binary_form=True) != load_leaf(config.tls_cert):
+        wrapped.close()
+        raise OSError(f"the certificate shown there is not that of {config.tls_cert}; `reload`?")
+    return wrapped
+
+
+def load_leaf(path: str) -> bytes:
+    """The first certificate of a PEM file. Raises OSError."""
+    import ssl
+
+    with open(path, encoding="ascii", errors="replace") as file:
+        first, end, _ = file.read(MAX_CONFIG_BYTES).partition("-----END CERTIFICATE-----")
+    begin = first.find("-----BEGIN CERTIFICATE-----")
+    return ssl.PEM_cert_to_DER_cert(first[max(0, begin) :] + end)
 
 
 def command_stop(arguments: Arguments) -> int:
@@ -15015,6 +15040,418 @@ def render_schedules(schedules: Iterable[Schedule]) -> str:
         {"schedules": entries}, Dumper=ScheduleDumper, sort_keys=False, allow_unicode=True,
         width=100, default_flow_style=None,
     )  # fmt: skip
+
+
+def add_import_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the schedules of a file so: what `export` has written, or a crontab. Prints what is "
+        "made (+), changed (~), deleted (-) or equal (=). The server must run, but for --dry-run."
+    )
+    parser.add_argument("file", metavar="FILE", help="the file, or - for stdin")
+    for option, name, text in (
+        ("--dry-run", "is_dry", "only print; exit code 4 if there is something to change"),
+        ("--prune", "must_prune", "delete what the API has made and the file does not name; with "
+         "a crontab only what came from one for that handler"),
+        ("--crontab", "is_crontab", "it is what `crontab -l` prints, if that is not seen"),
+        ("--system", "has_user", "a crontab whose lines name a user, as those in /etc do"),
+    ):  # fmt: skip
+        parser.add_argument(option, dest=name, action="store_true", help=text)
+    parser.add_argument("--handler", metavar="ID", dest="handler_id",
+                        help="the Shell handler that is to run a crontab's lines")  # fmt: skip
+
+
+def command_import(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    wanted, notes, owned = read_schedules(arguments, config)
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    known = load_schedules(path) if os.path.exists(path) else []
+    is_surplus = owned if arguments.must_prune else lambda schedule: False
+    if arguments.must_prune and not wanted:
+        raise Conflict(f"{arguments.file} names no schedule: nothing is deleted for that")
+    difference = find_difference(known, wanted, is_surplus)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print("\n".join(render_difference(difference)), flush=True)
+    if arguments.is_dry:
+        has_heard = {spec.handler_id for spec in config.handlers}
+        has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
+        for handler_id in sorted({s.handler_id for s in difference.wanted} - has_heard):
+            print(f"there is no handler '{handler_id}' yet", file=sys.stderr)
+        return EXIT_DIFFERENT if difference.steps else EXIT_OK
+    if difference.steps:
+        find_running(config)
+        with temporary_token(config) as token:
+            carry_out(difference, partial(ask_server, config, token))
+    return EXIT_OK
+
+
+def read_schedules(
+    arguments: Arguments, config: Config
+) -> tuple[list[Schedule], list[str], Callable[[Schedule], bool]]:
+    """The schedules of the file to import, what is to be said about it, and which schedules are
+    there to be deleted if it does not name them. Raises ConfigError for the first mistake.
+    """
+    name, text = read_import(arguments.file)
+    notes: list[str] = []
+    has_user = arguments.has_user or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
+    is_crontab = arguments.is_crontab or has_user or looks_like_crontab(text)
+    if is_crontab:
+        if not arguments.handler_id:
+            raise ScheduleZeroError(
+                f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
+            )
+        crontab = Crontab(name, arguments.handler_id, has_user=has_user)
+        crontab.read(text)
+        entries, notes, source = crontab.entries, crontab.notes, crontab.source
+    else:
+        entries, source = parse_schedules(text, name)
+    now_us = Clock().now_us()
+    wanted = []
+    for schedule_id, entry in entries.items():
+        try:
+            wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
+        except InvalidField as error:
+            raise source.refused(
+                ("schedules", schedule_id, *error.field.split(".")), error
+            ) from None
+
+    def is_owned(schedule: Schedule) -> bool:
+        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
+        of_crontab = is_ours and schedule.handler_id == arguments.handler_id
+        return schedule.origin == "api" and (of_crontab or not is_crontab)
+
+    return wanted, notes, is_owned
+
+
+def read_import(path: str) -> tuple[str, str]:
+    """Name and text of a file, or of stdin. Raises ConfigError."""
+    name = "stdin" if path == "-" else os.path.basename(path)
+    if path == "-":
+        data = sys.stdin.buffer.read(MAX_IMPORT_BYTES + 1)
+    else:
+        with open(path, "rb") as file:
+            data = file.read(MAX_IMPORT_BYTES + 1)
+    if len(data) > MAX_IMPORT_BYTES:
+        raise ConfigError(f"{name}: larger than {MAX_IMPORT_BYTES} bytes")
+    try:
+        return name, data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What there is to do so that schedules are as wanted; `changed` pairs old with new."""
+
+    added: Sequence[Schedule]
+    changed: Sequence[tuple[Schedule, Schedule]]
+    removed: Sequence[Schedule]
+    equal: int
+
+    @property
+    def wanted(self) -> list[Schedule]:
+        """Those to be made or redefined."""
+        return [*self.added, *(new for _, new in self.changed)]
+
+    @property
+    def steps(self) -> int:
+        return len(self.added) + len(self.changed) + len(self.removed)
+
+
+def find_difference(
+    known: Iterable[Schedule], wanted: Iterable[Schedule], is_surplus: Callable[[Schedule], bool]
+) -> Difference:
+    """Of what is not wanted, what `is_surplus` is to be removed. Raises Conflict where the
+    configuration file declares a schedule otherwise.
+    """
+    left = {schedule.schedule_id: schedule for schedule in known}
+    added, changed, equal = [], [], 0
+    for schedule in wanted:
+        before = left.pop(schedule.schedule_id, None)
+        if before is None:
+            added.append(schedule)
+        elif has_definition(before, schedule):
+            equal += 1
+        else:
+            check_undeclared(before)
+            changed.append((before, schedule))
+    return Difference(added, changed, [*filter(is_surplus, left.values())], equal)
+
+
+def render_difference(difference: Difference) -> list[str]:
+    """A line for each schedule that is made, changed or deleted, and how many are equal."""
+    lines = [
+        f"+ {s.schedule_id}  {s.handler_id}.{s.method_name}, {render_trigger_of(s)['description']}"
+        for s in difference.added
+    ]
+    lines += [
+        f"~ {new.schedule_id}  {describe_change(old, new)}" for old, new in difference.changed
+    ]
+    lines += [f"- {schedule.schedule_id}" for schedule in difference.removed]
+    return [*lines, f"= {difference.equal} unchanged"]
+
+
+def describe_change(old: Schedule, new: Schedule) -> str:
+    """The fields that differ, old → new; for those as by default `default`."""
+    before, after = (
+        {name: canonical_json(value) for name, value in render_definition(schedule).items()}
+        for schedule in (old, new)
+    )
+    changes = [
+        f"{name}: {_shorten(before.get(name, 'default'))} → {_shorten(after.get(name, 'default'))}"
+        for name in (field.name for field in EDIT_FIELDS)
+        if before.get(name) != after.get(name)
+    ]
+    return "; ".join(changes) or f"it was quarantined: {old.quarantined}"
+
+
+Ask = Callable[[str, str, Mapping[str, str], Any], tuple[int, Mapping[str, Any]]]
+
+
+def carry_out(difference: Difference, ask: Ask) -> None:
+    """Make it so, each change only if nobody else made one meanwhile.
+
+    Raises ScheduleZeroError at the first that fails, saying what was done before.
+    """
+    steps: list[tuple[str, Schedule, dict[str, str], Any]] = [
+        ("PUT", new, {"If-None-Match": "*"}, render_definition(new)) for new in difference.added
+    ]
+    steps += [
+        ("PUT", new, {"If-Match": etag_of(old)[1]}, render_definition(new))
+        for old, new in difference.changed
+    ]
+    steps += [("DELETE", old, {}, None) for old in difference.removed]
+    done: list[str] = []
+    for method, schedule, headers, body in steps:
+        try:
+            status, answer = ask(method, schedule.schedule_id, headers, body)
+        except Unavailable as error:
+            status, answer = 0, {"error": error}
+        if status not in (200, 201):
+            raise ScheduleZeroError(
+                f"{schedule.schedule_id} failed: {answer.get('error')}; done before it, of "
+                f"{len(steps)}: {', '.join(done) or 'nothing'}; import again for the rest"
+            )
+        done.append(schedule.schedule_id)
+        for warning in answer.get("warnings", ()):
+            print(f"{schedule.schedule_id}: {warning}", file=sys.stderr)
+
+
+@contextmanager
+def temporary_token(config: Config) -> Iterator[str | None]:
+    """A token for the server of this data directory, as long as the context lasts; None where it
+    asks for none. Who may write there could make a lasting one.
+    """
+    tokens = TokenFile(config.data_dir)
+    if not requires_login(config, tokens.is_present):
+        yield None
+        return
+    name, now_us = f"import-{os.getpid()}", Clock().now_us()
+    token = tokens.create(name, Role.ADMIN, now_us + IMPORT_TOKEN_US, now_us)
+    try:
+        yield token
+    finally:
+        tokens.revoke(name)
+
+
+def ask_server(
+    config: Config,
+    token: str | None,
+    method: str,
+    schedule_id: str,
+    headers: Mapping[str, str],
+    body: Any,
+) -> tuple[int, Mapping[str, Any]]:
+    """Status and answer to a request for one schedule. Raises Unavailable."""
+    import http.client  # for this command alone
+
+    host = http_url(config).partition("://")[2].rpartition(":")[0]
+    connection = http.client.HTTPConnection(host.strip("[]"), config.http_port)
+    sent = {"Content-Type": JSON_TYPE, **headers}
+    if token:
+        sent["Authorization"] = f"Bearer {token}"
+    try:
+        connection.sock = connect_http(host.strip("[]"), config, is_known=True)
+        connection.sock.settimeout(ANSWER_S)
+        data = b"" if body is None else encode_json(body)
+        connection.request(method, f"/api/schedules/{quote(schedule_id)}", data, sent)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
+    finally:
+        connection.close()
+
+
+# Crontabs.
+
+CRONTAB_PREFIX: Final = "cron-"  # of the ids of schedules that come from one
+SYSTEM_CRONTABS: Final = ("/etc/crontab", "/etc/cron.d/")
+CRONTAB_FIRST: Final = re.compile(r"@[a-z]+\s|[\d*]\S*(\s+\S+){5}|[A-Za-z_]\w*\s*=")
+CRONTAB_ENTRY: Final = re.compile(r"(@\w+|\S+(?:\s+\S+){4})\s+(\S.*)")
+CRONTAB_VARIABLE: Final = re.compile(r"""("[^"]*"|'[^']*'|[^\s="']+)\s*=\s*(.*)""")
+CRONTAB_HEADER: Final = re.compile(r"m(in\w*)?\s+h(our)?\b", re.IGNORECASE)  # `m h dom mon dow`
+CRONTAB_TEXT: Final = re.compile(r"\\.|%|[^\\%]+|\\")
+MAIL_VARIABLES: Final = frozenset({"MAILTO", "MAILFROM", "CONTENT_TYPE"})
+CRONS_OWN: Final = frozenset({"LOGNAME", "USER"})  # which it sets itself
+CRONIE_TIMES: Final = frozenset({"RANDOM_DELAY", "START_HOURS_RANGE"})
+CRON_GRACE_S: Final = 60.0
+LIKE_CRON: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "timeout": MAX_RUN_S,
+        "retry": {"max_attempts": 1},
+        "overlap": str(Overlap.ALLOW),
+        "misfire_grace_time": CRON_GRACE_S,
+    }
+)
+"""Cron sets no limit, does not repeat what failed, does not wait for the last run, and does not
+catch up."""
+
+
+def looks_like_crontab(text: str) -> bool:
+    """Judged by the first line that says anything."""
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return CRONTAB_FIRST.match(first) is not None
+
+
+class Crontab:
+    """A crontab's lines as declared schedules: `entries` by id, and `notes` on what was lost."""
+
+    def __init__(self, name: str, handler_id: str, *, has_user: bool = False) -> None:
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self._lines: dict[KeyPath, int] = {}
+        self.source = ConfigSource(name, self._lines)
+        self._handler_id = handler_id
+        self._has_user = has_user
+        self._place = name
+        self._variables: dict[str, str] = {}
+        self._timezone: str | None = None
+        self._title: str | None = None  # the comment right above
+
+    def read(self, text: str) -> None:
+        """Raises ConfigError with the line of what cannot be a schedule."""
+        for number, line in enumerate(text.splitlines(), start=1):
+            self._place = f"{self.source.name} line {number}"
+            line = line.strip()
+            if line.startswith("#"):
+                self._title = title_of(line)
+                continue
+            if match := CRONTAB_VARIABLE.fullmatch(line):
+                self._set(unquoted(match[1]), unquoted(match[2]))
+            elif line:
+                schedule_id = self._add(line)
+                self._lines["schedules", schedule_id] = number
+            self._title = None
+        if any({"env", "cwd"} & entry["job_params"].keys() for entry in self.entries.values()):
+            self.notes.append(
+                f"the handler {self._handler_id} needs allow_any: true, as variables are set"
+            )
+
+    def _set(self, name: str, value: str) -> None:
+        if name in CRONIE_TIMES:
+            raise ConfigError(f"{self._place}: {name} is not known here; give max_jitter instead")
+        if name in CRONS_OWN or (name in MAIL_VARIABLES and not value):
+            return
+        if name in MAIL_VARIABLES:
+            self.notes.append(f"{self._place}: no mail is sent; output is kept with each execution")
+        elif name == "CRON_TZ":
+            if not is_timezone(value):
+                raise ConfigError(f"{self._place}: CRON_TZ is {value!r}, which is no time zone")
+            self._timezone = value
+        else:
+            self._variables[name] = value
+
+    def _add(self, line: str) -> str:
+        """Take a line that says when and what; the id of its schedule."""
+        match = CRONTAB_ENTRY.fullmatch(line)
+        user, command = "", match[2] if match else ""
+        if self._has_user:
+            user, command = (*command.split(None, 1), "", "")[:2]
+        when = match[1] if match else " ".join(line.split()[:5])
+        try:
+            compile_crontab(when)
+        except ValueError as error:
+            raise ConfigError(f"{self._place}: {error}") from None
+        if not command.strip():
+            what = "a user and a command" if self._has_user else "a command"
+            raise ConfigError(f"{self._place}: after {when!r} there must be {what}")
+        schedule_id = self._new_id(user, command.strip())
+        self.entries[schedule_id] = {
+            "handler_id": self._handler_id,
+            "method_name": "run",
+            "job_params": self._params(command.strip()),
+            "trigger_config": {"type": "cron", "expression": " ".join(when.split())},
+            **({"name": self._title} if self._title else {}),
+            **LIKE_CRON,
+        }
+        if self._timezone:
+            self.entries[schedule_id]["trigger_config"]["timezone"] = self._timezone
+        self._note_user(user)
+        return schedule_id
+
+    def _note_user(self, user: str) -> None:
+        note = f"what {user} ran is run by the user of the handler {self._handler_id}"
+        if user and note not in self.notes:
+            self.notes.append(note)
+
+    def _new_id(self, user: str, command: str) -> str:
+        """An id that only depends on the command, so that a changed time keeps it."""
+        words = [word for word in command.split() if not re.fullmatch(r"\w+=\S*", word)]
+        program = os.path.basename(words[0]) if words else ""
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", program).strip("-.")[:40] or "job"
+        digest = hashlib.sha256(f"{user}\n{command}".encode()).hexdigest()[:8]
+        first = f"{CRONTAB_PREFIX}{slug}-{digest}"
+        ids = (f"{first}-{number}" if number > 1 else first for number in itertools.count(1))
+        return next(each for each in ids if each not in self.entries)
+
+    def _params(self, text: str) -> dict[str, Any]:
+        """The arguments of Shell.run."""
+        variables = dict(self._variables)
+        shell, command = variables.pop("SHELL", "/bin/sh"), command_of(text)
+        is_plain = shell == "/bin/sh"  # what the handler uses for a command line
+        params: dict[str, Any] = {"command": command} if is_plain else {}
+        params |= {} if is_plain else {"argv": [shell, "-c", command]}
+        params |= {"cwd": variables["HOME"]} if "HOME" in variables else {}
+        return params | ({"env": variables} if variables else {})
+
+
+def command_of(text: str) -> str:
+    """A crontab's command as a command line: what follows a bare `%` is its input, each further
+    one a line break in that; `\\%` is a percent sign.
+    """
+    parts = [""]
+    for piece in CRONTAB_TEXT.findall(text):
+        if piece == "%":
+            parts.append("")
+        else:
+            parts[-1] += "%" if piece == "\\%" else piece
+    command, *lines = parts
+    given = "\n".join(lines)
+    if not given:
+        return command.strip()
+    given += "" if given.endswith("\n") else "\n"
+    return f"printf %s {shlex.quote(given)} | (\n{command.strip()}\n)"
+
+
+def unquoted(text: str) -> str:
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if is_quoted else text
+
+
+def title_of(comment: str) -> str | None:
+    """A comment as the name of the schedule below; None for headings and what was an entry."""
+    title = " ".join(comment.strip("#=-* \t").split())
+    if not re.search(r"[^\W\d_]", title) or not title.isprintable():
+        return None
+    if CRONTAB_HEADER.match(title) or CRONTAB_VARIABLE.fullmatch(title):
+        return None
+    if match := CRONTAB_ENTRY.fullmatch(comment.lstrip("# \t")):
+        with suppress(ValueError):
+            compile_crontab(match[1])
+            return None
+    return title[:MAX_TITLE_CHARS]
 
 
 def find_database(config: Config) -> str:
