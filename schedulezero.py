@@ -67,7 +67,6 @@ import random
 import re
 import secrets
 import select
-import shlex
 import signal
 import socket
 import sqlite3
@@ -4416,10 +4415,14 @@ class Store(apscheduler.abc.DataStore):
             await self._announce(apscheduler.ScheduleUpdated, schedule)
         return replaced
 
-    async def delete_schedule(self, schedule_id: str) -> bool:
+    async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
+        """False if there is none, or none of that generation."""
+
         def change(db: sqlite3.Connection) -> bool:
-            sql = "DELETE FROM schedules WHERE schedule_id = ?"
-            return db.execute(sql, (schedule_id,)).rowcount == 1
+            sql = (
+                "DELETE FROM schedules WHERE schedule_id = ? AND generation = ifnull(?, generation)"
+            )
+            return db.execute(sql, (schedule_id, generation)).rowcount == 1
 
         deleted: bool = await self.write(change, essential=True)
         self.changed(schedule_id)
@@ -11621,7 +11624,8 @@ def check_undeclared(schedule: Schedule) -> None:
 
 def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> None:
     """Raise HttpError unless the schedule, None if there is none, is in the state that If-Match
-    and If-None-Match demand (RFC 9110 section 13.1).
+    and If-None-Match demand. To be asked last: what else is wrong is told first (RFC 9110
+    section 13.2.1).
     """
     etag = "" if known is None else etag_of(known)[1]
     for name, is_wanted in (("if-match", True), ("if-none-match", False)):
@@ -11796,47 +11800,40 @@ async def put_schedule(app: App, call: Call) -> Response:
     if given.pop("schedule_id", schedule_id) != schedule_id:
         raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
     for _ in range(MAX_EDIT_TRIES):
+        wanted = declared_schedule(schedule_id, given, app.config, app.clock.now_us())
         known = app.store.schedule(schedule_id)
+        if known is not None:
+            check_undeclared(known)
         check_preconditions(call.request.headers, known)
-        status, is_changed = await _put_once(app, schedule_id, given, known)
-        made = app.store.schedule(schedule_id)
-        if status and made is not None:
-            return _answer_changed(
-                made, status, changed=is_changed, warnings=describe_doubts(app, made)
-            )
+        is_equal = known is not None and has_definition(known, wanted)
+        if is_equal or await _make_so(app, known, wanted):
+            more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
+            return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
     raise Conflict(KEEPS_CHANGING)
 
 
-async def _put_once(
-    app: App, schedule_id: str, given: Mapping[str, Any], known: Schedule | None
-) -> tuple[int, bool]:
-    """The status, and whether something was changed; 0 if someone else was faster."""
-    now_us = app.clock.now_us()
+async def _make_so(app: App, known: Schedule | None, wanted: Schedule) -> bool:
+    """Add or replace a schedule; False if someone else was faster."""
     if known is not None:
-        check_undeclared(known)
-    wanted = declared_schedule(schedule_id, given, app.config, now_us)
-    if known is None:
-        try:
-            await app.store.add_schedule_record(wanted)
-        except Conflict:
-            return 0, False
-        return 201, True
-    if has_definition(known, wanted):
-        return 200, False
-    changed = redefined_schedule(known, wanted, now_us)
-    return (200 if await app.store.replace_schedule(changed, known.generation) else 0), True
+        changed = redefined_schedule(known, wanted, app.clock.now_us())
+        return await app.store.replace_schedule(changed, known.generation)
+    try:
+        await app.store.add_schedule_record(wanted)
+    except Conflict:
+        return False
+    return True
 
 
 async def change_schedule(app: App, call: Call) -> Response:
     for _ in range(MAX_EDIT_TRIES):
         known = find_schedule(app, call)
-        check_preconditions(call.request.headers, known)
         if call.body.keys() - {"paused"}:
             check_undeclared(known)
         changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
         if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
             check_target(app, changed.handler_id, changed.method_name)
         check_secrets(app, call.body.get("job_params"))
+        check_preconditions(call.request.headers, known)
         if await app.store.replace_schedule(changed, known.generation):
             return _answer_changed(find_schedule(app, call))
     raise Conflict(KEEPS_CHANGING)
@@ -11854,13 +11851,15 @@ def location_of(schedule_id: str) -> tuple[str, str]:
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
-    schedule = find_schedule(app, call)
-    check_undeclared(schedule)
-    schedule_id = schedule.schedule_id
-    if not await app.store.delete_schedule(schedule_id):
-        raise NotFound(f"there is no schedule '{schedule_id}'")
-    app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
-    return json_response(200, {"status": "success", "schedule_id": schedule_id})
+    for _ in range(MAX_EDIT_TRIES):
+        schedule = find_schedule(app, call)
+        check_undeclared(schedule)
+        check_preconditions(call.request.headers, schedule)
+        schedule_id = schedule.schedule_id
+        if await app.store.delete_schedule(schedule_id, schedule.generation):
+            app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
+            return json_response(200, {"status": "success", "schedule_id": schedule_id})
+    raise Conflict(KEEPS_CHANGING)
 
 
 async def pause_schedule(app: App, call: Call) -> Response:
@@ -12234,6 +12233,11 @@ ANYONE, VIEWER, OPERATOR, ADMIN = Role
 ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
 ONE_EXECUTION: Final = "/api/executions/{execution_id}"
 HEALTH: Final = shape(status=TEXT)
+ANY_HEADER: Final = Kind(lambda path, value: value, TEXT)
+PRECONDITIONS: Final = (
+    Field("If-Match", ANY_HEADER, "only if its ETag is one of these, or * for any"),
+    Field("If-None-Match", ANY_HEADER, "only if its ETag is none of these; * to make it only"),
+)
 
 ROUTES: Final = (
     Route("GET", "/api/health", show_health, ANYONE,
@@ -12266,14 +12270,14 @@ ROUTES: Final = (
     Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
           "One schedule", {200: component("Schedule")}),
     Route("PUT", ONE_SCHEDULE, put_schedule, ADMIN,
-          "Make a schedule exactly so, new or not; what is equal stays untouched; If-Match and "
-          "If-None-Match are heeded", {200: SCHEDULE_PUT, 201: SCHEDULE_PUT},
-          body=SCHEDULE_FIELDS),
+          "Make a schedule exactly so, new or not; what is equal stays untouched",
+          {200: SCHEDULE_PUT, 201: SCHEDULE_PUT}, body=SCHEDULE_FIELDS, headers=PRECONDITIONS),
     Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
-          "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS),
+          "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS,
+          headers=PRECONDITIONS),
     Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
           "Delete a schedule; queued runs are cancelled, running ones finish",
-          {200: shape(status={"const": "success"}, schedule_id=TEXT)}),
+          {200: shape(status={"const": "success"}, schedule_id=TEXT)}, headers=PRECONDITIONS),
     Route("POST", ONE_SCHEDULE + "/pause", pause_schedule, OPERATOR,
           "Pause a schedule", {200: SCHEDULE_CHANGED}),
     Route("POST", ONE_SCHEDULE + "/resume", resume_schedule, OPERATOR,
@@ -15220,7 +15224,7 @@ def carry_out(difference: Difference, ask: Ask) -> None:
         ("PUT", new, {"If-Match": etag_of(old)[1]}, render_definition(new))
         for old, new in difference.changed
     ]
-    steps += [("DELETE", old, {}, None) for old in difference.removed]
+    steps += [("DELETE", old, {"If-Match": etag_of(old)[1]}, None) for old in difference.removed]
     done: list[str] = []
     for method, schedule, headers, body in steps:
         try:
@@ -15421,6 +15425,8 @@ def command_of(text: str) -> str:
     """A crontab's command as a command line: what follows a bare `%` is its input, each further
     one a line break in that; `\\%` is a percent sign.
     """
+    import shlex  # for this command alone
+
     parts = [""]
     for piece in CRONTAB_TEXT.findall(text):
         if piece == "%":

@@ -100,7 +100,14 @@ class MemoryStore:
         self.by_id[schedule.schedule_id] = replace(schedule, generation=generation + 1)
         return True
 
-    async def delete_schedule(self, schedule_id: str) -> bool:
+    async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
+        known = self.by_id[schedule_id]
+        if self.interfering:
+            self.interfering -= 1
+            known = replace(known, generation=known.generation + 1)
+            self.by_id[schedule_id] = known
+        if generation not in (None, known.generation):
+            return False
         return self.by_id.pop(schedule_id, None) is not None
 
     async def set_paused(self, schedule_id: str, paused: bool) -> sz.Schedule | None:
@@ -632,6 +639,17 @@ def test_preconditions_guard_a_put_and_a_patch(world: World) -> None:
     assert patch(content_type="application/json", if_match=seen).status == 412
     assert patch(content_type="application/json", if_match=etag(world)).status == 200
     assert world.store.by_id["hourly"].name == "c"
+
+
+def test_a_delete_heeds_what_others_change_meanwhile(world: World) -> None:
+    world.add()
+    seen = etag(world)
+    world.store.interfering = 1
+    assert world.send("DELETE", "/api/schedules/hourly", if_match=seen).status == 412
+    assert world.send("DELETE", "/api/schedules/hourly", if_match=seen).status == 412
+    world.store.interfering = 1
+    assert world.send("DELETE", "/api/schedules/hourly").status == 200
+    assert world.store.by_id == {}
 
 
 def test_a_definition_makes_an_equal_schedule(world: World) -> None:

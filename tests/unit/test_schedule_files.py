@@ -359,7 +359,7 @@ def test_a_failure_half_way_says_what_was_done() -> None:
     assert asked == [
         ("PUT", "a", {"If-None-Match": "*"}),
         ("PUT", "b", {"If-Match": '"7-3"'}),
-        ("DELETE", "z", {}),
+        ("DELETE", "z", {"If-Match": '"None-0"'}),
     ]
     failing = "a"
     with pytest.raises(sz.ScheduleZeroError, match=r"a failed: .*: nothing; import again"):
