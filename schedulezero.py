@@ -4657,10 +4657,11 @@ class Store(apscheduler.abc.DataStore):
         return Receipt(*row) if row else None
 
     async def prune_receipts(self, now_us: int) -> None:
-        """Delete those that have expired, and the oldest of too many."""
-        sql = "SELECT number FROM receipts WHERE made_us < ? OR number <= ? ORDER BY 1"
-        newest = self._reader.one("SELECT ifnull(max(number), 0) FROM receipts")[0]
-        rows = self._reader.all(sql, (now_us - RECEIPT_LIFE_US, newest - RECEIPTS_KEPT))
+        """Delete those that have expired, and the oldest of too many; MAX_PRUNED at once."""
+        sql = "SELECT number FROM receipts WHERE made_us < ? OR number <= ? ORDER BY 1 LIMIT ?"
+        (newest,) = self._reader.one("SELECT ifnull(max(number), 0) FROM receipts")
+        values = (now_us - RECEIPT_LIFE_US, newest - RECEIPTS_KEPT, MAX_PRUNED)
+        rows = self._reader.all(sql, values)
         for first in range(0, len(rows), PRUNE_ROWS):
             chunk = rows[first : first + PRUNE_ROWS]
             await self.write(partial(_delete_receipts, chunk), essential=True)
@@ -15017,9 +15018,12 @@ def command_export(arguments: Arguments) -> int:
         print(text, end="")
     else:
         target = os.path.abspath(arguments.file)
-        with open(target + UNFINISHED, "w", encoding="utf-8") as file:
-            file.write(text)
-        place_file(target + UNFINISHED, target)
+        try:
+            with open(target + UNFINISHED, "w", encoding="utf-8") as file:
+                file.write(text)
+            place_file(target + UNFINISHED, target)
+        finally:
+            remove_files(target + UNFINISHED)
     for schedule in damaged:
         print(f"{schedule.schedule_id} is left out: {schedule.quarantined}", file=sys.stderr)
     return EXIT_FAILED if damaged else EXIT_OK
@@ -15226,6 +15230,7 @@ def carry_out(difference: Difference, ask: Ask) -> None:
     ]
     steps += [("DELETE", old, {"If-Match": etag_of(old)[1]}, None) for old in difference.removed]
     done: list[str] = []
+    warned: set[str] = set()
     for method, schedule, headers, body in steps:
         try:
             status, answer = ask(method, schedule.schedule_id, headers, body)
@@ -15237,8 +15242,9 @@ def carry_out(difference: Difference, ask: Ask) -> None:
                 f"{len(steps)}: {', '.join(done) or 'nothing'}; import again for the rest"
             )
         done.append(schedule.schedule_id)
-        for warning in answer.get("warnings", ()):
+        for warning in {*answer.get("warnings", ())} - warned:
             print(f"{schedule.schedule_id}: {warning}", file=sys.stderr)
+            warned.add(warning)
 
 
 @contextmanager
@@ -15314,7 +15320,7 @@ catch up."""
 
 def looks_like_crontab(text: str) -> bool:
     """Judged by the first line that says anything."""
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))
     first = next((line for line in lines if line and not line.startswith("#")), "")
     return CRONTAB_FIRST.match(first) is not None
 
@@ -15336,7 +15342,7 @@ class Crontab:
 
     def read(self, text: str) -> None:
         """Raises ConfigError with the line of what cannot be a schedule."""
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             self._place = f"{self.source.name} line {number}"
             line = line.strip()
             if line.startswith("#"):

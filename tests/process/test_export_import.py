@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,6 +157,20 @@ def test_an_import_brings_its_own_token_where_one_is_needed_and_leaves_none(
     refused = server.cli("import", str(file))
     assert (refused.returncode, "is not that of" in refused.stderr) == (1, True)
     assert server.cli("stop").returncode == 0
+
+
+def test_an_export_leaves_out_a_damaged_schedule_and_says_so(
+    appliance: Callable[..., Appliance],
+) -> None:
+    server = filled(appliance().run())
+    server.stop()
+    database = server.directory / "data" / "default" / "schedulezero.db"
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        db.execute("UPDATE schedules SET trigger_config = '{' WHERE schedule_id = 'weekly'")
+        db.commit()
+    done = server.cli("export")
+    assert (done.returncode, "weekly is left out: its row" in done.stderr) == (1, True)
+    assert "hourly:" in done.stdout and "weekly:" not in done.stdout
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,6 +239,32 @@ def test_a_line_that_cannot_be_a_schedule_is_named(text: str, sentence: str) -> 
 )
 def test_the_comment_right_above_a_line_is_its_name(comment: str, name: str | None) -> None:
     assert one_of_crontab(f"{comment}\n@daily run").get("name") == name
+
+
+def test_only_a_newline_ends_a_line() -> None:
+    crontab = read_crontab("@daily a\u2028b\x0bc\r\n@daily d\r\n")
+    commands = [entry["job_params"]["command"] for entry in crontab.entries.values()]
+    assert commands == ["a\u2028b\x0bc", "d"]
+
+
+def test_a_crontab_of_the_system_is_known_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("timezone: UTC\n")
+    (tmp_path / "jobs").write_text("17 * * * * root cd / && run-parts --report /etc/cron.hourly\n")
+    dry = ["--config", str(tmp_path / "config.yaml"), "import", str(tmp_path / "jobs"), "--dry-run"]
+    assert sz.main([*dry, "--handler", "shell"]) == sz.EXIT_DIFFERENT
+    assert capsys.readouterr().out.startswith("+ cron-root-")
+    monkeypatch.setattr(sz, "SYSTEM_CRONTABS", (str(tmp_path),))
+    assert sz.main([*dry, "--handler", "shell"]) == sz.EXIT_DIFFERENT
+    out, err = capsys.readouterr()
+    assert out.startswith("+ cron-cd-")
+    assert err == (
+        "what root ran is run by the user of the handler shell\nthere is no handler 'shell' yet\n"
+    )
+    (tmp_path / "jobs").write_text("@reboot root run\n")
+    assert sz.main([*dry, "--handler", "shell"]) == sz.EXIT_CONFIG
+    assert "jobs line 1: @reboot is no time" in capsys.readouterr().err
 
 
 def test_an_id_stays_when_the_time_changes_and_tells_commands_apart() -> None:
