@@ -12271,7 +12271,8 @@ ROUTES: Final = (
     Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
           "One schedule", {200: component("Schedule")}),
     Route("PUT", ONE_SCHEDULE, put_schedule, ADMIN,
-          "Make a schedule exactly so, new or not; what is equal stays untouched",
+          "Make a schedule exactly so, new or not: what is absent has its default, what is equal "
+          "stays untouched",
           {200: SCHEDULE_PUT, 201: SCHEDULE_PUT}, body=SCHEDULE_FIELDS, headers=PRECONDITIONS),
     Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
           "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS,
@@ -15030,10 +15031,10 @@ def command_export(arguments: Arguments) -> int:
 
 
 class ScheduleDumper(yaml.SafeDumper):
-    """YAML that quotes and escapes what its readers would take for a line break."""
+    """YAML with escapes for line breaks and whatever else cannot be seen."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = None if data.replace("\n", "").isprintable() else '"'
+        style = None if data.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 

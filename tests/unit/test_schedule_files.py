@@ -95,6 +95,8 @@ def test_an_export_is_short_and_reads_like_the_configuration() -> None:
         "    paused: true",
     ]
     assert read_back(sz.render_schedules([])) == {}
+    lines = a_schedule(job_params={"command": "a\nb", "title": "Überall"})
+    assert 'job_params: {command: "a\\nb", title: Überall}' in sz.render_schedules([lines])
 
 
 @pytest.mark.parametrize(
