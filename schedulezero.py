@@ -15031,10 +15031,11 @@ def command_export(arguments: Arguments) -> int:
 
 
 class ScheduleDumper(yaml.SafeDumper):
-    """YAML with escapes for line breaks and whatever else cannot be seen."""
+    """YAML with the lines of a text as they are, and escapes for what cannot be seen."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = None if data.isprintable() else '"'
+        is_lines = data.replace("\n", "").isprintable()
+        style = None if data.isprintable() else "|" if is_lines else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 

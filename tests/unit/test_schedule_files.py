@@ -36,6 +36,8 @@ YAML_WORDS = """yes null ~ 1e3 0x1f 1_000 12:30 2027-01-01 = << # &a *a !t % @ `
 awkward = st.sampled_from(
     [*YAML_WORDS.split(), "", "- a", "a: b", " a ", "\n a\n\n", "\x85", "\u2028"]
 )
+lines = st.text(st.sampled_from("ab \n\t#:-'\"\\%ü|>&*!{}[],?"), max_size=14)
+texts |= lines
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts | awkward
 scalars |= st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -95,8 +97,15 @@ def test_an_export_is_short_and_reads_like_the_configuration() -> None:
         "    paused: true",
     ]
     assert read_back(sz.render_schedules([])) == {}
-    lines = a_schedule(job_params={"command": "a\nb", "title": "Überall"})
-    assert 'job_params: {command: "a\\nb", title: Überall}' in sz.render_schedules([lines])
+    rich = a_schedule(job_params={"command": "a\n  b\n", "x": "\x85", "title": "Überall"})
+    assert sz.render_schedules([rich]).splitlines()[5:11] == [
+        "    job_params:",
+        "      command: |",
+        "        a",
+        "          b",
+        '      x: "\\N"',
+        "      title: Überall",
+    ]
 
 
 @pytest.mark.parametrize(
