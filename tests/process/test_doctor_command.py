@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Appliance
+from appliance import Appliance
 
 # What the machine that runs the tests may lack.
 OF_THE_MACHINE = {"clock", "bytecode", "unit", "disk"}

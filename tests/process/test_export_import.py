@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Appliance
+from appliance import Appliance
 from test_tls import make_certificate
 
 SHELL = {"shell": {"run": "handler.py:Shell", "config": {"allow_any": True}}}

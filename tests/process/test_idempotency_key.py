@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import Answer, Appliance, wait_for
+from appliance import Answer, Appliance, wait_for
 
 SLEEP = {"handler_id": "example", "method_name": "sleep", "job_params": {"seconds": 3}}
 HOURLY = {

@@ -191,13 +191,13 @@ class MemoryDispatcher:
         call = (handler_id, method_name, job_params, own["timeout"], own["retry"])
         self.submitted.append(call)
         execution = an_execution(len(self.store.runs), schedule and schedule.schedule_id)
-        execution = replace(execution, job_params=job_params, status=sz.Status.QUEUED)
+        execution = execution._replace(job_params=job_params, status=sz.Status.QUEUED)
         self.store.runs[execution.execution_id] = execution
         self.store._keep(receipt and replace(receipt, made=execution.execution_id))
         return execution.execution_id
 
     async def wait(self, execution_id: str) -> sz.Execution:
-        ended = replace(self.store.runs[execution_id], completed_us=NOW_US + 9, **self.ending)
+        ended = self.store.runs[execution_id]._replace(completed_us=NOW_US + 9, **self.ending)
         self.store.runs[execution_id] = ended
         return ended
 
@@ -205,7 +205,7 @@ class MemoryDispatcher:
         execution = self.store.runs[execution_id]
         if execution.is_final:
             raise sz.Conflict(f"the execution has ended already: {execution.status}")
-        ended = replace(execution, status=sz.Status.CANCELLED, completed_us=NOW_US)
+        ended = execution._replace(status=sz.Status.CANCELLED, completed_us=NOW_US)
         self.store.runs[execution_id] = ended
         return ended
 
@@ -973,7 +973,7 @@ def test_executions_are_paged_newest_first(world: World) -> None:
 def test_executions_are_filtered(world: World) -> None:
     for number, status in enumerate(("success", "error", "lost", "queued")):
         execution = an_execution(number, "s" if number else None)
-        world.store.runs[execution.execution_id] = replace(execution, status=sz.Status(status))
+        world.store.runs[execution.execution_id] = execution._replace(status=sz.Status(status))
 
     def ids(query: str) -> list[int]:
         records = world.ask("GET", f"/api/executions?{query}")[1]["records"]
@@ -989,8 +989,8 @@ def test_executions_are_filtered(world: World) -> None:
 
 
 def test_a_record_has_the_fields_of_the_contract(world: World) -> None:
-    execution = replace(
-        an_execution(1), completed_us=NOW_US + 1_500, duration_us=1_500, result=[1], attempt=2
+    execution = an_execution(1)._replace(
+        completed_us=NOW_US + 1_500, duration_us=1_500, result=[1], attempt=2
     )
     world.store.runs[execution.execution_id] = execution
     (record,) = world.ask("GET", "/api/executions")[1]["records"]
@@ -1022,7 +1022,7 @@ def test_an_execution_is_cancelled_once(world: World) -> None:
 
 
 def test_statistics_and_errors_are_answered(world: World) -> None:
-    failed = replace(an_execution(1), status=sz.Status.ERROR, error="cracked")
+    failed = an_execution(1)._replace(status=sz.Status.ERROR, error="cracked")
     world.store.runs[failed.execution_id] = failed
     status, answer = world.ask("GET", "/api/executions/stats")
     assert (status, answer["since"], answer["total"]) == (200, "2026-11-22T12:00:00Z", 1)
