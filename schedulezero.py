@@ -56,6 +56,7 @@ import http
 import importlib
 import importlib.util
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -134,6 +135,7 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_NOT_RUNNING: Final = 3
+EXIT_DIFFERENT: Final = 4  # `import --dry-run`: there is something to change
 EXIT_ALREADY_RUNNING: Final = 75  # EX_TEMPFAIL in sysexits.h
 EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is never restarted
 EXIT_RENEW: Final = 79  # beyond those of sysexits.h; a child asks to be started anew at once
@@ -665,6 +667,9 @@ class ConfigSource:
     def missing(self, path: KeyPath, key: str) -> ConfigError:
         return ConfigError(f"{self._place(path)}: {'.'.join(path)} needs the key {key!r}")
 
+    def refused(self, path: KeyPath, why: object) -> ConfigError:
+        return ConfigError(f"{self._place(path)}: {'.'.join(path)}: {why}")
+
     def _place(self, path: KeyPath) -> str:
         """File and line of the key, or of the nearest key around it."""
         for length in range(len(path), 0, -1):
@@ -930,7 +935,7 @@ _SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
         "retry": _mapping,
         "coalesce": _one_of(*map(str, Coalesce)),
         "overlap": _one_of(*map(str, Overlap)),
-        "misfire_grace_time": _number(0, 366 * 86_400),
+        "misfire_grace_time": _number(0, 10 * 366 * 86_400),
         "max_jitter": _number(0, 86_400),
         "paused": _flag,
     }
@@ -1083,6 +1088,23 @@ def _parse_declared_schedule(
     return settings
 
 
+def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]:
+    """The declared schedules of a file that holds nothing else, and where each of them stands.
+
+    Raises ConfigError.
+    """
+    mapping, lines = parse_yaml(text, name)
+    source = ConfigSource(name, lines)
+    for key in mapping.keys() - {"schedules"}:
+        raise source.unknown((key,), mapping[key], ["schedules"])
+    at = ("schedules",)
+    entries = _parse_each(mapping.get("schedules"), at, source, _parse_declared_schedule)
+    for schedule_id, entry in entries.items():
+        if entry is None:
+            raise source.wrong((*at, schedule_id), None, "a schedule; leave out what is not wanted")
+    return entries, source
+
+
 def _check_json(value: Any, at: KeyPath, source: ConfigSource) -> None:
     """Raise ConfigError for what JSON cannot carry, such as .nan or keys that are numbers."""
     if len(at) > MAX_JSON_DEPTH:
@@ -1223,7 +1245,7 @@ def error_in_config(config: Config, path: KeyPath, sentence: str) -> ConfigError
     source = ConfigSource(os.path.basename(config.path or "configuration"), config.lines)
     if ("deployments", config.deployment, *path) in config.lines:
         path = ("deployments", config.deployment, *path)
-    return ConfigError(f"{source._place(path)}: {'.'.join(path)}: {sentence}")
+    return source.refused(path, sentence)
 
 
 def mask_config(config: Config) -> dict[str, Any]:
@@ -3068,7 +3090,7 @@ class ClockGuard:
 # read-only one. A change is a function of the writing connection; the writer collects what is
 # queued and commits it in one transaction, so that 32 clients share one flush.
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
 PAGE_BYTES: Final = 1024  # halves what a small commit writes, against SQLite's 4096
 CHECKPOINT_PAGES: Final = 4000
@@ -3076,6 +3098,8 @@ CACHE_KIB: Final = 1024  # per connection
 MAX_WRITES_QUEUED: Final = 20_000
 AUDIT_KEPT: Final = 10_000  # entries of what was accepted; a later one takes the oldest's slot
 REFUSALS_KEPT: Final = 2_000  # these have slots of their own: strangers must not wash out the rest
+RECEIPT_LIFE_US: Final = 86_400_000_000  # so long a repeated request is known by its key
+RECEIPTS_KEPT: Final = 10_000  # the newest; the keys of older ones count as new
 MAX_NOTES: Final = 2_000  # audit entries that wait for a commit
 NOTE_S: Final = 1.0  # how long they wait before there is one for them alone
 MAX_GROUP: Final = 512  # changes in one commit; bounds how long the first of them waits
@@ -3188,6 +3212,17 @@ SCHEMA: Final = (
     """,
     # What is live is among the newest rows; an index of it would cost two pages for every run.
     "DROP INDEX executions_live;",
+    """
+    CREATE TABLE receipts (
+        number INTEGER PRIMARY KEY,
+        scope TEXT NOT NULL,
+        key TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        made_us INTEGER NOT NULL,
+        made TEXT NOT NULL,
+        UNIQUE (scope, key)
+    ) STRICT;
+    """,
 )
 """The statements that lead from each schema version to the next; the length is the version."""
 
@@ -3345,6 +3380,9 @@ SAVE_LIVE_ID: Final = """
     FROM executions WHERE id >= ifnull((SELECT value FROM meta WHERE key = 'live_id'), 0)
 """
 INSERT_AUDIT: Final = "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_RECEIPT: Final = (
+    "INSERT INTO receipts (scope, key, digest, made_us, made) VALUES (?, ?, ?, ?, ?)"
+)
 REFUSE_AUDIT: Final = "UPDATE audit SET status = ? WHERE slot = ? AND number = ?"
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
@@ -4033,6 +4071,29 @@ def _select_surplus(
     return db.execute(SURPLUS, values).fetchall()
 
 
+def load_schedules(path: str) -> list[Schedule]:
+    """All schedules of a database that may be in use, in the order of their ids.
+
+    Raises StoreUnavailable.
+    """
+    query = f"SELECT {SCHEDULE_COLUMNS} FROM schedules ORDER BY schedule_id"
+    return [schedule_of(row) for row in _load_rows(path, query)]
+
+
+def load_handler_ids(path: str) -> list[str]:
+    """The handlers that a database has heard of. Raises StoreUnavailable."""
+    return [row[0] for row in _load_rows(path, "SELECT handler_id FROM handlers")]
+
+
+def _load_rows(path: str, query: str) -> list[Any]:
+    try:
+        with closing(open_reading(path)) as db:
+            schema_version(db)
+            return db.execute(query).fetchall()
+    except sqlite3.Error as error:
+        raise describe_fault(error, path) from error
+
+
 async def run_apart(function: Callable[[], Returned]) -> Returned:
     """What a slow function returns or raises, run in a thread that no exit waits for."""
     loop = asyncio.get_running_loop()
@@ -4061,6 +4122,23 @@ class Intake(Protocol):
 
     def withdraw(self, execution: Execution) -> None:
         """The row was not stored: free what `admit` took for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """That a request with an Idempotency-Key was carried out, committed with what it made."""
+
+    scope: str  # route and principal: the same key elsewhere is another
+    key: str
+    digest: bytes  # of the request's body
+    at_us: int
+    made: str = ""  # what a repeated request is answered with
+
+
+class AlreadyMade(ScheduleZeroError):
+    """There is a receipt for the key; nothing of the change was stored."""
+
+    code = "already_made"
 
 
 class PlannedFires(apscheduler.abc.Trigger):
@@ -4316,10 +4394,11 @@ class Store(apscheduler.abc.DataStore):
         )
         return [schedule_of(row) for row in rows], total
 
-    async def add_schedule_record(self, schedule: Schedule) -> None:
-        """Store a new schedule. Raises Conflict if the id is taken."""
+    async def add_schedule_record(self, schedule: Schedule, receipt: Receipt | None = None) -> None:
+        """Store a new schedule. Raises Conflict if the id is taken, AlreadyMade if the key is."""
 
         def change(db: sqlite3.Connection) -> None:
+            _insert_receipt(db, receipt)
             try:
                 db.execute(INSERT_SCHEDULE, schedule_row(schedule))
             except sqlite3.IntegrityError:
@@ -4359,10 +4438,14 @@ class Store(apscheduler.abc.DataStore):
             await self._announce(apscheduler.ScheduleUpdated, schedule)
         return replaced
 
-    async def delete_schedule(self, schedule_id: str) -> bool:
+    async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
+        """False if there is none, or none of that generation."""
+
         def change(db: sqlite3.Connection) -> bool:
-            sql = "DELETE FROM schedules WHERE schedule_id = ?"
-            return db.execute(sql, (schedule_id,)).rowcount == 1
+            sql = (
+                "DELETE FROM schedules WHERE schedule_id = ? AND generation = ifnull(?, generation)"
+            )
+            return db.execute(sql, (schedule_id, generation)).rowcount == 1
 
         deleted: bool = await self.write(change, essential=True)
         self.changed(schedule_id)
@@ -4384,12 +4467,18 @@ class Store(apscheduler.abc.DataStore):
 
     # Executions
 
-    async def add_execution(self, execution: Execution) -> Execution:
-        """Store a new execution as the intake admits it, then let the intake go on with it."""
+    async def add_execution(
+        self, execution: Execution, receipt: Receipt | None = None
+    ) -> Execution:
+        """Store a new execution as the intake admits it, then let the intake go on with it.
+
+        Raises AlreadyMade.
+        """
         intake = self.intake
         assert intake is not None
         admitted = intake.admit(execution)
-        stored = self.write(partial(_insert_execution, admitted))
+        change = partial(_insert_execution, admitted)
+        stored = self.write(change if receipt is None else partial(_record, receipt, change))
 
         def settle(outcome: Any) -> None:
             (intake.withdraw if isinstance(outcome, Exception) else intake.accept)(admitted)
@@ -4585,6 +4674,25 @@ class Store(apscheduler.abc.DataStore):
             deleted = await self.write(partial(_delete_executions, chunk), essential=True)
             self._count = replace(self._count, rows=self._count.rows - deleted)
         return len(surplus)
+
+    def find_receipt(self, wanted: Receipt) -> Receipt | None:
+        """The one that was made for the same key in the same scope, unless it has expired."""
+        row = self._reader.one(
+            "SELECT scope, key, digest, made_us, made FROM receipts "
+            "WHERE scope = ? AND key = ? AND made_us >= ?",
+            (wanted.scope, wanted.key, wanted.at_us - RECEIPT_LIFE_US),
+        )
+        return Receipt(*row) if row else None
+
+    async def prune_receipts(self, now_us: int) -> None:
+        """Delete those that have expired, and the oldest of too many; MAX_PRUNED at once."""
+        sql = "SELECT number FROM receipts WHERE made_us < ? OR number <= ? ORDER BY 1 LIMIT ?"
+        (newest,) = self._reader.one("SELECT ifnull(max(number), 0) FROM receipts")
+        values = (now_us - RECEIPT_LIFE_US, newest - RECEIPTS_KEPT, MAX_PRUNED)
+        rows = self._reader.all(sql, values)
+        for first in range(0, len(rows), PRUNE_ROWS):
+            chunk = rows[first : first + PRUNE_ROWS]
+            await self.write(partial(_delete_receipts, chunk), essential=True)
 
     async def remove_exhausted(self, oldest_us: int) -> None:
         """Delete schedules of the API that fired for the last time before `oldest_us`."""
@@ -5146,6 +5254,30 @@ def join_logs(earlier: str, later: str) -> str:
 
 def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
     return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
+
+
+def _record(
+    receipt: Receipt, change: Callable[[sqlite3.Connection], Returned], db: sqlite3.Connection
+) -> Returned:
+    _insert_receipt(db, receipt)
+    return change(db)
+
+
+def _insert_receipt(db: sqlite3.Connection, receipt: Receipt | None) -> None:
+    """In the transaction of the change that it stands for. Raises AlreadyMade."""
+    if receipt is None:
+        return
+    r = receipt
+    expired = (r.scope, r.key, r.at_us - RECEIPT_LIFE_US)
+    db.execute("DELETE FROM receipts WHERE scope = ? AND key = ? AND made_us < ?", expired)
+    try:
+        db.execute(INSERT_RECEIPT, (r.scope, r.key, r.digest, r.at_us, r.made))
+    except sqlite3.IntegrityError:
+        raise AlreadyMade(f"the key {r.key} was used already") from None
+
+
+def _delete_receipts(numbers: Sequence[tuple[int]], db: sqlite3.Connection) -> None:
+    db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
 
 
 def _delete_executions(ids: Sequence[tuple[int]], db: sqlite3.Connection) -> int:
@@ -7876,11 +8008,12 @@ class Dispatcher:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         schedule: Schedule | None = None,
+        receipt: Receipt | None = None,
     ) -> str:
         """Record a call to be made now and return its execution id, after the commit.
 
         Raises Overloaded when too many executions are queued already, InvalidField for a secret
-        that is not there, StoreUnavailable.
+        that is not there, AlreadyMade, StoreUnavailable.
         """
         self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
@@ -7900,7 +8033,9 @@ class Dispatcher:
             retry=retry or config.retry,
             timeout=timeout or config.timeout,
         )
-        await self._store.add_execution(execution)
+        if receipt is not None:
+            receipt = replace(receipt, made=execution.execution_id)
+        await self._store.add_execution(execution, receipt)
         return execution.execution_id
 
     async def wait(self, execution_id: str) -> Execution:
@@ -10775,6 +10910,7 @@ MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them
 MAX_RUN_S: Final = 30 * 86_400
 MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_EDIT_TRIES: Final = 5
+KEEPS_CHANGING: Final = "the schedule keeps changing while it is being edited; try again"
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
 METRICS_PATH: Final = "/metrics"  # the one route outside /api/: Prometheus looks there
@@ -11051,6 +11187,11 @@ NAME: Final = matching(
     f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
 )
 TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
+IDEMPOTENCY_KEY: Final = "idempotency-key"
+KEY_TEXT: Final = matching("[ -~]{1,255}", 255, "1 to 255 printable ASCII characters")
+KEY_HEADER: Final = Field(
+    "Idempotency-Key", KEY_TEXT, "the same key and body within 24 hours: the same answer, once done"
+)
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
 RETRY_FIELDS: Final = Fields(
     Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
@@ -11161,6 +11302,27 @@ def render_schedule(schedule: Schedule) -> dict[str, Any]:
         "updated_at": iso_of(schedule.updated_us),
         "generation": schedule.generation,
     }
+
+
+def render_definition(schedule: Schedule) -> dict[str, Any]:
+    """The body that makes such a schedule anew; what is as by default is left out."""
+    blank = Schedule("", "", "", {}, {}, {})
+    definition = {
+        field.name: getattr(schedule, field.name)
+        for field in EDIT_FIELDS
+        if getattr(schedule, field.name) != getattr(blank, field.name)
+    }
+    if schedule.retry:
+        definition["retry"] = asdict(schedule.retry)
+    return {
+        name: str(value) if isinstance(value, enum.StrEnum) else value
+        for name, value in definition.items()
+    }
+
+
+def etag_of(schedule: Schedule) -> tuple[str, str]:
+    """The header that names this state of a definition; what fires do leaves it as it is."""
+    return "ETag", f'"{schedule.key}-{schedule.generation}"'
 
 
 def render_execution(execution: Execution) -> dict[str, Any]:
@@ -11312,12 +11474,59 @@ def new_schedule(
     return changed_schedule(blank, given, config, now_us)
 
 
+def declared_schedule(
+    schedule_id: str, given: Mapping[str, Any], config: Config, now_us: int
+) -> Schedule:
+    """As new_schedule; but a date that has passed since it was written down is no mistake: such
+    a schedule is exhausted.
+    """
+    try:
+        return new_schedule(schedule_id, given, config, now_us)
+    except TriggerError:
+        schedule = new_schedule(schedule_id, given, config, 0)
+    if schedule.next_fire_us is not None and schedule.next_fire_us < now_us:
+        schedule = replace(schedule, next_fire_us=None)
+    return replace(schedule, created_us=now_us, updated_us=now_us)
+
+
 def parse_declared_schedule(
     schedule_id: str, body: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
-    """A schedule of the configuration file. Raises InvalidField."""
+    """A schedule of a file. Raises InvalidField."""
     NAME.check("schedule_id", schedule_id)
-    return new_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
+    return declared_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
+
+
+def canonical_json(value: Any) -> str:
+    """The same text for equal values; unlike `==` it tells 1 from true."""
+    return json.dumps(value, sort_keys=True)
+
+
+def has_definition(known: Schedule, wanted: Schedule) -> bool:
+    """Whether nothing needs to be done for `known` to be as `wanted`."""
+    known_json, wanted_json = (canonical_json(render_definition(s)) for s in (known, wanted))
+    return known.quarantined is None and known_json == wanted_json
+
+
+def redefined_schedule(known: Schedule, wanted: Schedule, now_us: int) -> Schedule:
+    """`known` with the definition of `wanted`. An equal trigger goes on as it was planned, after
+    a pause from now.
+    """
+    redefined = replace(
+        wanted,
+        created_us=known.created_us,
+        updated_us=now_us,
+        last_fire_us=known.last_fire_us,
+        generation=known.generation,
+        key=known.key,
+        origin=known.origin,
+    )
+    if known.quarantined is not None or known.trigger_config != wanted.trigger_config:
+        return redefined
+    next_fire_us = known.next_fire_us
+    if known.paused and not wanted.paused:
+        next_fire_us = next_us(load_trigger(known.trigger_state), now_us)
+    return replace(redefined, trigger_state=known.trigger_state, next_fire_us=next_fire_us)
 
 
 def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> dict[str, Any]:
@@ -11350,6 +11559,20 @@ def check_secrets(app: App, job_params: Any) -> None:
         app.dispatcher.secrets.check(job_params)
 
 
+def describe_doubts(app: App, schedule: Schedule) -> list[str]:
+    """What a schedule still lacks to run: a handler, a method or a secret that may come later."""
+    doubts = []
+    for check in (
+        partial(check_target, app, schedule.handler_id, schedule.method_name),
+        partial(check_secrets, app, schedule.job_params),
+    ):
+        try:
+            check()
+        except (NotFound, InvalidField) as error:
+            doubts.append(str(error))
+    return doubts
+
+
 def find_schedule(app: App, call: Call) -> Schedule:
     schedule_id = call.path["schedule_id"]
     schedule = app.store.schedule(schedule_id)
@@ -11363,6 +11586,23 @@ def check_undeclared(schedule: Schedule) -> None:
     if schedule.origin == "config":
         where = "is declared in the configuration file: change it there"
         raise Conflict(f"the schedule '{schedule.schedule_id}' {where}")
+
+
+def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> None:
+    """Raise HttpError unless the schedule, None if there is none, is in the state that If-Match
+    and If-None-Match demand. To be asked last: what else is wrong is told first (RFC 9110
+    section 13.2.1).
+    """
+    etag = "" if known is None else etag_of(known)[1]
+    for name, is_wanted in (("if-match", True), ("if-none-match", False)):
+        asked = headers.get(name)
+        if asked is None:
+            continue
+        # If-None-Match compares weakly: a proxy that compresses may have weakened the tag.
+        listed = [tag.strip() for tag in asked.replace("" if is_wanted else "W/", "").split(",")]
+        if (known is not None and ("*" in listed or etag in listed)) != is_wanted:
+            is_now = f"its ETag is {etag}" if known else "there is no such schedule"
+            raise HttpError(412, "precondition_failed", f"{name}: {asked[:80]} fails: {is_now}")
 
 
 def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
@@ -11444,19 +11684,66 @@ async def forget_handler(app: App, call: Call) -> Response:
     return json_response(200, {"status": "success", "handler_id": handler_id})
 
 
+RouteStep = Callable[[App, Call, Any], Awaitable[Response]]
+
+
+async def once(app: App, call: Call, act: RouteStep, repeat: RouteStep) -> Response:
+    """What `act` answers, given the receipt to store with its change; for a repeated request what
+    `repeat` does with what was made then. A request that failed has made nothing: it acts anew.
+    """
+    if IDEMPOTENCY_KEY not in call.request.headers:
+        return await act(app, call, None)
+    receipt = read_receipt(app, call)
+    for _ in range(MAX_EDIT_TRIES):
+        if (known := app.store.find_receipt(receipt)) is not None:
+            if known.digest != receipt.digest:
+                sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
+                raise HttpError(422, "idempotency_key_reused", sentence)
+            answer = await repeat(app, call, known.made)
+            answer.headers = (*answer.headers, ("Idempotent-Replayed", "true"))
+            return answer
+        # Of requests at the same time one is committed; the others then find its receipt.
+        with suppress(AlreadyMade):
+            return await act(app, call, receipt)
+    raise Conflict("the same request is being carried out; try again")
+
+
+def read_receipt(app: App, call: Call) -> Receipt:
+    """The receipt for a request, before anything is made. Raises InvalidField.
+
+    The key may be quoted, as draft-ietf-httpapi-idempotency-key-header has it, or bare.
+    """
+    sent = KEY_TEXT.check("Idempotency-Key", call.request.headers[IDEMPOTENCY_KEY])
+    key = sent[1:-1] if re.fullmatch('".+"', sent) else sent
+    scope = f"{call.request.route} {call.identity.name}"
+    digest = hashlib.sha256(canonical_json(call.body).encode()).digest()
+    return Receipt(scope, key, digest, app.clock.now_us())
+
+
 async def create_schedule(app: App, call: Call) -> Response:
+    return await once(app, call, _create_schedule, _repeat_created)
+
+
+async def _create_schedule(app: App, call: Call, receipt: Receipt | None) -> Response:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
     check_target(app, given["handler_id"], given["method_name"])
     check_secrets(app, given.get("job_params"))
     schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
-    await app.store.add_schedule_record(schedule)
     answer = {
         "status": "success",
         "schedule_id": schedule_id,
         "next_fire_time": iso_of(schedule.next_fire_us),
     }
-    return json_response(201, answer, (("Location", f"/api/schedules/{schedule_id}"),))
+    if receipt is not None:
+        receipt = replace(receipt, made=dump_json(answer))
+    await app.store.add_schedule_record(schedule, receipt)
+    return json_response(201, answer, (location_of(schedule_id),))
+
+
+async def _repeat_created(app: App, call: Call, made: str) -> Response:
+    answer = json.loads(made)
+    return json_response(201, answer, (location_of(answer["schedule_id"]),))
 
 
 def list_schedules(app: App, call: Call) -> Response:
@@ -11471,7 +11758,42 @@ def list_schedules(app: App, call: Call) -> Response:
 
 
 def show_schedule(app: App, call: Call) -> Response:
-    return json_response(200, render_schedule(find_schedule(app, call)))
+    schedule = find_schedule(app, call)
+    return json_response(200, render_schedule(schedule), (etag_of(schedule),))
+
+
+async def put_schedule(app: App, call: Call) -> Response:
+    """Make the schedule exactly as the body says: what is absent has its default, `paused` too.
+
+    It may name what is not there yet, as declared schedules may; `warnings` says so.
+    """
+    schedule_id = NAME.check("schedule_id", call.path["schedule_id"])
+    given = dict(call.body)
+    if given.pop("schedule_id", schedule_id) != schedule_id:
+        raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
+    for _ in range(MAX_EDIT_TRIES):
+        wanted = declared_schedule(schedule_id, given, app.config, app.clock.now_us())
+        known = app.store.schedule(schedule_id)
+        if known is not None:
+            check_undeclared(known)
+        check_preconditions(call.request.headers, known)
+        is_equal = known is not None and has_definition(known, wanted)
+        if is_equal or await _make_so(app, known, wanted):
+            more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
+            return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
+    raise Conflict(KEEPS_CHANGING)
+
+
+async def _make_so(app: App, known: Schedule | None, wanted: Schedule) -> bool:
+    """Add or replace a schedule; False if someone else was faster."""
+    if known is not None:
+        changed = redefined_schedule(known, wanted, app.clock.now_us())
+        return await app.store.replace_schedule(changed, known.generation)
+    try:
+        await app.store.add_schedule_record(wanted)
+    except Conflict:
+        return False
+    return True
 
 
 async def change_schedule(app: App, call: Call) -> Response:
@@ -11483,30 +11805,33 @@ async def change_schedule(app: App, call: Call) -> Response:
         if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
             check_target(app, changed.handler_id, changed.method_name)
         check_secrets(app, call.body.get("job_params"))
+        check_preconditions(call.request.headers, known)
         if await app.store.replace_schedule(changed, known.generation):
             return _answer_changed(find_schedule(app, call))
-    raise Conflict("the schedule keeps changing while it is being edited; try again")
+    raise Conflict(KEEPS_CHANGING)
 
 
-def _answer_changed(schedule: Schedule) -> Response:
-    return json_response(
-        200,
-        {
-            "status": "success",
-            "schedule_id": schedule.schedule_id,
-            "schedule": render_schedule(schedule),
-        },
-    )
+def _answer_changed(schedule: Schedule, status: int = 200, **more: Any) -> Response:
+    schedule_id = schedule.schedule_id
+    shown = {"status": "success", "schedule_id": schedule_id, **more}
+    headers = (etag_of(schedule), *([location_of(schedule_id)] if status == 201 else []))
+    return json_response(status, {**shown, "schedule": render_schedule(schedule)}, headers)
+
+
+def location_of(schedule_id: str) -> tuple[str, str]:
+    return "Location", f"/api/schedules/{schedule_id}"
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
-    schedule = find_schedule(app, call)
-    check_undeclared(schedule)
-    schedule_id = schedule.schedule_id
-    if not await app.store.delete_schedule(schedule_id):
-        raise NotFound(f"there is no schedule '{schedule_id}'")
-    app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
-    return json_response(200, {"status": "success", "schedule_id": schedule_id})
+    for _ in range(MAX_EDIT_TRIES):
+        schedule = find_schedule(app, call)
+        check_undeclared(schedule)
+        check_preconditions(call.request.headers, schedule)
+        schedule_id = schedule.schedule_id
+        if await app.store.delete_schedule(schedule_id, schedule.generation):
+            app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
+            return json_response(200, {"status": "success", "schedule_id": schedule_id})
+    raise Conflict(KEEPS_CHANGING)
 
 
 async def pause_schedule(app: App, call: Call) -> Response:
@@ -11537,6 +11862,10 @@ async def run_schedule(app: App, call: Call) -> Response:
 
 
 async def run_now(app: App, call: Call) -> Response:
+    return await once(app, call, _run_now, _answer_run_now)
+
+
+async def _run_now(app: App, call: Call, receipt: Receipt | None) -> Response:
     body = call.body
     handler_id, method_name = body["handler_id"], body["method_name"]
     check_target(app, handler_id, method_name)
@@ -11546,8 +11875,13 @@ async def run_now(app: App, call: Call) -> Response:
         body.get("job_params", {}),
         timeout=body.get("timeout"),
         retry=retry_of(app, body.get("retry")),
+        receipt=receipt,
     )
-    return await _answer_run(app, execution_id, wait=body.get("wait", True))
+    return await _answer_run_now(app, call, execution_id)
+
+
+async def _answer_run_now(app: App, call: Call, execution_id: str) -> Response:
+    return await _answer_run(app, execution_id, wait=call.body.get("wait", True))
 
 
 async def _answer_run(app: App, execution_id: str, *, wait: bool) -> Response:
@@ -11830,6 +12164,13 @@ SESSION: Final = shape(
 SCHEDULE_CHANGED: Final = shape(
     status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
 )
+SCHEDULE_PUT: Final = shape(
+    status={"const": "success"},
+    schedule_id=TEXT,
+    changed={"type": "boolean"},
+    warnings=list_of(TEXT),
+    schedule=component("Schedule"),
+)
 RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
@@ -11852,6 +12193,7 @@ class Route:
     answers: Mapping[int, Schema]
     query: Fields = NO_FIELDS
     body: Fields | None = None
+    headers: tuple[Field, ...] = ()  # which the function itself reads
 
     @property
     def is_change(self) -> bool:
@@ -11863,6 +12205,11 @@ ANYONE, VIEWER, OPERATOR, ADMIN = Role
 ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
 ONE_EXECUTION: Final = "/api/executions/{execution_id}"
 HEALTH: Final = shape(status=TEXT)
+ANY_HEADER: Final = Kind(lambda path, value: value, TEXT)
+PRECONDITIONS: Final = (
+    Field("If-Match", ANY_HEADER, "only if its ETag is one of these, or * for any"),
+    Field("If-None-Match", ANY_HEADER, "only if its ETag is none of these; * to make it only"),
+)
 
 ROUTES: Final = (
     Route("GET", "/api/health", show_health, ANYONE,
@@ -11890,18 +12237,23 @@ ROUTES: Final = (
           {200: shape(status={"const": "success"}, handler_id=TEXT)}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
           "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
-          body=SCHEDULE_FIELDS),
+          body=SCHEDULE_FIELDS, headers=(KEY_HEADER,)),
     Route("GET", "/api/schedules", list_schedules, VIEWER,
           "Schedules, by page",
           {200: shape(schedules=list_of(component("Schedule")), count=COUNT, total=COUNT)},
           query=SCHEDULES_QUERY),
     Route("GET", ONE_SCHEDULE, show_schedule, VIEWER,
           "One schedule", {200: component("Schedule")}),
+    Route("PUT", ONE_SCHEDULE, put_schedule, ADMIN,
+          "Make a schedule exactly so, new or not: what is absent has its default, what is equal "
+          "stays untouched",
+          {200: SCHEDULE_PUT, 201: SCHEDULE_PUT}, body=SCHEDULE_FIELDS, headers=PRECONDITIONS),
     Route("PATCH", ONE_SCHEDULE, change_schedule, ADMIN,
-          "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS),
+          "Change fields of a schedule", {200: SCHEDULE_CHANGED}, body=CHANGE_FIELDS,
+          headers=PRECONDITIONS),
     Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
           "Delete a schedule; queued runs are cancelled, running ones finish",
-          {200: shape(status={"const": "success"}, schedule_id=TEXT)}),
+          {200: shape(status={"const": "success"}, schedule_id=TEXT)}, headers=PRECONDITIONS),
     Route("POST", ONE_SCHEDULE + "/pause", pause_schedule, OPERATOR,
           "Pause a schedule", {200: SCHEDULE_CHANGED}),
     Route("POST", ONE_SCHEDULE + "/resume", resume_schedule, OPERATOR,
@@ -11910,7 +12262,8 @@ ROUTES: Final = (
           "Run a schedule's call now, beside its fire times", {200: RUN_ENDED, 202: RUN_ACCEPTED},
           body=Fields(Field("wait", FLAG, "true: answer when it has ended"))),
     Route("POST", "/api/run_now", run_now, OPERATOR,
-          "Call a method now", {200: RUN_ENDED, 202: RUN_ACCEPTED}, body=RUN_FIELDS),
+          "Call a method now", {200: RUN_ENDED, 202: RUN_ACCEPTED}, body=RUN_FIELDS,
+          headers=(KEY_HEADER,)),
     Route("GET", "/api/executions", list_executions, VIEWER,
           "Executions, newest first", {200: RECORDS}, query=EXECUTIONS_QUERY),
     Route("GET", "/api/executions/stats", show_stats, VIEWER,
@@ -11965,7 +12318,8 @@ def describe_route(route: Route) -> dict[str, Any]:
         **({"security": []} if route.role is Role.ANYONE else {}),
         "parameters": [
             *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
-            *map(_describe_query_field, route.query.fields),
+            *(_describe_field(field, "query") for field in route.query.fields),
+            *(_describe_field(field, "header") for field in route.headers),
         ],
         "responses": {
             **{str(status): _describe_answer(route, status) for status in route.answers},
@@ -11987,9 +12341,9 @@ def _describe_path_field(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": NAME.schema}
 
 
-def _describe_query_field(field: Field) -> dict[str, Any]:
+def _describe_field(field: Field, place: str) -> dict[str, Any]:
     about = {"description": field.about} if field.about else {}
-    return {"name": field.name, "in": "query", "schema": field.kind.schema, **about}
+    return {"name": field.name, "in": place, "schema": field.kind.schema, **about}
 
 
 def _describe_answer(route: Route, status: int) -> dict[str, Any]:
@@ -12038,8 +12392,11 @@ def answer_failure(error: ScheduleZeroError) -> Response:
 
 
 PREFLIGHT: Final = (
-    ("Access-Control-Allow-Methods", "GET, POST, PATCH, DELETE"),
-    ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID"),
+    ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID",
+    ),
     ("Access-Control-Max-Age", "600"),
 )  # never credentials: another origin sends a token, not a cookie
 
@@ -12413,7 +12770,9 @@ class Server:
 
     async def _declare_one(self, schedule_id: str, body: Any) -> None:
         """Create or update one declared schedule; what is unchanged keeps its next fire time."""
-        wanted = self._parse_declared(schedule_id, body)
+        now_us = self.clock.now_us()
+        wanted = parse_declared_schedule(schedule_id, body, self.config, now_us)
+        wanted = replace(wanted, origin="config")
         known = self.store.schedule(schedule_id)
         if known is None:
             await self.store.add_schedule_record(wanted)
@@ -12421,32 +12780,11 @@ class Server:
         if known.origin != "config":
             log_server.error("schedule %s exists already: the declared one waits", schedule_id)
             return
-        same_trigger = known.trigger_config == wanted.trigger_config
-        kept = replace(
-            wanted,
-            created_us=known.created_us,
-            updated_us=known.updated_us,
-            generation=known.generation,
-            key=known.key,
-            paused=known.paused if "paused" not in body else wanted.paused,
-            trigger_state=known.trigger_state if same_trigger else wanted.trigger_state,
-            next_fire_us=known.next_fire_us if same_trigger else wanted.next_fire_us,
-            last_fire_us=known.last_fire_us,
-        )
-        if kept != known:
-            changed = replace(kept, updated_us=self.clock.now_us())
+        if "paused" not in body:
+            wanted = replace(wanted, paused=known.paused)
+        if not has_definition(known, wanted):
+            changed = redefined_schedule(known, wanted, now_us)
             await self.store.replace_schedule(changed, known.generation)
-
-    def _parse_declared(self, schedule_id: str, body: Any) -> Schedule:
-        try:
-            schedule = parse_declared_schedule(schedule_id, body, self.config, self.clock.now_us())
-        except TriggerError:
-            # A date that has passed since it was written is no mistake: it is exhausted.
-            schedule = parse_declared_schedule(schedule_id, body, self.config, 0)
-            next_fire_us = schedule.next_fire_us
-            if next_fire_us is not None and next_fire_us < self.clock.now_us():
-                schedule = replace(schedule, next_fire_us=None)
-        return replace(schedule, origin="config")
 
     # Tasks
 
@@ -12557,6 +12895,7 @@ class Server:
         now_us = self.clock.now_us()
         while await self.store.prune(now_us) == MAX_PRUNED:
             pass
+        await self.store.prune_receipts(now_us)
         await self.store.remove_exhausted(now_us - round(self.config.max_age_days * 86_400e6))
 
     async def _note_time(self) -> None:
@@ -14214,6 +14553,9 @@ STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.05
 TAIL_LINES: Final = 20
+MAX_IMPORT_BYTES: Final = 32 << 20
+IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
+ANSWER_S: Final = 30.0  # for the answer to one change
 
 Arguments = argparse.Namespace
 
@@ -14263,8 +14605,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="schedulezero",
         description="A job scheduler in one file: schedules, handlers, history, dashboard.",
-        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 75 already running, "
-        "78 configuration.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 4 something to change "
+        "(import --dry-run), 75 already running, 78 configuration.",
     )
     add_common_options(parser, default=None)
     parser.add_argument("--version", action="version", version=f"ScheduleZero {VERSION}")
@@ -14307,6 +14649,8 @@ def build_parser() -> argparse.ArgumentParser:
     backup.add_argument("file", metavar="FILE", help="a file that does not exist yet")
     restore = add("restore", command_restore, "put a backup in the place of the database")
     restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
+    add_export_options(add("export", command_export, "print all schedules as YAML for `import`"))
+    add_import_options(add("import", command_import, "make the schedules of a file or a crontab"))
     return parser
 
 
@@ -14520,17 +14864,33 @@ def fetch_health(config: Config) -> int | None:
     return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
 
 
-def connect_http(host: str, config: Config) -> socket.socket:
-    """A connection to the server that runs, or is about to. Raises OSError."""
+def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:
+    """A connection to the server that runs, or is about to; `is_known`: to none but that with the
+    configured certificate. Raises OSError.
+    """
     connection = socket.create_connection((host, config.http_port), timeout=2.0)
     if not config.tls_cert:
         return connection
     import ssl
 
-    # The certificate is for other names than this address, and nothing secret is sent.
+    # The certificate is for other names than this address.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(connection)
+    wrapped = context.wrap_socket(connection)
+    if is_known and wrapped.getpeercert(binary_form=True) != load_leaf(config.tls_cert):
+        wrapped.close()
+        raise OSError(f"the certificate shown there is not that of {config.tls_cert}; `reload`?")
+    return wrapped
+
+
+def load_leaf(path: str) -> bytes:
+    """The first certificate of a PEM file. Raises OSError."""
+    import ssl
+
+    with open(path, encoding="ascii", errors="replace") as file:
+        first, end, _ = file.read(MAX_CONFIG_BYTES).partition("-----END CERTIFICATE-----")
+    begin = first.find("-----BEGIN CERTIFICATE-----")
+    return ssl.PEM_cert_to_DER_cert(first[max(0, begin) :] + end)
 
 
 def command_stop(arguments: Arguments) -> int:
@@ -14583,9 +14943,7 @@ def command_reload(arguments: Arguments) -> int:
 
 def command_backup(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    path, target = os.path.join(config.data_dir, DATABASE_FILE), os.path.abspath(arguments.file)
-    if not os.path.exists(path):
-        raise NotFound(f"there is no database {path}")
+    path, target = find_database(config), os.path.abspath(arguments.file)
     if os.path.exists(target):
         raise Conflict(f"there is a file {target} already")
     copy_database(path, target)
@@ -14625,6 +14983,489 @@ def wait_until_taken(config: Config, path: str) -> None:
         if clock.monotonic() >= give_up_s:
             raise Unavailable(f"the server did not start anew within {START_TIMEOUT_S:g} s")
         time.sleep(POLL_S)
+
+
+# Schedules in and out.
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE",
+                        help="where to write to, if not to stdout")  # fmt: skip
+    origins = parser.add_mutually_exclusive_group()
+    for option, origin, text in (
+        ("--api", "api", "only those that the API has made"),
+        ("--declared", "config", "only those of the configuration file"),
+    ):
+        origins.add_argument(
+            option, dest="origin", action="store_const", const=origin, help=text
+        )  # fmt: skip
+
+
+def command_export(arguments: Arguments) -> int:
+    """Write what can be read; schedules whose rows are damaged are named, and it fails."""
+    path = find_database(load_arguments(arguments))
+    known = load_schedules(path)
+    schedules = [s for s in known if arguments.origin in (None, s.origin)]
+    damaged = [s for s in schedules if not s.trigger_config]
+    text = render_schedules(s for s in schedules if s.trigger_config)
+    if arguments.file == "-":
+        print(text, end="")
+    else:
+        target = os.path.abspath(arguments.file)
+        try:
+            with open(target + UNFINISHED, "w", encoding="utf-8") as file:
+                file.write(text)
+            place_file(target + UNFINISHED, target)
+        finally:
+            remove_files(target + UNFINISHED)
+    for schedule in damaged:
+        print(f"{schedule.schedule_id} is left out: {schedule.quarantined}", file=sys.stderr)
+    return EXIT_FAILED if damaged else EXIT_OK
+
+
+class ScheduleDumper(yaml.SafeDumper):
+    """YAML with the lines of a text as they are, and escapes for what cannot be seen."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        is_lines = data.replace("\n", "").isprintable()
+        style = None if data.isprintable() else "|" if is_lines else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+ScheduleDumper.add_representer(str, ScheduleDumper.represent_str)
+
+
+def render_schedules(schedules: Iterable[Schedule]) -> str:
+    """A YAML file of declared schedules; the same text for equal schedules in the same order."""
+    entries = {schedule.schedule_id: render_definition(schedule) for schedule in schedules}
+    head = "# Written by `export`; `import` reads it, and so does `schedules:` of config.yaml.\n"
+    return head + yaml.dump(
+        {"schedules": entries}, Dumper=ScheduleDumper, sort_keys=False, allow_unicode=True,
+        width=100, default_flow_style=None,
+    )  # fmt: skip
+
+
+def add_import_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the schedules of a file so: what `export` has written, or a crontab. Prints what is "
+        "made (+), changed (~), deleted (-) or equal (=). The server must run, but for --dry-run."
+    )
+    parser.add_argument("file", metavar="FILE", help="the file, or - for stdin")
+    for option, name, text in (
+        ("--dry-run", "is_dry", "only print; exit code 4 if there is something to change"),
+        ("--prune", "must_prune", "delete what the API has made and the file does not name; with "
+         "a crontab only what came from one for that handler"),
+        ("--crontab", "is_crontab", "it is what `crontab -l` prints, if that is not seen"),
+        ("--system", "has_user", "a crontab whose lines name a user, as those in /etc do"),
+    ):  # fmt: skip
+        parser.add_argument(option, dest=name, action="store_true", help=text)
+    parser.add_argument("--handler", metavar="ID", dest="handler_id",
+                        help="the Shell handler that is to run a crontab's lines")  # fmt: skip
+
+
+def command_import(arguments: Arguments) -> int:
+    config = load_arguments(arguments)
+    wanted, notes, owned = read_schedules(arguments, config)
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    known = load_schedules(path) if os.path.exists(path) else []
+    is_surplus = owned if arguments.must_prune else lambda schedule: False
+    if arguments.must_prune and not wanted:
+        raise Conflict(f"{arguments.file} names no schedule: nothing is deleted for that")
+    difference = find_difference(known, wanted, is_surplus)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print("\n".join(render_difference(difference)), flush=True)
+    if arguments.is_dry:
+        has_heard = {spec.handler_id for spec in config.handlers}
+        has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
+        for handler_id in sorted({s.handler_id for s in difference.wanted} - has_heard):
+            print(f"there is no handler '{handler_id}' yet", file=sys.stderr)
+        return EXIT_DIFFERENT if difference.steps else EXIT_OK
+    if difference.steps:
+        find_running(config)
+        with temporary_token(config) as token:
+            carry_out(difference, partial(ask_server, config, token))
+    return EXIT_OK
+
+
+def read_schedules(
+    arguments: Arguments, config: Config
+) -> tuple[list[Schedule], list[str], Callable[[Schedule], bool]]:
+    """The schedules of the file to import, what is to be said about it, and which schedules are
+    there to be deleted if it does not name them. Raises ConfigError for the first mistake.
+    """
+    name, text = read_import(arguments.file)
+    notes: list[str] = []
+    has_user = arguments.has_user or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
+    is_crontab = arguments.is_crontab or has_user or looks_like_crontab(text)
+    if is_crontab:
+        if not arguments.handler_id:
+            raise ScheduleZeroError(
+                f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
+            )
+        crontab = Crontab(name, arguments.handler_id, has_user=has_user)
+        crontab.read(text)
+        entries, notes, source = crontab.entries, crontab.notes, crontab.source
+    else:
+        entries, source = parse_schedules(text, name)
+    now_us = Clock().now_us()
+    wanted = []
+    for schedule_id, entry in entries.items():
+        try:
+            wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
+        except InvalidField as error:
+            raise source.refused(
+                ("schedules", schedule_id, *error.field.split(".")), error
+            ) from None
+
+    def is_owned(schedule: Schedule) -> bool:
+        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
+        of_crontab = is_ours and schedule.handler_id == arguments.handler_id
+        return schedule.origin == "api" and (of_crontab or not is_crontab)
+
+    return wanted, notes, is_owned
+
+
+def read_import(path: str) -> tuple[str, str]:
+    """Name and text of a file, or of stdin. Raises ConfigError."""
+    name = "stdin" if path == "-" else os.path.basename(path)
+    if path == "-":
+        data = sys.stdin.buffer.read(MAX_IMPORT_BYTES + 1)
+    else:
+        with open(path, "rb") as file:
+            data = file.read(MAX_IMPORT_BYTES + 1)
+    if len(data) > MAX_IMPORT_BYTES:
+        raise ConfigError(f"{name}: larger than {MAX_IMPORT_BYTES} bytes")
+    try:
+        return name, data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What there is to do so that schedules are as wanted; `changed` pairs old with new."""
+
+    added: Sequence[Schedule]
+    changed: Sequence[tuple[Schedule, Schedule]]
+    removed: Sequence[Schedule]
+    equal: int
+
+    @property
+    def wanted(self) -> list[Schedule]:
+        """Those to be made or redefined."""
+        return [*self.added, *(new for _, new in self.changed)]
+
+    @property
+    def steps(self) -> int:
+        return len(self.added) + len(self.changed) + len(self.removed)
+
+
+def find_difference(
+    known: Iterable[Schedule], wanted: Iterable[Schedule], is_surplus: Callable[[Schedule], bool]
+) -> Difference:
+    """Of what is not wanted, what `is_surplus` is to be removed. Raises Conflict where the
+    configuration file declares a schedule otherwise.
+    """
+    left = {schedule.schedule_id: schedule for schedule in known}
+    added, changed, equal = [], [], 0
+    for schedule in wanted:
+        before = left.pop(schedule.schedule_id, None)
+        if before is None:
+            added.append(schedule)
+        elif has_definition(before, schedule):
+            equal += 1
+        else:
+            check_undeclared(before)
+            changed.append((before, schedule))
+    return Difference(added, changed, [*filter(is_surplus, left.values())], equal)
+
+
+def render_difference(difference: Difference) -> list[str]:
+    """A line for each schedule that is made, changed or deleted, and how many are equal."""
+    lines = [
+        f"+ {s.schedule_id}  {s.handler_id}.{s.method_name}, {render_trigger_of(s)['description']}"
+        for s in difference.added
+    ]
+    lines += [
+        f"~ {new.schedule_id}  {describe_change(old, new)}" for old, new in difference.changed
+    ]
+    lines += [f"- {schedule.schedule_id}" for schedule in difference.removed]
+    return [*lines, f"= {difference.equal} unchanged"]
+
+
+def describe_change(old: Schedule, new: Schedule) -> str:
+    """The fields that differ, old → new; for those as by default `default`."""
+    before, after = (
+        {name: canonical_json(value) for name, value in render_definition(schedule).items()}
+        for schedule in (old, new)
+    )
+    changes = [
+        f"{name}: {_shorten(before.get(name, 'default'))} → {_shorten(after.get(name, 'default'))}"
+        for name in (field.name for field in EDIT_FIELDS)
+        if before.get(name) != after.get(name)
+    ]
+    return "; ".join(changes) or f"it was quarantined: {old.quarantined}"
+
+
+Ask = Callable[[str, str, Mapping[str, str], Any], tuple[int, Mapping[str, Any]]]
+
+
+def carry_out(difference: Difference, ask: Ask) -> None:
+    """Make it so, each change only if nobody else made one meanwhile.
+
+    Raises ScheduleZeroError at the first that fails, saying what was done before.
+    """
+    steps: list[tuple[str, Schedule, dict[str, str], Any]] = [
+        ("PUT", new, {"If-None-Match": "*"}, render_definition(new)) for new in difference.added
+    ]
+    steps += [
+        ("PUT", new, {"If-Match": etag_of(old)[1]}, render_definition(new))
+        for old, new in difference.changed
+    ]
+    steps += [("DELETE", old, {"If-Match": etag_of(old)[1]}, None) for old in difference.removed]
+    done: list[str] = []
+    warned: set[str] = set()
+    for method, schedule, headers, body in steps:
+        try:
+            status, answer = ask(method, schedule.schedule_id, headers, body)
+        except Unavailable as error:
+            status, answer = 0, {"error": error}
+        if status not in (200, 201):
+            raise ScheduleZeroError(
+                f"{schedule.schedule_id} failed: {answer.get('error')}; done before it, of "
+                f"{len(steps)}: {', '.join(done) or 'nothing'}; import again for the rest"
+            )
+        done.append(schedule.schedule_id)
+        for warning in {*answer.get("warnings", ())} - warned:
+            print(f"{schedule.schedule_id}: {warning}", file=sys.stderr)
+            warned.add(warning)
+
+
+@contextmanager
+def temporary_token(config: Config) -> Iterator[str | None]:
+    """A token for the server of this data directory, as long as the context lasts; None where it
+    asks for none. Who may write there could make a lasting one.
+    """
+    tokens = TokenFile(config.data_dir)
+    if not requires_login(config, tokens.is_present):
+        yield None
+        return
+    name, now_us = f"import-{os.getpid()}", Clock().now_us()
+    token = tokens.create(name, Role.ADMIN, now_us + IMPORT_TOKEN_US, now_us)
+    try:
+        yield token
+    finally:
+        tokens.revoke(name)
+
+
+def ask_server(
+    config: Config,
+    token: str | None,
+    method: str,
+    schedule_id: str,
+    headers: Mapping[str, str],
+    body: Any,
+) -> tuple[int, Mapping[str, Any]]:
+    """Status and answer to a request for one schedule. Raises Unavailable."""
+    import http.client  # for this command alone
+
+    host = http_url(config).partition("://")[2].rpartition(":")[0]
+    connection = http.client.HTTPConnection(host.strip("[]"), config.http_port)
+    sent = {"Content-Type": JSON_TYPE, **headers}
+    if token:
+        sent["Authorization"] = f"Bearer {token}"
+    try:
+        connection.sock = connect_http(host.strip("[]"), config, is_known=True)
+        connection.sock.settimeout(ANSWER_S)
+        data = b"" if body is None else encode_json(body)
+        connection.request(method, f"/api/schedules/{quote(schedule_id)}", data, sent)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
+    finally:
+        connection.close()
+
+
+# Crontabs.
+
+CRONTAB_PREFIX: Final = "cron-"  # of the ids of schedules that come from one
+SYSTEM_CRONTABS: Final = ("/etc/crontab", "/etc/cron.d/")
+CRONTAB_FIRST: Final = re.compile(r"@[a-z]+\s|[\d*]\S*(\s+\S+){5}|[A-Za-z_]\w*\s*=")
+CRONTAB_ENTRY: Final = re.compile(r"(@\w+|\S+(?:\s+\S+){4})\s+(\S.*)")
+CRONTAB_VARIABLE: Final = re.compile(r"""("[^"]*"|'[^']*'|[^\s="']+)\s*=\s*(.*)""")
+CRONTAB_HEADER: Final = re.compile(r"m(in\w*)?\s+h(our)?\b", re.IGNORECASE)  # `m h dom mon dow`
+CRONTAB_TEXT: Final = re.compile(r"\\.|%|[^\\%]+|\\")
+MAIL_VARIABLES: Final = frozenset({"MAILTO", "MAILFROM", "CONTENT_TYPE"})
+CRONS_OWN: Final = frozenset({"LOGNAME", "USER"})  # which it sets itself
+CRONIE_TIMES: Final = frozenset({"RANDOM_DELAY", "START_HOURS_RANGE"})
+CRON_GRACE_S: Final = 60.0
+LIKE_CRON: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "timeout": MAX_RUN_S,
+        "retry": {"max_attempts": 1},
+        "overlap": str(Overlap.ALLOW),
+        "misfire_grace_time": CRON_GRACE_S,
+    }
+)
+"""Cron sets no limit, does not repeat what failed, does not wait for the last run, and does not
+catch up."""
+
+
+def looks_like_crontab(text: str) -> bool:
+    """Judged by the first line that says anything."""
+    lines = (line.strip() for line in text.split("\n"))
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return CRONTAB_FIRST.match(first) is not None
+
+
+class Crontab:
+    """A crontab's lines as declared schedules: `entries` by id, and `notes` on what was lost."""
+
+    def __init__(self, name: str, handler_id: str, *, has_user: bool = False) -> None:
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.notes: list[str] = []
+        self._lines: dict[KeyPath, int] = {}
+        self.source = ConfigSource(name, self._lines)
+        self._handler_id = handler_id
+        self._has_user = has_user
+        self._place = name
+        self._variables: dict[str, str] = {}
+        self._timezone: str | None = None
+        self._title: str | None = None  # the comment right above
+
+    def read(self, text: str) -> None:
+        """Raises ConfigError with the line of what cannot be a schedule."""
+        for number, line in enumerate(text.split("\n"), start=1):
+            self._place = f"{self.source.name} line {number}"
+            line = line.strip()
+            if line.startswith("#"):
+                self._title = title_of(line)
+                continue
+            if match := CRONTAB_VARIABLE.fullmatch(line):
+                self._set(unquoted(match[1]), unquoted(match[2]))
+            elif line:
+                schedule_id = self._add(line)
+                self._lines["schedules", schedule_id] = number
+            self._title = None
+        if any({"env", "cwd"} & entry["job_params"].keys() for entry in self.entries.values()):
+            self.notes.append(
+                f"the handler {self._handler_id} needs allow_any: true, as variables are set"
+            )
+
+    def _set(self, name: str, value: str) -> None:
+        if name in CRONIE_TIMES:
+            raise ConfigError(f"{self._place}: {name} is not known here; give max_jitter instead")
+        if name in CRONS_OWN or (name in MAIL_VARIABLES and not value):
+            return
+        if name in MAIL_VARIABLES:
+            self.notes.append(f"{self._place}: no mail is sent; output is kept with each execution")
+        elif name == "CRON_TZ":
+            if not is_timezone(value):
+                raise ConfigError(f"{self._place}: CRON_TZ is {value!r}, which is no time zone")
+            self._timezone = value
+        else:
+            self._variables[name] = value
+
+    def _add(self, line: str) -> str:
+        """Take a line that says when and what; the id of its schedule."""
+        match = CRONTAB_ENTRY.fullmatch(line)
+        user, command = "", match[2] if match else ""
+        if self._has_user:
+            user, command = (*command.split(None, 1), "", "")[:2]
+        when = match[1] if match else " ".join(line.split()[:5])
+        try:
+            compile_crontab(when)
+        except ValueError as error:
+            raise ConfigError(f"{self._place}: {error}") from None
+        if not command.strip():
+            what = "a user and a command" if self._has_user else "a command"
+            raise ConfigError(f"{self._place}: after {when!r} there must be {what}")
+        schedule_id = self._new_id(user, command.strip())
+        self.entries[schedule_id] = {
+            "handler_id": self._handler_id,
+            "method_name": "run",
+            "job_params": self._params(command.strip()),
+            "trigger_config": {"type": "cron", "expression": " ".join(when.split())},
+            **({"name": self._title} if self._title else {}),
+            **LIKE_CRON,
+        }
+        if self._timezone:
+            self.entries[schedule_id]["trigger_config"]["timezone"] = self._timezone
+        self._note_user(user)
+        return schedule_id
+
+    def _note_user(self, user: str) -> None:
+        note = f"what {user} ran is run by the user of the handler {self._handler_id}"
+        if user and note not in self.notes:
+            self.notes.append(note)
+
+    def _new_id(self, user: str, command: str) -> str:
+        """An id that only depends on the command, so that a changed time keeps it."""
+        words = [word for word in command.split() if not re.fullmatch(r"\w+=\S*", word)]
+        program = os.path.basename(words[0]) if words else ""
+        slug = re.sub(r"[^A-Za-z0-9._]+", "-", program).strip("-.")[:40] or "job"
+        digest = hashlib.sha256(f"{user}\n{command}".encode()).hexdigest()[:8]
+        first = f"{CRONTAB_PREFIX}{slug}-{digest}"
+        ids = (f"{first}-{number}" if number > 1 else first for number in itertools.count(1))
+        return next(each for each in ids if each not in self.entries)
+
+    def _params(self, text: str) -> dict[str, Any]:
+        """The arguments of Shell.run."""
+        variables = dict(self._variables)
+        shell, command = variables.pop("SHELL", "/bin/sh"), command_of(text)
+        is_plain = shell == "/bin/sh"  # what the handler uses for a command line
+        params: dict[str, Any] = {"command": command} if is_plain else {}
+        params |= {} if is_plain else {"argv": [shell, "-c", command]}
+        params |= {"cwd": variables["HOME"]} if "HOME" in variables else {}
+        return params | ({"env": variables} if variables else {})
+
+
+def command_of(text: str) -> str:
+    """A crontab's command as a command line: what follows a bare `%` is its input, each further
+    one a line break in that; `\\%` is a percent sign.
+    """
+    import shlex  # for this command alone
+
+    parts = [""]
+    for piece in CRONTAB_TEXT.findall(text):
+        if piece == "%":
+            parts.append("")
+        else:
+            parts[-1] += "%" if piece == "\\%" else piece
+    command, *lines = parts
+    given = "\n".join(lines)
+    if not given:
+        return command.strip()
+    given += "" if given.endswith("\n") else "\n"
+    return f"printf %s {shlex.quote(given)} | (\n{command.strip()}\n)"
+
+
+def unquoted(text: str) -> str:
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if is_quoted else text
+
+
+def title_of(comment: str) -> str | None:
+    """A comment as the name of the schedule below; None for headings and what was an entry."""
+    title = " ".join(comment.strip("#=-* \t").split())
+    if not re.search(r"[^\W\d_]", title) or not title.isprintable():
+        return None
+    if CRONTAB_HEADER.match(title) or CRONTAB_VARIABLE.fullmatch(title):
+        return None
+    if match := CRONTAB_ENTRY.fullmatch(comment.lstrip("# \t")):
+        with suppress(ValueError):
+            compile_crontab(match[1])
+            return None
+    return title[:MAX_TITLE_CHARS]
+
+
+def find_database(config: Config) -> str:
+    path = os.path.join(config.data_dir, DATABASE_FILE)
+    if not os.path.exists(path):
+        raise NotFound(f"there is no database {path}")
+    return path
 
 
 # Looking.

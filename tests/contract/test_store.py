@@ -625,6 +625,81 @@ async def test_the_latest_time_seen_is_what_any_row_knows(store: Store) -> None:
     assert store.seen_us() == later_us
 
 
+# Receipts
+
+
+def a_receipt(store: Store, key: str = "k", **fields: Any) -> sz.Receipt:
+    return replace(sz.Receipt("/api/x me", key, b"digest", store.clock.now_us(), "made"), **fields)
+
+
+def keys_of(store: Store) -> list[str]:
+    with closing(sqlite3.connect(store.path)) as db:
+        return [key for (key,) in db.execute("SELECT key FROM receipts ORDER BY number")]
+
+
+async def test_a_receipt_and_its_change_are_stored_together_or_not_at_all(store: Store) -> None:
+    receipt = a_receipt(store)
+    await store.add_schedule_record(schedule(store, schedule_id="a"), receipt)
+    assert store.find_receipt(receipt) == receipt
+    with pytest.raises(sz.AlreadyMade):
+        await store.add_schedule_record(schedule(store, schedule_id="b"), receipt)
+    assert store.schedule("b") is None
+    with pytest.raises(Conflict):
+        await store.add_schedule_record(schedule(store, schedule_id="a"), a_receipt(store, "k2"))
+    assert keys_of(store) == ["k"]
+    assert store.find_receipt(a_receipt(store, scope="/api/x you")) is None
+
+
+async def test_of_requests_at_the_same_time_with_one_key_one_is_carried_out(store: Store) -> None:
+    receipt = a_receipt(store)
+    runs = [execution(store) for _ in range(20)]
+    done = await asyncio.gather(
+        *(store.add_execution(run, receipt) for run in runs), return_exceptions=True
+    )
+    assert sum(isinstance(each, sz.AlreadyMade) for each in done) == 19
+    assert len(store.executions(limit=100)) == 1
+
+
+async def test_a_receipt_is_kept_for_a_day_and_the_newest_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store.clock, Dial)
+    await store.add_execution(execution(store), a_receipt(store, "old"))
+    store.clock.us += sz.RECEIPT_LIFE_US
+    assert store.find_receipt(a_receipt(store, "old")) is not None
+    store.clock.us += 1
+    assert store.find_receipt(a_receipt(store, "old")) is None
+    await store.add_execution(execution(store), a_receipt(store, "old"))
+    assert keys_of(store) == ["old"]
+    for number in range(5):
+        await store.add_execution(execution(store), a_receipt(store, f"new{number}"))
+    await store.prune_receipts(store.clock.us)
+    assert len(keys_of(store)) == 6
+    monkeypatch.setattr(sz, "RECEIPTS_KEPT", 3)
+    await store.prune_receipts(store.clock.us)
+    assert keys_of(store) == ["new2", "new3", "new4"]
+    before = store.commits
+    await store.prune_receipts(store.clock.us)
+    assert store.commits == before
+    await store.prune_receipts(store.clock.us + sz.RECEIPT_LIFE_US + 1)
+    assert keys_of(store) == []
+
+
+async def test_a_database_of_version_3_gets_receipts_and_keeps_its_rows(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as past:
+        past.setattr(sz, "SCHEMA", sz.SCHEMA[:3])
+        past.setattr(sz, "SCHEMA_VERSION", 3)
+        old = open_store("old.db")
+        run = await put(old)
+        old.close()
+    new = open_store("old.db")
+    assert new.executions(limit=10) == [run]
+    await new.add_execution(execution(new), a_receipt(new))
+    assert keys_of(new) == ["k"]
+
+
 # Opening
 
 
