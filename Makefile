@@ -6,9 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The one list of dependencies is the header of schedulezero.py.
 DEPENDENCIES = $$(sed -n 's/^\#   "\(.*\)",$$/\1/p' schedulezero.py)
+# With what newer Pythons need not, for the older; pyzmq is no pure Python.
+BUNDLED = $$(sed -n '/pyzmq/d; s/^\#   "\(.*\)",$$/\1/p' schedulezero.py) typing_extensions
 TOOLS := pytest pytest-xdist pytest-rerunfailures hypothesis ruff mypy types-PyYAML cronsim croniter playwright websockets schemathesis
 
-.PHONY: help run test lint torture bench clean
+.PHONY: help run test lint torture bench dist clean
 
 help:  ## Show what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | column -t -s '|'
@@ -29,6 +31,11 @@ torture: .venv/test  ## Kill everything at random under load and check every pro
 
 bench: .venv/test  ## Measure the figures of the README on this machine
 	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+dist: .venv/run  ## Make dist/schedulezero.pyz, the one file that needs only Python and pyzmq
+	rm -rf dist && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --target dist/app $(BUNDLED)
+	cp -r schedulezero.py handler.py config.yaml static LICENSE dist/app && cp .ci/launcher.py dist/app/__main__.py && rm -rf dist/app/{bin,yaml/*.so,*.dist-info/RECORD}
+	find dist/app -exec touch -t 198001010000 {} + -exec chmod u=rwX,go=rX {} + && $(BIN)/python -m zipfile -c dist/app.zip dist/app/. && $(BIN)/python -m zipapp dist/app.zip -p '/usr/bin/env python3' -o dist/schedulezero.pyz
 
 clean:  ## Remove what was made, but neither data nor logs
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,8 +62,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -214,33 +214,17 @@ def nests_deeper(value: Any, limit: int) -> bool:
 # --- Methods: what can be called, derived from signatures -------------------------------------
 
 
-class Parameter(NamedTuple):
-    name: str
-    type: str | None
-    default: Any
-    required: bool
-
-    def describe(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"name": self.name, "required": self.required}
-        if self.type:
-            about["type"] = self.type
-        if not self.required:
-            about["default"] = self.default if is_json(self.default) else repr(self.default)
-        return about
-
-
 class Method(NamedTuple):
     name: str
     function: Callable[..., Any]
     doc: str
-    parameters: tuple[Parameter, ...]
+    parameters: list[dict[str, Any]]  # as the registration describes them
     takes_any: bool  # it has **kwargs
     known: frozenset[str]
     required: frozenset[str]
 
     def describe(self) -> dict[str, Any]:
-        parameters = [parameter.describe() for parameter in self.parameters]
-        return {"name": self.name, "doc": self.doc, "parameters": parameters}
+        return {"name": self.name, "doc": self.doc, "parameters": self.parameters}
 
     def check(self, params: Mapping[str, Any]) -> None:
         """BadParameters, naming the parameter, unless `params` can be passed to the method."""
@@ -250,7 +234,7 @@ class Method(NamedTuple):
         for name in sorted(self.required - given):
             raise BadParameters(f"{self.name} needs the parameter {name!r}")
         unknown = sorted(given - self.known)[0]
-        takes = ", ".join(parameter.name for parameter in self.parameters) or "none"
+        takes = ", ".join(parameter["name"] for parameter in self.parameters) or "none"
         raise BadParameters(f"{self.name} has no parameter {unknown!r}; its parameters: {takes}")
 
 
@@ -278,26 +262,24 @@ def describe_method(name: str, function: Callable[..., Any]) -> Method:
     given = plain.__defaults__ or ()
     defaults = dict(zip(code.co_varnames[code.co_argcount - len(given) :], given, strict=False))
     defaults.update(plain.__kwdefaults__ or {})
-    parameters = tuple(
-        Parameter(each, type_name(plain, each), defaults.get(each), each not in defaults)
-        for each in names
-    )
-    required = frozenset(each.name for each in parameters if each.required)
+    parameters = [describe_parameter(plain, each, defaults) for each in names]
     takes_any = bool(code.co_flags & 0x08)  # CO_VARKEYWORDS
-    doc = tidy(plain.__doc__ or "")
-    return Method(name, function, doc, parameters, takes_any, frozenset(names), required)
+    lines = (line.strip() for line in (plain.__doc__ or "").strip().splitlines())
+    doc = "\n".join(lines)[:MAX_DOC_CHARS]
+    known = frozenset(names)
+    return Method(name, function, doc, parameters, takes_any, known, known.difference(defaults))
 
 
-def type_name(function: Any, parameter: str) -> str | None:
-    hint = function.__annotations__.get(parameter)
-    if hint is None or isinstance(hint, str):
-        return hint
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def tidy(doc: str) -> str:
-    """A docstring without its indentation, cut to MAX_DOC_CHARS."""
-    return "\n".join(line.strip() for line in doc.strip().splitlines())[:MAX_DOC_CHARS]
+def describe_parameter(function: Any, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"name": name, "required": name not in defaults}
+    hint = function.__annotations__.get(name)
+    if isinstance(hint, type):
+        about["type"] = hint.__name__
+    elif hint:
+        about["type"] = str(hint).replace("typing.", "")
+    if name in defaults:
+        about["default"] = defaults[name] if is_json(defaults[name]) else repr(defaults[name])
+    return about
 
 
 # --- Jobs: one call while it runs -------------------------------------------------------------
@@ -327,11 +309,6 @@ class Outbox:
     that the last words of a flooding job are kept. After n bytes the next batch is due no sooner
     than n / LOG_BYTES_PER_S later.
     """
-
-    __slots__ = (
-        "_bytes", "_dropped", "_echo_at", "_echo_bytes", "_lines", "_lock", "_not_before",
-        "_partial", "_progress", "due_at", "notify",
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.due_at = NEVER
@@ -432,11 +409,6 @@ class Job:
     methods can be called directly in tests.
     """
 
-    __slots__ = (
-        "_callbacks", "_stop", "attempt", "call", "cancelled_at", "deadline", "execution_id",
-        "forgotten", "id", "method", "outbox", "params", "reason", "timeout",
-    )  # fmt: skip
-
     def __init__(self, call: Mapping[str, Any]) -> None:
         """Of a call message as `parse_call` returns it."""
         self.call = call
@@ -486,11 +458,10 @@ class Job:
 
     def cancel(self, reason: str, now: float) -> None:
         """Tell the job to stop. The first reason stays."""
-        if self._stop.is_set():
-            return
-        self.reason, self.cancelled_at = reason, now
-        self._stop.set()
-        self._call_back()
+        if not self._stop.is_set():
+            self.reason, self.cancelled_at = reason, now
+            self._stop.set()
+            self._call_back()
 
     def _call_back(self) -> None:
         with suppress(IndexError):  # two threads may empty the list: each callback runs once
@@ -524,14 +495,7 @@ def parse_call(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CURRENT: contextvars.ContextVar[Job] = contextvars.ContextVar("schedulezero_job")
-_NO_CALL: Final = {
-    "id": "none:1",
-    "method": "",
-    "params": {},
-    "execution_id": "none",
-    "attempt": 1,
-    "timeout": None,
-}
+_NO_CALL: Final = parse_call({"id": "none:1", "method": ""})
 
 
 def current_job() -> Job:
@@ -591,14 +555,15 @@ def success(call_id: str, value: Any, duration_ms: float) -> bytes:
     try:
         body = encode({"id": call_id, "success": True, "result": value, "duration_ms": duration_ms})
     except (TypeError, ValueError, RecursionError) as error:
-        return failure(call_id, f"the result is not JSON: {error}", error_type="BadResult")
-    if len(body) > MAX_MESSAGE_BYTES:
-        sentence = f"the result has {len(body)} bytes; at most {MAX_MESSAGE_BYTES} can be sent"
-        return failure(call_id, sentence, error_type="BadResult")
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and nests_deeper(value, MAX_DEPTH):
-        sentence = f"the result nests deeper than {MAX_DEPTH}"
-        return failure(call_id, sentence, error_type="BadResult")
-    return body
+        flaw = f"is not JSON: {error}"
+    else:
+        if len(body) > MAX_MESSAGE_BYTES:
+            flaw = f"has {len(body)} bytes; at most {MAX_MESSAGE_BYTES} can be sent"
+        elif body.count(b"[") + body.count(b"{") > MAX_DEPTH and nests_deeper(value, MAX_DEPTH):
+            flaw = f"nests deeper than {MAX_DEPTH}"
+        else:
+            return body
+    return failure(call_id, f"the result {flaw}", error_type="BadResult")
 
 
 def stopped(job: Job, duration_ms: float) -> bytes:
@@ -617,16 +582,11 @@ def raised(call_id: str, error: BaseException, duration_ms: float) -> bytes:
     try:
         sentence = str(error) or kind
         below = error.__traceback__ and error.__traceback__.tb_next
-        trace = "".join(traceback.format_exception(type(error), error, below))
+        lines = traceback.format_exception(type(error), error, below)
+        trace = "".join(lines)[-MAX_ERROR_CHARS:]
     except Exception as second:  # its __str__ raises
         sentence, trace = f"{kind}, whose text cannot be had: {type(second).__name__}", ""
-    return failure(
-        call_id,
-        sentence,
-        error_type=kind,
-        traceback=trace[-MAX_ERROR_CHARS:],
-        duration_ms=duration_ms,
-    )
+    return failure(call_id, sentence, error_type=kind, traceback=trace, duration_ms=duration_ms)
 
 
 # --- Handler ----------------------------------------------------------------------------------
@@ -636,11 +596,9 @@ class _Main:
     """`MyHandler.main(argv)` and `handler.main(argv)`: the command line of a class or instance."""
 
     def __get__(self, instance: Handler | None, owner: type[Handler]) -> Callable[..., int]:
-        subject = owner if instance is None else instance
-
         def run(argv: Sequence[str] | None = None) -> int:
             """Serve until told to stop; sys.exit with the exit code unless `argv` is given."""
-            code = run_command_line(subject, sys.argv[1:] if argv is None else argv)
+            code = run_command_line(owner if instance is None else instance, argv)
             return code if argv is not None else sys.exit(code)
 
         return run
@@ -932,8 +890,7 @@ class Program:
 
     def end(self) -> None:
         """Leave nothing of it behind, unless it ended by itself."""
-        ended_itself = self._process.poll() is not None
-        if not ended_itself:
+        if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             give_up_at = time.monotonic() + self._TERM_S
             while self._process.poll() is None and time.monotonic() < give_up_at:
@@ -978,11 +935,7 @@ class Http(Handler):
     _PRIVATE: Final = ("authorization", "cookie", "proxy-authorization")
 
     def __init__(
-        self,
-        handler_id: str | None = None,
-        *,
-        allow: Sequence[str] = (),
-        allow_any: bool = False,
+        self, handler_id: str | None = None, *, allow: Sequence[str] = (), allow_any: bool = False
     ) -> None:
         super().__init__(handler_id)
         self._allow = list(allow)
@@ -1014,15 +967,12 @@ class Http(Handler):
             status, location, answer = exchange.run(method, headers, payload)
             print(f"{method} {url}: {status}")
             if not location or status not in self._REDIRECTS or status in expect:
-                return self._judged(status, url, answer, expect)
+                break
             if status == 303 or (status < 303 and method == "POST"):
                 method, payload = "GET", None
             url, headers = self._redirected(url, location, headers)
-        raise UnexpectedStatus(f"more than {max_redirects} redirects, the last one to {url}")
-
-    def _judged(
-        self, status: int, url: str, answer: bytes, expect: Sequence[int]
-    ) -> dict[str, Any]:
+        else:
+            raise UnexpectedStatus(f"more than {max_redirects} redirects, the last one to {url}")
         text = answer[: self._MAX_BODY_BYTES].decode("utf-8", "replace")
         if status not in expect:
             raise UnexpectedStatus(f"{url} answered {status}: {text[:200]}")
@@ -1067,8 +1017,7 @@ class Exchange:
 
     def __init__(self, parts: Any, job: Job, deadline: float) -> None:
         """`parts` of the URL as urlsplit has them, `deadline` in monotonic seconds."""
-        self._job = job
-        self._deadline = deadline
+        self._job, self._deadline = job, deadline
         self._host, self._port = parts.hostname, parts.port
         self._socket: Any = None
         self._tls = parts.scheme == "https"
@@ -1150,28 +1099,25 @@ class JobLog(logging.Handler):
     """Passes the logging records made inside a job to its outbox."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        job = _CURRENT.get(None)
-        if job is None:
-            return
         try:
-            job.outbox.add(record.levelname, self.format(record))
+            if job := _CURRENT.get(None):
+                job.outbox.add(record.levelname, self.format(record))
         except Exception:
             self.handleError(record)
 
 
-class Capture:
-    """While entered, output and logging of jobs is captured in this process."""
-
-    def __enter__(self) -> None:
-        self._streams = sys.stdout, sys.stderr
-        self._log = JobLog()
-        logging.getLogger().addHandler(self._log)
-        sys.stdout = CapturedStream("stdout", sys.stdout)
-        sys.stderr = CapturedStream("stderr", sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout, sys.stderr = self._streams
-        logging.getLogger().removeHandler(self._log)
+@contextmanager
+def captured() -> Iterator[None]:
+    """Capture the output and the logging of jobs in this process."""
+    streams, job_log = (sys.stdout, sys.stderr), JobLog()
+    logging.getLogger().addHandler(job_log)
+    sys.stdout = CapturedStream("stdout", sys.stdout)
+    sys.stderr = CapturedStream("stderr", sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        logging.getLogger().removeHandler(job_log)
 
 
 # --- Spool: finished results on disk ----------------------------------------------------------
@@ -1339,9 +1285,8 @@ class Session:
             self._heartbeat(now)
         if now >= self._resend_at:
             self._resend(now)
-        due_at = min(
-            self._register_at, self._heartbeat_at, self._resend_at, self._heard_at + LIVENESS_S
-        )
+        silent_at = self._heard_at + LIVENESS_S
+        due_at = min(self._register_at, self._heartbeat_at, self._resend_at, silent_at)
         for job in self.running.values():
             if now >= job.deadline:
                 job.cancel("timeout", now)
@@ -1357,16 +1302,15 @@ class Session:
     def drain(self) -> None:
         """From now on refuse calls."""
         self.draining = True
-        if self.registered:
-            self._report("draining")
+        self._report("draining")
 
-    def has_to_deliver(self) -> bool:
-        """Whether results wait for the server that are nowhere else."""
-        return bool(self.finished) and (self.registered or not self._spool)
+    def is_done(self) -> bool:
+        """Whether nothing runs and no result waits for the server that is nowhere else."""
+        is_delivered = not self.finished or (self._spool and not self.registered)
+        return not self.running and bool(is_delivered)
 
     def leave(self) -> None:
-        if self.registered:
-            self._report("offline")
+        self._report("offline")
 
     # What the server says.
 
@@ -1377,15 +1321,14 @@ class Session:
             return None
         if call_id in self.finished:
             self._send(self.finished[call_id], now)
-            return None
-        refusal = self._refuse()
-        if refusal:
+        elif refusal := self._refuse():
             self.outgoing.append(failure(call_id, refusal, refused=True))
-            return None
-        job = self.running[call_id] = Job(call)
-        if job.timeout is not None:
-            job.deadline = now + job.timeout + TIMEOUT_SLACK_S
-        return job
+        else:
+            job = self.running[call_id] = Job(call)
+            if job.timeout is not None:
+                job.deadline = now + job.timeout + TIMEOUT_SLACK_S
+            return job
+        return None
 
     def _refuse(self) -> str | None:
         """Why no call can be taken now, if so."""
@@ -1414,15 +1357,8 @@ class Session:
         self.registered = False
         self._register(now)
 
-    def _alive(self, params: Mapping[str, Any], now: float) -> None:
-        """Hearing it was all."""
-
-    _CONTROLS: Final = {
-        "ack": _acked,
-        "cancel": _cancelled,
-        "hello": _greeted,
-        "heartbeat": _alive,
-    }
+    # A heartbeat asks for nothing: it was heard.
+    _CONTROLS: Final = {"ack": _acked, "cancel": _cancelled, "hello": _greeted}
 
     def _replied(self, reply: Mapping[str, Any], now: float) -> None:
         accepted, about = reply.get("success"), reply.get("reply_to")
@@ -1455,11 +1391,13 @@ class Session:
         self._register_at = now + REGISTER_S
 
     def _forget(self, call_id: Any, now: float) -> None:
-        if type(call_id) is str and call_id in self.finished:
+        if type(call_id) is not str:
+            return
+        if call_id in self.finished:
             self._drop(call_id)
-        elif type(call_id) is str and call_id in self.running:
-            self.running[call_id].forgotten = True
-            self.running[call_id].cancel("forgotten", now)
+        elif job := self.running.get(call_id):
+            job.forgotten = True
+            job.cancel("forgotten", now)
 
     # What we say.
 
@@ -1485,26 +1423,16 @@ class Session:
         self._heartbeat_at = NEVER
 
     def _heartbeat(self, now: float) -> None:
-        self.outgoing.append(
-            request(
-                "heartbeat",
-                handler_id=self._profile["handler_id"],
-                instance=self._profile["instance"],
-                time=time.time(),
-                running=len(self.running),
-            )
-        )
+        self._tell("heartbeat", time=time.time(), running=len(self.running))
         self._heartbeat_at = now + HEARTBEAT_S
 
     def _report(self, status: str) -> None:
-        self.outgoing.append(
-            request(
-                "report_status",
-                handler_id=self._profile["handler_id"],
-                instance=self._profile["instance"],
-                status=status,
-            )
-        )
+        if self.registered:
+            self._tell("report_status", status=status)
+
+    def _tell(self, method: str, **params: Any) -> None:
+        who = {name: self._profile[name] for name in ("handler_id", "instance")}
+        self.outgoing.append(request(method, **who, **params))
 
     def _send(self, finished: Finished, now: float) -> None:
         if self.registered:
@@ -1590,10 +1518,9 @@ class ThreadPool:
 #
 # A nursery, forked before there are threads and sockets, forks the workers: a clean parent, and
 # the only one that kills and waits. Each worker thread of the pool talks to a worker process of
-# its own, over a socket pair, in frames of a kind, a length and a body: C call, X cancel (a call
-# id), L log and progress, R result.
+# its own, over a socket pair, in lines of a kind and a body of JSON, which holds no line end: C
+# call, X cancel (a call id), L log and progress, R result.
 
-_FRAME: Final = struct.Struct("!cI")
 _ORDER: Final = struct.Struct("!ci")  # to the nursery: F fork, K kill; back: the pid or status
 
 
@@ -1733,7 +1660,7 @@ class WorkerProcess:
             self._report(job, time.monotonic(), last=True)
             with self._sending:
                 self._job = None  # what its threads still say is for nobody
-                self._send(b"R", body)
+                send_line(self._link, b"R", body)
 
     def _converse(self) -> None:
         """Talk to the parent; when that ends, in whatever way, so does this process."""
@@ -1748,7 +1675,7 @@ class WorkerProcess:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup.read_fd, select.POLLIN)
-        frames = Frames()
+        rest = b""
         while True:
             job = self._job
             due_s = min(60.0, job.outbox.due_at - time.monotonic()) if job else 60.0
@@ -1760,8 +1687,9 @@ class WorkerProcess:
                 data = self._link.recv(65_536)
                 if not data:
                     return  # the parent is gone or wants no more of us
-                for kind, body in frames.feed(data):
-                    self._obey(kind, body)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._obey(line[:1], line[1:])
             if job:
                 self._report(job, time.monotonic())
 
@@ -1779,30 +1707,11 @@ class WorkerProcess:
         with self._sending:
             batch = job.outbox.take(now, last=last) if job is self._job else None
             if batch:
-                self._send(b"L", encode_lossy(batch._asdict()))
-
-    def _send(self, kind: bytes, body: bytes) -> None:
-        self._link.sendall(_FRAME.pack(kind, len(body)) + body)
+                send_line(self._link, b"L", encode_lossy(batch._asdict()))
 
 
-class Frames:
-    """Cuts a stream of bytes into frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """The kind and body of every frame that `data` completes."""
-        self._buffer += data
-        found = []
-        while len(self._buffer) >= _FRAME.size:
-            kind, length = _FRAME.unpack_from(self._buffer)
-            end = _FRAME.size + length
-            if len(self._buffer) < end:
-                break
-            found.append((kind, bytes(self._buffer[_FRAME.size : end])))
-            del self._buffer[:end]
-        return found
+def send_line(link: socket.socket, kind: bytes, body: bytes) -> None:
+    link.sendall(kind + body + b"\n")
 
 
 class Worker:
@@ -1813,7 +1722,7 @@ class Worker:
         self._nursery = nursery
         self._pid, self._link = nursery.fork()
         self._link.settimeout(GRACE_S)
-        self._frames = Frames()
+        self._rest = b""
         self._poll = select.poll()
         self._poll.register(self._link, select.POLLIN)
 
@@ -1824,7 +1733,7 @@ class Worker:
     def run(self, job: Job) -> bytes | None:
         """Run a job to its result; None if the process died or did not stop in time."""
         try:
-            self._send(b"C", encode(job.call))
+            send_line(self._link, b"C", encode(job.call))
             job.on_cancel(lambda: self._pass_on(job))
             while time.monotonic() < job.cancelled_at + GRACE_S:
                 if self._poll.poll(500):
@@ -1842,20 +1751,18 @@ class Worker:
 
     def _pass_on(self, job: Job) -> None:
         with suppress(OSError):  # a dead process has stopped already
-            self._send(b"X", encode_lossy({job.id: job.reason}))
+            send_line(self._link, b"X", encode_lossy({job.id: job.reason}))
 
     def _listen(self, job: Job) -> bytes | None:
         data = self._link.recv(1 << 18)
         if not data:
             raise OSError("it is gone")
-        for kind, body in self._frames.feed(data):
-            if kind == b"R":
-                return body
-            job.outbox.merge(Batch(**json.loads(body)))
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line[:1] == b"R":
+                return line[1:]
+            job.outbox.merge(Batch(**json.loads(line[1:])))
         return None
-
-    def _send(self, kind: bytes, body: bytes) -> None:
-        self._link.sendall(_FRAME.pack(kind, len(body)) + body)
 
 
 class ProcessWork:
@@ -2006,9 +1913,7 @@ class Dealer:
     def _is_drained(self, now: float) -> bool:
         if self._drain_until == NEVER:
             return False
-        if now >= self._drain_until:
-            return True
-        return not self._session.running and not self._session.has_to_deliver()
+        return now >= self._drain_until or self._session.is_done()
 
     def _close(self) -> int:
         """Say goodbye; return the exit code."""
@@ -2018,7 +1923,7 @@ class Dealer:
         if self._socket is not None:
             self._socket.close(linger=500)
         self._context.term()
-        if not session.running and not session.has_to_deliver():
+        if session.is_done():
             return EXIT_OK
         running, results = len(session.running), len(session.finished)
         log.error("gave up on %d running jobs and %d undelivered results", running, results)
@@ -2077,31 +1982,17 @@ class Dealer:
             return False
         for taken in range(100):
             try:
-                body = self._receive_body(socket)
+                frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return taken > 0
-            self._take(body)
+            self._take(frames)
         return True
 
-    def _receive_body(self, socket: Any) -> bytes | None:
-        """The body of the next message, None for one of another shape."""
-        body = socket.recv(zmq.NOBLOCK)
-        if body or not socket.getsockopt(zmq.RCVMORE):
-            frames = 1
-        else:
-            frames = 2
-            body = socket.recv(zmq.NOBLOCK)
-        well_formed = frames == 2
-        while socket.getsockopt(zmq.RCVMORE):
-            socket.recv(zmq.NOBLOCK)
-            well_formed = False
-        return body if well_formed else None
-
-    def _take(self, body: bytes | None) -> None:
+    def _take(self, frames: Sequence[bytes]) -> None:
         try:
-            if body is None:
+            if len(frames) != 2 or frames[0]:
                 raise ProtocolError("not an empty frame and a body")
-            job = self._session.receive(decode(body), time.monotonic())
+            job = self._session.receive(decode(frames[1]), time.monotonic())
         except ProtocolError as error:
             self._malformed += 1
             if self._malformed & (self._malformed - 1) == 0:  # the 1st, 2nd, 4th, 8th …
@@ -2183,41 +2074,31 @@ class Dealer:
 # --- Command line -----------------------------------------------------------------------------
 
 
-def serve(
-    target: str,
-    *,
-    handler_id: str,
-    server: str,
-    config_dir: str | None = None,
-    options: Options | None = None,
-) -> int:
-    """Serve `target` ("file.py:Class", relative to `config_dir`) until drained; the exit code.
-
-    For a freshly forked child: takes over signals and logging of the process.
-    """
-    options = (options or Options())._replace(handler_id=handler_id, server=server)
+def serve(target: str, *, handler_id: str, server: str, options: Options) -> int:
+    """Serve "path/to/file.py:Class" in a freshly forked child until drained; the exit code."""
+    options = options._replace(handler_id=handler_id, server=server)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # what jobs start is waited for
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # and must not inherit blocked signals
     try:
-        return serve_handler(load_target(target, config_dir or os.getcwd()), options)
+        return serve_handler(load_target(target), options)
     except ConfigError as error:
         sys.stderr.write(f"{handler_id}: {error}\n")
         return EXIT_CONFIG
 
 
-def load_target(target: str, directory: str) -> type[Handler] | Handler:
+def load_target(target: str) -> type[Handler] | Handler:
     """The class or instance named by "path/to/file.py:Name", or by "Name" for one of this file."""
     path, _, name = target.rpartition(":")
     here = sys.modules[__name__]
-    path = os.path.join(directory, path) if path else __file__
+    path = os.path.abspath(path) if path else __file__
     ours = os.path.basename(path) == "handler.py" and not os.path.exists(path)
     if ours or (os.path.exists(path) and os.path.samefile(path, __file__)):
         module = here
     else:
         sys.modules.setdefault("handler", here)  # what the file means by `from handler import …`
         module = load_module(path)
-    found = getattr(module, name, None)
-    if isinstance(found, Handler) or (isinstance(found, type) and issubclass(found, Handler)):
+    found: type[Handler] | Handler | None = getattr(module, name, None)
+    if found is not None and is_handler(found):
         return found
     names = [each for each, value in vars(module).items() if is_handler(value)]
     raise ConfigError(f"{path} has no handler {name!r}; it has: {', '.join(names) or 'none'}")
@@ -2246,10 +2127,8 @@ def load_module(path: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        kind = type(error).__name__
-        raise ConfigError(
-            f"{path} cannot be imported: {kind}: {error} ({where.filename}:{where.lineno})"
-        ) from None
+        what = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        raise ConfigError(f"{path} cannot be imported: {what}") from None
     return module
 
 
@@ -2302,13 +2181,11 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
             spool.save(job.id, body)
         return body
 
-    with Capture():
+    with captured():
         nursery = Nursery(work) if options.processes or handler.processes else None
         try:
-            session = Session(profile, spool)
-            dealer = Dealer(
-                options, session, concurrency, ProcessWork(nursery) if nursery else work
-            )
+            done_by = ProcessWork(nursery) if nursery else work
+            dealer = Dealer(options, Session(profile, spool), concurrency, done_by)
             log.info("%s calls %s: %s", handler_id, options.server, ", ".join(methods))
             return dealer.run()
         finally:
@@ -2332,8 +2209,7 @@ def may_echo(record: logging.LogRecord) -> bool:
     return job is None or job.outbox.may_echo(len(str(record.msg)) + 80)
 
 
-def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
-    """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
+def build_parser(subject: Any) -> Any:
     import argparse
 
     environ = os.environ
@@ -2341,55 +2217,36 @@ def parse_arguments(argv: Sequence[str], subject: Any) -> tuple[str, Options]:
     if subject is None:
         names = ", ".join(name for name, value in globals().items() if is_handler(value))
         parser.add_argument("target", metavar="CLASS", help=f"{names}, or path/to/file.py:Class")
-    parser.add_argument(
-        "--server",
-        help=f"tcp://host:port of the server (default: the join string's, else {DEFAULT_SERVER})",
-    )
-    parser.add_argument(
-        "--join",
-        default=environ.pop("SCHEDULEZERO_JOIN", ""),  # what jobs start must not inherit it
-        metavar="STRING",
-        help="what `schedulezero.py handler-key create` printed, or @FILE that holds it "
-        "(also $SCHEDULEZERO_JOIN)",
-    )
-    parser.add_argument("--id", help="the handler's id (default: the class name in kebab case)")
-    parser.add_argument("--concurrency", type=int, metavar="N", help="jobs at the same time")
-    parser.add_argument(
-        "--processes",
-        action="store_true",
-        help="run jobs in processes; stuck ones are killed when cancelled",
-    )
-    parser.add_argument("--spool", metavar="DIR", help="keep undelivered results there")
-    parser.add_argument(
-        "--drain",
-        type=float,
-        default=DRAIN_S,
-        metavar="SECONDS",
-        help="how long SIGTERM waits for running jobs (default: %(default)g)",
-    )
-    parser.add_argument("--log-level", default=environ.get("SCHEDULEZERO_LOG_LEVEL", "INFO"))
-    parser.add_argument(
-        "--config",
-        default=environ.get("SCHEDULEZERO_HANDLER_CONFIG", "{}"),
-        metavar="JSON",
-        help="arguments of the class's constructor",
-    )
-    given = parser.parse_args(argv)
-    join = read_join(given.join) if given.join else None
-    server = join.server if join else environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER)
-    options = Options(
-        given.server or server,
-        given.id or (join.handler_id if join else None),
-        given.concurrency,
-        given.processes,
-        given.spool,
-        given.drain,
-        given.log_level,
-        parse_config(given.config),
-        join,
-        environ.pop("SCHEDULEZERO_HANDLER_SECRET", None),
-    )
-    return getattr(given, "target", ""), options
+    add = parser.add_argument
+    known = f"(default: the join string's, else {DEFAULT_SERVER})"
+    add("--server", help=f"tcp://host:port of the server {known}")
+    join = environ.pop("SCHEDULEZERO_JOIN", "")  # what jobs start must not inherit it
+    about = "what `schedulezero.py handler-key create` printed, or @FILE that holds it"
+    add("--join", default=join, metavar="STRING", help=f"{about} (also $SCHEDULEZERO_JOIN)")
+    id_help = "the handler's id (default: the class name in kebab case)"
+    add("--id", dest="handler_id", metavar="ID", help=id_help)
+    add("--concurrency", type=int, metavar="N", help="jobs at the same time")
+    about = "run jobs in processes; stuck ones are killed when cancelled"
+    add("--processes", action="store_true", help=about)
+    add("--spool", metavar="DIR", help="keep undelivered results there")
+    about = "how long SIGTERM waits for running jobs (default: %(default)g)"
+    add("--drain", dest="drain_s", type=float, default=DRAIN_S, metavar="SECONDS", help=about)
+    add("--log-level", default=environ.get("SCHEDULEZERO_LOG_LEVEL", "INFO"))
+    config = environ.get("SCHEDULEZERO_HANDLER_CONFIG", "{}")
+    add("--config", default=config, metavar="JSON", help="arguments of the class's constructor")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None, subject: Any) -> tuple[str, Options]:
+    """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
+    given = vars(build_parser(subject).parse_args(argv))
+    join = given["join"] = read_join(given["join"]) if given["join"] else None
+    server = join.server if join else os.environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER)
+    given["server"] = given["server"] or server
+    given["handler_id"] = given["handler_id"] or (join.handler_id if join else None)
+    given["config"] = parse_config(given["config"])
+    secret = os.environ.pop("SCHEDULEZERO_HANDLER_SECRET", None)
+    return given.pop("target", ""), Options(secret=secret, **given)
 
 
 def read_join(text: str) -> Join:
@@ -2424,10 +2281,10 @@ def parse_config(text: str) -> dict[str, Any]:
         raise ConfigError(f"--config is {error}") from None
 
 
-def run_command_line(subject: type[Handler] | Handler | None, argv: Sequence[str]) -> int:
+def run_command_line(subject: Any, argv: Sequence[str] | None) -> int:
     try:
         target, options = parse_arguments(argv, subject)
-        return serve_handler(subject or load_target(target, os.getcwd()), options)
+        return serve_handler(subject or load_target(target), options)
     except ConfigError as error:
         sys.stderr.write(f"handler.py: {error}\n")
         return EXIT_CONFIG
@@ -2435,7 +2292,7 @@ def run_command_line(subject: type[Handler] | Handler | None, argv: Sequence[str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the handler named on the command line; return the exit code."""
-    return run_command_line(None, sys.argv[1:] if argv is None else argv)
+    return run_command_line(None, argv)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,12 @@ import pytest
 import schedulezero as sz
 import zmq
 import zmq.asyncio
+from apparatus import WITHIN_S, DialIn, Plain, Server, until
 from schedulezero import HandlerKey, KeyPair, RetryPolicy, Status
-from test_dispatch import WITHIN_S, DialIn, Plain, Server, until
 
 pytestmark = pytest.mark.anyio
 ONCE = RetryPolicy(max_attempts=1)
 PASSWORD = "correct horse battery"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

@@ -47,11 +47,6 @@ LEASE = timedelta(seconds=30)
 US = timedelta(microseconds=1)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def until(condition: Callable[[], T], within_s: float = 5.0) -> T:
     """The value of the condition as soon as it is true."""
     async with asyncio.timeout(within_s):

@@ -1,8 +1,5 @@
 """No handler can keep the others, or HTTP, from their turn."""
 
-# The names imported from test_dispatch are fixtures, named again as arguments.
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import asyncio
@@ -13,16 +10,7 @@ import pytest
 import schedulezero as sz
 import zmq
 import zmq.asyncio
-from test_dispatch import (
-    Server,
-    anyio_backend,
-    context,
-    look_often,
-    serve,
-    server,
-    until,
-    worker,
-)
+from apparatus import Server, until, worker
 
 pytestmark = pytest.mark.anyio
 MESSAGES = 20

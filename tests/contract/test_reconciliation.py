@@ -1,8 +1,5 @@
 """What a server and its handlers agree on after one of them was away."""
 
-# The names imported from test_dispatch are fixtures, named again as arguments.
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import asyncio
@@ -12,20 +9,8 @@ from typing import Any
 import pytest
 import schedulezero as sz
 import zmq.asyncio
+from apparatus import ONCE, SOON, Plain, Server, until, worker
 from schedulezero import Overlap, Status
-from test_dispatch import (
-    ONCE,
-    SOON,
-    Plain,
-    Server,
-    anyio_backend,
-    context,
-    look_often,
-    serve,
-    server,
-    until,
-    worker,
-)
 
 pytestmark = pytest.mark.anyio
 

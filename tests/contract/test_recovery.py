@@ -14,40 +14,11 @@ from typing import Any
 
 import pytest
 import schedulezero as sz
-from schedulezero import Clock, Config, DatabaseRefused, Execution, Recovery, Status, Store
+from apparatus import Anything, Dial
+from schedulezero import Config, DatabaseRefused, Execution, Recovery, Status, Store
 
 pytestmark = pytest.mark.anyio
 FLUSH = bytes(range(256)) * 16
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Dial(Clock):
-    """A clock that stands until it is set."""
-
-    def __init__(self) -> None:
-        self.us = 1_800_000_000_000_000
-        self.passed_s = 86_400.0
-
-    def now_us(self) -> int:
-        return self.us
-
-    def monotonic(self) -> float:
-        return self.passed_s
-
-
-class Anything:
-    """An intake that takes every execution as it is."""
-
-    def admit(self, execution: Execution) -> Execution:
-        return execution
-
-    def accept(self, execution: Execution) -> None: ...
-
-    def withdraw(self, execution: Execution) -> None: ...
 
 
 class Place:

@@ -11,23 +11,11 @@ from typing import Any
 
 import pytest
 import schedulezero as sz
-from schedulezero import Attempt, Clock, Config, Execution, Status, Store
+from apparatus import Dial
+from schedulezero import Attempt, Config, Execution, Status, Store
 
 pytestmark = pytest.mark.anyio
 DAY_US = 86_400_000_000
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Dial(Clock):
-    def __init__(self) -> None:
-        self.us = 1_800_000_000_000_000
-
-    def now_us(self) -> int:
-        return self.us
 
 
 class Past:
@@ -65,7 +53,7 @@ class Past:
                 now_us, now_us, None, completed_us=now_us, fire_us=of and now_us,
                 schedule_key=of and of.key,
             )  # fmt: skip
-            made.append(replace(execution, **fields))
+            made.append(execution._replace(**fields))
         await self.store.write(
             lambda db: [sz._insert_execution(execution, db) for execution in made]
         )

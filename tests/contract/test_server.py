@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,6 @@ import schedulezero as sz
 from schedulezero import Clock, Config, Server
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -107,3 +103,45 @@ async def test_a_chore_that_fails_leaves_the_others_alone(
 async def test_a_server_one_of_whose_tasks_is_cancelled_from_outside_ends(server: Server) -> None:
     server._tasks[-1].cancel()
     await until(lambda: server.failed)
+
+
+HOURLY = {"handler_id": "h", "method_name": "m", "trigger_config": {"type": "cron", "minute": "0"}}
+
+
+async def test_declared_schedules_follow_the_file_and_keep_what_others_did_to_them(
+    server: Server,
+) -> None:
+    once = {**HOURLY, "trigger_config": {"type": "date", "run_date": "2001-01-01"}}
+    await server.declare(replace(server.config, schedules={"hourly": HOURLY, "once": once}))
+    hourly, past = server.store.schedule("hourly"), server.store.schedule("once")
+    assert hourly is not None and past is not None
+    assert (hourly.origin, past.next_fire_us) == ("config", None)
+    paused = await server.store.set_paused("hourly", True)
+    assert paused is not None
+
+    commits = server.store.commits
+    await server.declare(replace(server.config, schedules={"hourly": HOURLY, "once": once}))
+    assert (server.store.commits, server.store.schedule("hourly")) == (commits, paused)
+
+    await server.declare(replace(server.config, schedules={"hourly": {**HOURLY, "name": "new"}}))
+    renamed = server.store.schedule("hourly")
+    assert renamed is not None and server.store.schedule("once") is None
+    assert (renamed.name, renamed.paused, renamed.origin) == ("new", True, "config")
+    assert (renamed.next_fire_us, renamed.key) == (hourly.next_fire_us, hourly.key)
+
+    resumed = {"hourly": {**HOURLY, "paused": False}}
+    await server.declare(replace(server.config, schedules=resumed))
+    assert (await server.store.set_paused("hourly", False)) == server.store.schedule("hourly")
+
+
+async def test_a_declared_schedule_does_not_take_over_one_that_the_api_made(
+    server: Server,
+) -> None:
+    mine = sz.parse_declared_schedule("hourly", HOURLY, server.config, server.clock.now_us())
+    await server.store.add_schedule_record(mine)
+    other = {"hourly": {**HOURLY, "name": "theirs"}}
+    await server.declare(replace(server.config, schedules=other))
+    await server.declare(server.config)
+    kept = server.store.schedule("hourly")
+    assert kept is not None
+    assert (kept.name, kept.origin) == (None, "api")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import schedulezero as sz
+from apparatus import Anything, Dial
 from schedulezero import (
     Attempt,
     Clock,
@@ -35,35 +36,6 @@ from schedulezero import (
 pytestmark = pytest.mark.anyio
 MODULE_DIRECTORY = str(Path(sz.__file__).parent)
 HOUR_US = 3_600_000_000
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Dial(Clock):
-    """A clock whose hand can be moved."""
-
-    def __init__(self) -> None:
-        self.us = 1_800_000_000_000_000
-
-    def now_us(self) -> int:
-        return self.us
-
-    def now(self) -> Any:
-        return sz.at_of(self.us)
-
-
-class Anything:
-    """An intake that admits everything."""
-
-    def admit(self, execution: Execution) -> Execution:
-        return execution
-
-    def accept(self, execution: Execution) -> None: ...
-
-    def withdraw(self, execution: Execution) -> None: ...
 
 
 @pytest.fixture
@@ -115,7 +87,7 @@ def execution(store: Store, **fields: Any) -> Execution:
     made = Execution(
         store.new_id(), None, "worker", "work", {"n": 1}, Status.QUEUED, now_us, now_us, None
     )
-    return replace(made, **fields)
+    return made._replace(**fields)
 
 
 async def put(store: Store, **fields: Any) -> Execution:
@@ -204,11 +176,10 @@ async def test_what_is_queued_when_the_store_closes_is_committed(
     store = open_store("closing.db")
     for _ in range(50):
         store.write(lambda db: db.execute("INSERT OR REPLACE INTO meta VALUES ('n', (SELECT 1))"))
-    last = store.write(lambda db: db.execute("INSERT INTO meta VALUES ('last', 1)"))
+    store.write(lambda db: db.execute("INSERT INTO meta VALUES ('last', 1)"))
     store.close()
     with closing(sqlite3.connect(store.path)) as db:
         assert db.execute("SELECT value FROM meta WHERE key = 'last'").fetchone() == (1,)
-    assert not last.cancelled()
 
 
 async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
@@ -347,18 +318,18 @@ async def test_what_is_no_execution_id_finds_nothing(store: Store, text: str) ->
 
 async def begun(store: Store, attempt: int = 1) -> Execution:
     made = await put(store)
-    running = replace(made, attempt=attempt, started_us=5, instance="w/1", status=Status.RUNNING)
+    running = made._replace(attempt=attempt, started_us=5, instance="w/1", status=Status.RUNNING)
     assert await store.claim_execution(running)
     return running
 
 
 def ended(running: Execution, status: Status = Status.SUCCESS) -> Execution:
-    return replace(running, status=status, completed_us=9, result={"r": 1})
+    return running._replace(status=status, completed_us=9, result={"r": 1})
 
 
 async def test_only_a_queued_execution_can_be_claimed(store: Store) -> None:
     running = await begun(store)
-    assert not await store.claim_execution(replace(running, attempt=2))
+    assert not await store.claim_execution(running._replace(attempt=2))
     assert store.execution(running.execution_id) == running
 
 
@@ -372,17 +343,17 @@ async def test_an_execution_ends_once(store: Store) -> None:
     assert (stored.status, stored.result) == (Status.SUCCESS, {"r": 1})
     assert store.attempts(running.execution_id) == []
     assert store.log(running.execution_id) is None
-    assert not await store.claim_execution(replace(running, attempt=2))
-    assert not await store.requeue_execution(replace(running, due_us=99), None, 1)
+    assert not await store.claim_execution(running._replace(attempt=2))
+    assert not await store.requeue_execution(running._replace(due_us=99), None, 1)
 
 
 async def test_the_end_of_an_older_attempt_does_not_end_a_newer_one(store: Store) -> None:
     running = await begun(store)
     failed = Attempt(1, "w/1", 5, 9, "error", "no", "Traceback")
-    waiting = replace(running, status=Status.QUEUED, due_us=77, instance=None, error="no")
+    waiting = running._replace(status=Status.QUEUED, due_us=77, instance=None, error="no")
     assert await store.requeue_execution(waiting, failed, 1, "first\n")
     assert store.execution(running.execution_id) == waiting
-    second = replace(waiting, status=Status.RUNNING, attempt=2, started_us=6, instance="w/2")
+    second = waiting._replace(status=Status.RUNNING, attempt=2, started_us=6, instance="w/2")
     assert await store.claim_execution(second)
     assert not await store.end_execution(ended(running))
     assert await store.end_execution(ended(second), log="second\n")
@@ -408,6 +379,54 @@ async def test_live_executions_are_those_not_final_oldest_first(store: Store) ->
     done = await begun(store)
     await store.end_execution(ended(done))
     assert [e.execution_id for e in store.live_executions()] == ids
+
+
+async def test_a_page_of_large_results_is_not_read_as_a_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_PAGE_BYTES", 2_000)
+    for _ in range(9):
+        await store.end_execution(ended(await begun(store))._replace(result="x" * 900))
+        large = schedule(store, store.new_id(), job_params={"x": "y" * 900})
+        await store.add_schedule_record(large)
+    page = store.executions(limit=9)
+    assert len(page) == 3  # one more than fits, so that it is known that others follow
+    rest = store.executions(limit=9, before=page[-1].execution_id)
+    assert rest[0].execution_id < page[-1].execution_id
+    few, total = store.schedules(limit=9)
+    assert (len(few), total) == (2, 9)
+    assert len(store.schedules()[0]) == 9
+
+
+async def test_the_note_of_what_is_final_hides_no_live_execution(store: Store) -> None:
+    await store.save_seen(1)  # there are none at all
+    oldest = await begun(store)
+    middle = await begun(store)
+    await store.end_execution(ended(middle))
+    await store.save_seen(2)
+    newest = await put(store)
+    assert [e.execution_id for e in store.live_executions()] == [
+        oldest.execution_id, newest.execution_id,
+    ]  # fmt: skip
+    await store.end_execution(ended(oldest))
+    await store.save_seen(3)
+    assert [e.execution_id for e in store.live_executions()] == [newest.execution_id]
+    (noted,) = store._reader.one("SELECT value FROM meta WHERE key = 'live_id'")
+    assert noted == sz.decode_id(newest.execution_id)
+
+
+async def test_a_database_of_an_earlier_schema_keeps_what_is_live(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            f"{sz.SCHEMA[0]}; {sz.SCHEMA[1]}; PRAGMA application_id = {sz.APPLICATION_ID}; "
+            "PRAGMA user_version = 2"
+        )
+        execution = Execution("000000000009", None, "worker", "work", {}, Status.QUEUED, 5, 5, None)
+        sz._insert_execution(execution, db)
+        db.commit()
+    with closing(Store(str(path), Config(), Dial())) as store:
+        assert [e.execution_id for e in store.live_executions()] == ["000000000009"]
 
 
 # Schedules
@@ -566,9 +585,9 @@ async def test_no_time_is_too_early_or_late_to_ask_for(store: Store, since_us: i
 
 async def test_stats_count_rate_and_measure(store: Store) -> None:
     for status, took_ms in (("success", 10), ("success", 30), ("error", 5), ("missed", 0)):
-        done = replace(ended(await begun(store)), status=Status(status))
+        done = ended(await begun(store))._replace(status=Status(status))
         now_us = store.clock.now_us()
-        await store.end_execution(replace(done, completed_us=now_us, duration_us=took_ms * 1_000))
+        await store.end_execution(done._replace(completed_us=now_us, duration_us=took_ms * 1_000))
     stats = store.stats(0)
     assert (stats["total"], stats["success_rate"]) == (4, pytest.approx(2 / 3))
     assert stats["by_status"] == {"success": 2, "error": 1, "missed": 1}
@@ -587,7 +606,7 @@ async def test_pruning_keeps_the_newest_and_what_is_not_final(
     for _ in range(10):
         running = await begun(store)
         late = Attempt(1, "w/1", 5, 9, "late")
-        done = replace(ended(running), completed_us=store.clock.now_us())
+        done = ended(running)._replace(completed_us=store.clock.now_us())
         await store.end_execution(done, late, "log of it")
         finals.append(running.execution_id)
     assert await store.prune(store.clock.now_us()) == 6
@@ -606,7 +625,7 @@ async def test_pruning_by_age_goes_on_in_small_transactions(
     clock = Dial()
     store = open_store("history.db", clock, max_age_days=1.0)
     for _ in range(9):
-        done = replace(ended(await begun(store)), completed_us=clock.us)
+        done = ended(await begun(store))._replace(completed_us=clock.us)
         await store.end_execution(done)
     clock.us += 25 * HOUR_US
     kept = await put(store)
@@ -624,6 +643,81 @@ async def test_the_latest_time_seen_is_what_any_row_knows(store: Store) -> None:
     later_us = store.clock.us + HOUR_US
     await store.save_seen(later_us)
     assert store.seen_us() == later_us
+
+
+# Receipts
+
+
+def a_receipt(store: Store, key: str = "k", **fields: Any) -> sz.Receipt:
+    return replace(sz.Receipt("/api/x me", key, b"digest", store.clock.now_us(), "made"), **fields)
+
+
+def keys_of(store: Store) -> list[str]:
+    with closing(sqlite3.connect(store.path)) as db:
+        return [key for (key,) in db.execute("SELECT key FROM receipts ORDER BY number")]
+
+
+async def test_a_receipt_and_its_change_are_stored_together_or_not_at_all(store: Store) -> None:
+    receipt = a_receipt(store)
+    await store.add_schedule_record(schedule(store, schedule_id="a"), receipt)
+    assert store.find_receipt(receipt) == receipt
+    with pytest.raises(sz.AlreadyMade):
+        await store.add_schedule_record(schedule(store, schedule_id="b"), receipt)
+    assert store.schedule("b") is None
+    with pytest.raises(Conflict):
+        await store.add_schedule_record(schedule(store, schedule_id="a"), a_receipt(store, "k2"))
+    assert keys_of(store) == ["k"]
+    assert store.find_receipt(a_receipt(store, scope="/api/x you")) is None
+
+
+async def test_of_requests_at_the_same_time_with_one_key_one_is_carried_out(store: Store) -> None:
+    receipt = a_receipt(store)
+    runs = [execution(store) for _ in range(20)]
+    done = await asyncio.gather(
+        *(store.add_execution(run, receipt) for run in runs), return_exceptions=True
+    )
+    assert sum(isinstance(each, sz.AlreadyMade) for each in done) == 19
+    assert len(store.executions(limit=100)) == 1
+
+
+async def test_a_receipt_is_kept_for_a_day_and_the_newest_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store.clock, Dial)
+    await store.add_execution(execution(store), a_receipt(store, "old"))
+    store.clock.us += sz.RECEIPT_LIFE_US
+    assert store.find_receipt(a_receipt(store, "old")) is not None
+    store.clock.us += 1
+    assert store.find_receipt(a_receipt(store, "old")) is None
+    await store.add_execution(execution(store), a_receipt(store, "old"))
+    assert keys_of(store) == ["old"]
+    for number in range(5):
+        await store.add_execution(execution(store), a_receipt(store, f"new{number}"))
+    await store.prune_receipts(store.clock.us)
+    assert len(keys_of(store)) == 6
+    monkeypatch.setattr(sz, "RECEIPTS_KEPT", 3)
+    await store.prune_receipts(store.clock.us)
+    assert keys_of(store) == ["new2", "new3", "new4"]
+    before = store.commits
+    await store.prune_receipts(store.clock.us)
+    assert store.commits == before
+    await store.prune_receipts(store.clock.us + sz.RECEIPT_LIFE_US + 1)
+    assert keys_of(store) == []
+
+
+async def test_a_database_of_version_3_gets_receipts_and_keeps_its_rows(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as past:
+        past.setattr(sz, "SCHEMA", sz.SCHEMA[:3])
+        past.setattr(sz, "SCHEMA_VERSION", 3)
+        old = open_store("old.db")
+        run = await put(old)
+        old.close()
+    new = open_store("old.db")
+    assert new.executions(limit=10) == [run]
+    await new.add_execution(execution(new), a_receipt(new))
+    assert keys_of(new) == ["k"]
 
 
 # Opening

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from conftest import ROOT, Appliance, wait_for
+from appliance import ROOT, Appliance, wait_for
 
 PLAIN_HANDLER = Path(__file__).with_name("plain_handler.py")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 
 EX = {"ex": {"run": "handler.py:Example"}}
 HOURLY = {"type": "interval", "hours": 1}

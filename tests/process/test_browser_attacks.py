@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, Appliance, wait_for
+from appliance import Answer, Appliance, wait_for
 
 CALL = {"handler_id": "example", "method_name": "add", "job_params": {"a": 1, "b": 2}}
 EVIL = "https://evil.example"

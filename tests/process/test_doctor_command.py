@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Appliance
+from appliance import Appliance
 
 # What the machine that runs the tests may lack.
 OF_THE_MACHINE = {"clock", "bytecode", "unit", "disk"}
@@ -80,3 +82,26 @@ def test_damage_and_carelessness_are_found_in_the_data(appliance: Callable[..., 
     )  # fmt: skip
     assert f"chmod go= {data / 'tokens.json'}" == checks["secrecy"]["fix"]
     assert "restore" in checks["database"]["fix"]
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can give files away"
+)
+@pytest.mark.parametrize("closed", ["", "governor.lock"])
+def test_what_belongs_to_another_user_is_named_with_its_owner(
+    appliance: Callable[..., Appliance], closed: str
+) -> None:
+    site = appliance().run()
+    site.stop()
+    path = site.directory / "data" / "default" / closed
+    path.chmod(path.stat().st_mode & 0o700)
+    os.chown(path, 65_534, 65_534)
+    powers = "-dac_override,-dac_read_search"  # without them root is a user like any other
+    site.program = [
+        "setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", *site.program
+    ]  # fmt: skip
+    code, checks = examine(site)
+    assert (code, ailing(checks)) == (1, {"data directory": "failed"})
+    found = checks["data directory"]
+    assert found["sentence"] == f"root cannot write to {path}, which is nobody's"
+    assert found["fix"].endswith(f"sudo chown -R root {site.directory / 'data' / 'default'}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Appliance, wait_for
+from appliance import ROOT, Appliance, wait_for
 
 
 @pytest.fixture

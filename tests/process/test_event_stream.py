@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Appliance
+from appliance import Appliance
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 
 MORE, LONG, COMMAND = 1, 2, 4
 MIB = 1 << 20

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import schedulezero
 
+CONFIGURE = "s.configure_logging(s.Config(log_dir=sys.argv[1]), 'server', is_foreground={})\n"
+
 
 def run_process(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     module = str(Path(schedulezero.__file__).resolve().parent)
@@ -20,19 +22,17 @@ def run_process(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_in_the_foreground_each_line_is_in_the_file_and_on_stderr(tmp_path: Path) -> None:
-    code = (
-        "s.configure_logging(sys.argv[1], 'server', 'INFO', is_foreground=True)\nlogging.info('hi')"
-    )
-    done = run_process(code, tmp_path / "logs" / "server")
+    code = f"{CONFIGURE.format(True)}logging.info('hi')"
+    done = run_process(code, tmp_path / "logs")
     text = (tmp_path / "logs" / "server" / "server.log").read_text()
     assert done.stderr == text
     assert re.fullmatch(r"\S+Z INFO <string>:\d+:<module> hi", text.strip())
 
 
 def test_in_the_background_stray_output_is_in_the_file_and_it_stays_bounded(tmp_path: Path) -> None:
-    code = """
+    code = f"""
 s.LOG_FILE_BYTES = 1_000
-s.configure_logging(sys.argv[1], 'server', 'INFO', is_foreground=False)
+{CONFIGURE.format(False)}
 for n in range(200):
     logging.info('line %d', n)
 print('stray', flush=True)
@@ -40,16 +40,15 @@ os.write(2, b'native fault\\n')
 """
     done = run_process(code, tmp_path)
     assert (done.stdout, done.stderr) == ("", "")
-    files = sorted(tmp_path.iterdir())
+    files = sorted((tmp_path / "server").iterdir())
     assert [file.name for file in files] == ["server.log", *(f"server.log.{n}" for n in (1, 2, 3))]
     assert all(file.stat().st_size <= 1_100 for file in files)
-    assert (tmp_path / "server.log").read_text().endswith("stray\nnative fault\n")
+    assert files[0].read_text().endswith("stray\nnative fault\n")
 
 
 def test_a_full_disk_costs_lines_but_never_the_process(tmp_path: Path) -> None:
-    (tmp_path / "server.log").symlink_to("/dev/full")
-    code = (
-        "s.configure_logging(sys.argv[1], 'server', 'INFO', is_foreground=True)\nlogging.info('hi')"
-    )
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "server.log").symlink_to("/dev/full")
+    code = f"{CONFIGURE.format(True)}logging.info('hi')"
     done = run_process(code, tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)

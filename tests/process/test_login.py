@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Answer, Appliance
+from appliance import Answer, Appliance
 
 CALL = {"handler_id": "example", "method_name": "add", "job_params": {"a": 1, "b": 2}}
 SCHEDULE = {

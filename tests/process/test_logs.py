@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 
 MINE = """
 import logging

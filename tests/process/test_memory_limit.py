@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 
 
 def test_over_its_limit_the_server_starts_anew_and_running_jobs_go_on(

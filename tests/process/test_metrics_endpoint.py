@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 from prometheus import Family, parse_metrics
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import schedulezero as sz
-from conftest import Appliance
+from appliance import Appliance
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 WITHOUT_JOURNAL, WITH_JOURNAL, WITH_EVERYTHING = 2, 1, 0  # what is written before the end

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, free_port
+from appliance import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
 

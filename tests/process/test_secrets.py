@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Appliance, wait_for
+from appliance import Appliance, wait_for
 
 PASSWORD = "hunter2-and-a-half"
 

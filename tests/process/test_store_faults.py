@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, Appliance, wait_for
+from appliance import Answer, Appliance, wait_for
 
 MOUNT_MIB = 16
 BIG = "x" * 20_000

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Appliance, wait_for
+from appliance import ROOT, Appliance, wait_for
 
 HANDLER = Path(__file__).resolve().parent.parent / "torture" / "torture_handler.py"
 ONCE = {"max_attempts": 1}

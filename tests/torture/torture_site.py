@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import Appliance
+from appliance import Appliance
 
 HERE = Path(__file__).resolve().parent
 DISK_MIB = 192

@@ -371,7 +371,7 @@ def test_no_host_header_is_a_fault(host: str) -> None:
      ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("example.org", False)],
 )  # fmt: skip
 def test_what_is_reached_from_this_machine_alone(host: str, expected: bool) -> None:
-    assert sz.is_loopback(host) is expected
+    assert sz.is_this_machine(host) is expected
 
 
 # Other sites

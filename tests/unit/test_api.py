@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ class MemoryStore:
         self.interfering = 0  # edits by others that come between a read and a write
         self.failure: sz.ScheduleZeroError | None = None
         self.noted: list[sz.AuditEntry] = []
+        self.receipts: dict[tuple[str, str], sz.Receipt] = {}
+        self.looked_up = 0
 
     def schedule(self, schedule_id: str) -> sz.Schedule | None:
         return self.by_id.get(schedule_id)
@@ -96,12 +99,23 @@ class MemoryStore:
     def count_due(self, end_us: int, *, after_key: int) -> int:
         return len(self.due_until(end_us, after_key=after_key, limit=999_999))
 
-    async def add_schedule_record(self, schedule: sz.Schedule) -> None:
+    async def add_schedule_record(
+        self, schedule: sz.Schedule, receipt: sz.Receipt | None = None
+    ) -> None:
         if self.failure:
             raise self.failure
         if schedule.schedule_id in self.by_id:
             raise sz.IdTaken(f"there is a schedule '{schedule.schedule_id}' already")
         self.by_id[schedule.schedule_id] = schedule
+        self._keep(receipt)
+
+    def _keep(self, receipt: sz.Receipt | None) -> None:
+        if receipt is not None:
+            self.receipts[receipt.scope, receipt.key] = receipt
+
+    def find_receipt(self, wanted: sz.Receipt) -> sz.Receipt | None:
+        self.looked_up += 1
+        return self.receipts.get((wanted.scope, wanted.key))
 
     async def replace_schedule(self, schedule: sz.Schedule, generation: int) -> bool:
         known = self.by_id[schedule.schedule_id]
@@ -114,7 +128,14 @@ class MemoryStore:
         self.by_id[schedule.schedule_id] = replace(schedule, generation=generation + 1)
         return True
 
-    async def delete_schedule(self, schedule_id: str) -> bool:
+    async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
+        known = self.by_id[schedule_id]
+        if self.interfering:
+            self.interfering -= 1
+            known = replace(known, generation=known.generation + 1)
+            self.by_id[schedule_id] = known
+        if generation not in (None, known.generation):
+            return False
         return self.by_id.pop(schedule_id, None) is not None
 
     async def set_paused(self, schedule_id: str, paused: bool) -> sz.Schedule | None:
@@ -190,6 +211,7 @@ class MemoryDispatcher:
         job_params: Mapping[str, Any],
         *,
         schedule: sz.Schedule | None = None,
+        receipt: sz.Receipt | None = None,
         **own: Any,
     ) -> str:
         if self.failure:
@@ -197,12 +219,13 @@ class MemoryDispatcher:
         call = (handler_id, method_name, job_params, own["timeout"], own["retry"])
         self.submitted.append(call)
         execution = an_execution(len(self.store.runs), schedule and schedule.schedule_id)
-        execution = replace(execution, job_params=job_params, status=sz.Status.QUEUED)
+        execution = execution._replace(job_params=job_params, status=sz.Status.QUEUED)
         self.store.runs[execution.execution_id] = execution
+        self.store._keep(receipt and replace(receipt, made=execution.execution_id))
         return execution.execution_id
 
     async def wait(self, execution_id: str) -> sz.Execution:
-        ended = replace(self.store.runs[execution_id], completed_us=NOW_US + 9, **self.ending)
+        ended = self.store.runs[execution_id]._replace(completed_us=NOW_US + 9, **self.ending)
         self.store.runs[execution_id] = ended
         return ended
 
@@ -210,7 +233,7 @@ class MemoryDispatcher:
         execution = self.store.runs[execution_id]
         if execution.is_final:
             raise sz.Conflict(f"the execution has ended already: {execution.status}")
-        ended = replace(execution, status=sz.Status.CANCELLED, completed_us=NOW_US)
+        ended = execution._replace(status=sz.Status.CANCELLED, completed_us=NOW_US)
         self.store.runs[execution_id] = ended
         return ended
 
@@ -676,6 +699,132 @@ def test_a_declared_schedule_can_be_paused_but_is_changed_in_its_file(world: Wor
     assert world.ask("POST", "/api/schedules/hourly/resume")[0] == 200
 
 
+def put(
+    world: World, body: dict[str, Any], schedule_id: str = "hourly", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    data = json.dumps({**CALL, "trigger_config": HOURLY, **body}).encode()
+    path = f"/api/schedules/{schedule_id}"
+    answer = world.send("PUT", path, data, content_type="application/json", **headers)
+    return answer.status, json.loads(answer.body)
+
+
+def etag(world: World) -> str:
+    return dict(world.send("GET", "/api/schedules/hourly").headers)["ETag"]
+
+
+def test_a_put_makes_a_schedule_then_leaves_it_as_it_is(world: World) -> None:
+    body = {"job_params": {"a": 1, "b": [True]}, "retry": {"max_attempts": 1}, "timeout": 5}
+    status, made = put(world, body)
+    assert (status, made["changed"], made["warnings"]) == (201, True, [])
+    stored = world.store.by_id["hourly"]
+    world.clock.us += 1_234_567
+    again = {"job_params": {"b": [True], "a": 1}, "retry": {"max_attempts": 1}, "timeout": 5.0}
+    status, kept = put(world, {**again, "schedule_id": "hourly"})
+    assert (status, kept["changed"], kept["schedule"]) == (200, False, made["schedule"])
+    assert world.store.by_id["hourly"] is stored
+
+
+def test_a_put_sets_everything_and_keeps_the_plan_of_an_equal_trigger(world: World) -> None:
+    put(world, {"name": "old", "overlap": "queue", "paused": True})
+    before = world.store.by_id["hourly"]
+    world.clock.us += 90 * 60 * 1_000_000
+    status, answer = put(world, {"job_params": {"a": 1}})
+    now = world.store.by_id["hourly"]
+    assert (status, answer["changed"], now.generation) == (200, True, before.generation + 1)
+    assert (now.name, now.overlap, now.paused) == (None, sz.Overlap.SKIP, False)
+    assert now.created_us == before.created_us
+    assert now.trigger_state == before.trigger_state
+    # The pause has ended: the grid goes on, and nothing is caught up.
+    assert now.next_fire_us == NOW_US + 2 * 3600 * 1_000_000
+    put(world, {"trigger_config": {"type": "interval", "hours": 2}})
+    assert world.store.by_id["hourly"].next_fire_us == world.clock.us + 7200 * 1_000_000
+
+
+def test_a_put_tells_true_from_one(world: World) -> None:
+    put(world, {"job_params": {"a": 1}})
+    assert put(world, {"job_params": {"a": True}})[1]["changed"] is True
+
+
+def test_a_put_can_be_repeated_when_its_date_has_passed(world: World) -> None:
+    once = {"trigger_config": {"type": "date", "run_date": "2026-11-24T00:00:00"}}
+    assert put(world, once)[0] == 201
+    world.clock.us += 40 * 86_400 * 1_000_000
+    assert put(world, once)[1]["changed"] is False
+    status, made = put(world, once, "other")
+    assert (status, made["schedule"]["next_fire_time"]) == (201, None)
+
+
+def test_a_put_may_name_what_comes_later_and_says_so(world: World) -> None:
+    status, answer = put(world, {"handler_id": "ding-dung"})
+    assert status == 201
+    assert answer["warnings"] == [
+        "there is no handler 'ding-dung'; did you mean 'ding-dong'?",
+    ]
+    assert "no method" in put(world, {"method_name": "rung"})[1]["warnings"][0]
+
+
+def test_a_put_of_another_id_or_to_a_wrong_one_is_refused(world: World) -> None:
+    status, answer = put(world, {"schedule_id": "daily"})
+    assert (status, answer["field"]) == (400, "schedule_id")
+    assert put(world, {}, "has%20space")[0] == 400
+    assert put(world, {"trigger_config": {"type": "interval"}})[0] == 400
+    assert world.store.by_id == {}
+
+
+def test_a_put_does_not_take_over_a_declared_schedule(world: World) -> None:
+    world.add()
+    world.store.by_id["hourly"] = replace(world.store.by_id["hourly"], origin="config")
+    assert put(world, {"name": "mine"})[0] == 409
+    assert world.store.by_id["hourly"].name is None
+
+
+def test_a_put_that_others_overtake_is_tried_again(world: World) -> None:
+    world.add()
+    world.store.interfering = 2
+    assert put(world, {"name": "new"})[0] == 200
+    assert world.store.by_id["hourly"].name == "new"
+    world.store.interfering = 99
+    assert put(world, {"name": "newer"})[0] == 409
+
+
+def test_preconditions_guard_a_put_and_a_patch(world: World) -> None:
+    assert put(world, {}, if_match="*")[0] == 412
+    assert put(world, {}, if_none_match="*")[0] == 201
+    assert put(world, {}, if_none_match="*")[0] == 412
+    seen = etag(world)
+    assert put(world, {"name": "a"}, if_match=f'"x", {seen}')[0] == 200
+    status, answer = put(world, {"name": "b"}, if_match=seen)
+    assert (status, answer["code"]) == (412, "precondition_failed")
+    patch = partial(world.send, "PATCH", "/api/schedules/hourly", b'{"name": "c"}')
+    assert patch(content_type="application/json", if_match=seen).status == 412
+    assert patch(content_type="application/json", if_match=etag(world)).status == 200
+    assert world.store.by_id["hourly"].name == "c"
+
+
+def test_a_delete_heeds_what_others_change_meanwhile(world: World) -> None:
+    world.add()
+    seen = etag(world)
+    world.store.interfering = 1
+    assert world.send("DELETE", "/api/schedules/hourly", if_match=seen).status == 412
+    assert world.send("DELETE", "/api/schedules/hourly", if_match=seen).status == 412
+    world.store.interfering = 1
+    assert world.send("DELETE", "/api/schedules/hourly").status == 200
+    assert world.store.by_id == {}
+
+
+def test_a_definition_makes_an_equal_schedule(world: World) -> None:
+    rich = {
+        "job_params": {"a": None}, "name": "n", "timeout": 5, "retry": {"factor": 3},
+        "coalesce": "all", "overlap": "allow", "misfire_grace_time": 0, "max_jitter": 1,
+        "paused": True,
+    }  # fmt: skip
+    put(world, rich)
+    known = world.store.by_id["hourly"]
+    body = sz.render_definition(known)
+    assert set(body) == {*rich, "handler_id", "method_name", "trigger_config"}
+    assert put(world, json.loads(json.dumps(body)))[1]["changed"] is False
+
+
 @pytest.mark.parametrize("what", ["", "/pause", "/resume", "/run"])
 def test_an_unknown_schedule_is_404(world: World, what: str) -> None:
     method = "POST" if what else "GET"
@@ -876,6 +1025,72 @@ def test_run_now_takes_its_own_timeout_and_retries(world: World) -> None:
     assert call[3:] == (2.0, replace(world.config.retry, max_attempts=1))
 
 
+# Idempotency-Key
+
+
+def send_with_key(world: World, path: str, body: dict[str, Any], key: str) -> Any:
+    data = json.dumps({**CALL, **body}).encode()
+    return world.send("POST", path, data, content_type="application/json", idempotency_key=key)
+
+
+def test_a_repeated_request_is_answered_as_the_first_and_makes_nothing(world: World) -> None:
+    body = {"trigger_config": HOURLY, "job_params": {"a": 1, "b": 2}}
+    first = send_with_key(world, "/api/schedule", body, "k1")
+    world.clock.us += 5_000_000
+    reordered = {"job_params": {"b": 2, "a": 1}, "trigger_config": HOURLY}
+    again = send_with_key(world, "/api/schedule", reordered, '"k1"')
+    assert (first.status, again.status, again.body) == (201, 201, first.body)
+    assert dict(again.headers)["Location"] == dict(first.headers)["Location"]
+    assert dict(again.headers)["Idempotent-Replayed"] == "true"
+    assert len(world.store.by_id) == 1
+    assert send_with_key(world, "/api/schedule", body, "k2").status == 201
+    assert len(world.store.by_id) == 2
+
+
+def test_a_repeated_run_now_gives_the_same_execution(world: World) -> None:
+    accepted = send_with_key(world, "/api/run_now", {"wait": False}, "k")
+    again = send_with_key(world, "/api/run_now", {"wait": False}, "k")
+    assert (accepted.status, again.status, again.body) == (202, 202, accepted.body)
+    waited = send_with_key(world, "/api/run_now", {}, "w")
+    again = send_with_key(world, "/api/run_now", {}, "w")
+    assert (waited.status, again.body) == (200, waited.body)
+    assert len(world.store.runs) == 2
+
+
+def test_a_key_belongs_to_one_body_one_route_and_one_principal(world: World) -> None:
+    body = {"trigger_config": HOURLY}
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    other = send_with_key(world, "/api/schedule", {**body, "name": "other"}, "k")
+    assert (other.status, json.loads(other.body)["code"]) == (422, "idempotency_key_reused")
+    assert len(world.store.by_id) == 1
+    assert send_with_key(world, "/api/run_now", {}, "k").status == 200
+    scopes = {scope for scope, _ in world.store.receipts}
+    assert scopes == {"/api/schedule loopback", "/api/run_now loopback"}
+
+
+def test_a_request_that_failed_can_be_repeated_with_its_key(world: World) -> None:
+    body = {"trigger_config": HOURLY, "schedule_id": "hourly"}
+    world.store.failure = sz.StoreUnavailable("the disk is gone")
+    assert send_with_key(world, "/api/schedule", body, "k").status == 503
+    world.store.failure = None
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    assert send_with_key(world, "/api/schedule", body, "k").status == 201
+    assert send_with_key(world, "/api/schedule", body, "k2").status == 409
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "sch\xf6n", "a\tb"])
+def test_a_key_of_wrong_form_is_refused(world: World, key: str) -> None:
+    answer = send_with_key(world, "/api/run_now", {}, key)
+    assert (answer.status, json.loads(answer.body)["field"]) == (400, "Idempotency-Key")
+    assert world.store.runs == {}
+
+
+def test_a_request_without_a_key_costs_no_lookup(world: World) -> None:
+    world.add()
+    world.ask("POST", "/api/run_now", CALL)
+    assert (world.store.looked_up, world.store.receipts) == (0, {})
+
+
 def test_parameters_that_would_not_fit_into_a_call_are_refused(world: World) -> None:
     body = {**CALL, "job_params": {"text": "x" * sz.MAX_PARAMS_BYTES}}
     status, answer = world.ask("POST", "/api/run_now", body)
@@ -918,7 +1133,7 @@ def test_executions_are_paged_newest_first(world: World) -> None:
 def test_executions_are_filtered(world: World) -> None:
     for number, status in enumerate(("success", "error", "lost", "queued")):
         execution = an_execution(number, "s" if number else None)
-        world.store.runs[execution.execution_id] = replace(execution, status=sz.Status(status))
+        world.store.runs[execution.execution_id] = execution._replace(status=sz.Status(status))
 
     def ids(query: str) -> list[int]:
         records = world.ask("GET", f"/api/executions?{query}")[1]["records"]
@@ -934,8 +1149,8 @@ def test_executions_are_filtered(world: World) -> None:
 
 
 def test_a_record_has_the_fields_of_the_contract(world: World) -> None:
-    execution = replace(
-        an_execution(1), completed_us=NOW_US + 1_500, duration_us=1_500, result=[1], attempt=2
+    execution = an_execution(1)._replace(
+        completed_us=NOW_US + 1_500, duration_us=1_500, result=[1], attempt=2
     )
     world.store.runs[execution.execution_id] = execution
     (record,) = world.ask("GET", "/api/executions")[1]["records"]
@@ -967,7 +1182,7 @@ def test_an_execution_is_cancelled_once(world: World) -> None:
 
 
 def test_statistics_and_errors_are_answered(world: World) -> None:
-    failed = replace(an_execution(1), status=sz.Status.ERROR, error="cracked")
+    failed = an_execution(1)._replace(status=sz.Status.ERROR, error="cracked")
     world.store.runs[failed.execution_id] = failed
     status, answer = world.ask("GET", "/api/executions/stats")
     assert (status, answer["since"], answer["total"]) == (200, "2026-11-22T12:00:00Z", 1)
@@ -1035,7 +1250,7 @@ def test_the_event_stream_starts_where_the_client_left(world: World) -> None:
         ("POST", "/api/health", "GET, HEAD"),
         ("GET", "/api/run_now", "POST"),
         ("HEAD", "/api/run_now", "POST"),
-        ("PUT", "/api/schedules/x", "DELETE, GET, HEAD, PATCH"),
+        ("POST", "/api/schedules/x", "DELETE, GET, HEAD, PATCH, PUT"),
         ("GET", "/api/schedules/x/pause", "POST"),
         ("OPTIONS", "/api/schedule", "POST"),
         ("DELETE", "/", "GET, HEAD"),

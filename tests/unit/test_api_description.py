@@ -49,6 +49,8 @@ def test_a_route_describes_its_arguments_its_body_and_its_answers(route: sz.Rout
     assert placed == re.findall(r"{(\w+)}", route.path)
     asked = [item["name"] for item in operation["parameters"] if item["in"] == "query"]
     assert asked == [field.name for field in route.query.fields]
+    headers = [item["name"] for item in operation["parameters"] if item["in"] == "header"]
+    assert headers == [field.name for field in route.headers]
     assert ("requestBody" in operation) == (route.body is not None)
     assert {*map(str, route.answers), "default"} == set(operation["responses"])
     assert operation["summary"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import schedulezero
 from schedulezero import (
-    ALIVE,
     DYING,
     EXIT_CONFIG,
     EXIT_RENEW,
@@ -18,7 +17,6 @@ from schedulezero import (
     ChildState,
     ChildStatus,
     Clock,
-    HandlerSpec,
     connect_endpoint,
     describe_exit,
     exit_event,
@@ -31,6 +29,7 @@ from schedulezero import (
 )
 
 SPAWN, UP, DEATH = ChildEvent.SPAWN, ChildEvent.UP, ChildEvent.DEATH
+ALIVE = {ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING}
 LATE_DEATH, REFUSAL, STOP = ChildEvent.LATE_DEATH, ChildEvent.REFUSAL, ChildEvent.STOP
 
 
@@ -151,10 +150,9 @@ def test_a_socket_on_every_interface_is_reached_on_this_machine(host: str, endpo
 
 
 def test_a_handler_file_is_looked_for_beside_the_configuration_first(tmp_path: Path) -> None:
-    spec = HandlerSpec("a", run="mine.py:Mine")
-    assert find_handler_file(spec, str(tmp_path)) is None
+    assert find_handler_file("mine.py:Mine", str(tmp_path)) is None
     (tmp_path / "mine.py").touch()
-    assert find_handler_file(spec, str(tmp_path)) == (str(tmp_path / "mine.py"), "Mine")
+    assert find_handler_file("mine.py:Mine", str(tmp_path)) == (str(tmp_path / "mine.py"), "Mine")
 
 
 # The lock.

@@ -457,7 +457,7 @@ def test_prints_and_logging_records_of_a_job_become_its_log(capfd):
         raise RuntimeError
 
     talker = job("talk")
-    with handler.Capture():
+    with handler.captured():
         print("not in a job")
         perform(talker, methods_of(subject))
     batch = talker.outbox.take(0, last=True)

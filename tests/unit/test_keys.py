@@ -29,7 +29,6 @@ from schedulezero import (
     Scrubber,
     Secrets,
     choose_security,
-    decode_join,
     encode_join,
     has_secrets,
     insert_secrets,
@@ -225,18 +224,13 @@ JOIN = Join("backup", "tcp://10.0.0.2:4242", "p" * 40, "s" * 40)
 def test_a_join_string_is_one_word_that_the_handler_reads() -> None:
     text = encode_join(JOIN)
     assert re.fullmatch(r"sz1\.[A-Za-z0-9_-]+", text)
-    assert decode_join(text) == JOIN
     assert handler.read_join(f" {text}\n") == ("backup", "tcp://10.0.0.2:4242", "p" * 40, "s" * 40)
 
 
 @given(st.integers(0, len(encode_join(JOIN)) - 1))
-def test_a_join_string_that_is_cut_off_is_refused_on_both_sides(length: int) -> None:
-    text = encode_join(JOIN)[:length]
-    with pytest.raises(ValueError, match="join string"):
-        decode_join(text)
-    if text:
-        with pytest.raises(handler.ConfigError, match="join string"):
-            handler.read_join(text)
+def test_a_join_string_that_is_cut_off_is_refused(length: int) -> None:
+    with pytest.raises(handler.ConfigError, match="join string"):
+        handler.read_join(encode_join(JOIN)[:length])
 
 
 def test_a_join_file_must_be_private(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from schedulezero import (
     LogFormatter,
     escape_controls,
     log_file_bytes,
-    log_style,
     surplus_logs,
 )
 
@@ -84,10 +83,9 @@ def test_a_traceback_is_one_field_of_a_json_line() -> None:
 @pytest.mark.parametrize("max_mb", [1, 20, 100_000])
 def test_all_logs_together_stay_within_their_bound(handlers: int, max_mb: int) -> None:
     specs = tuple(HandlerSpec(f"h{number}", command=("x",)) for number in range(handlers))
-    style = log_style(Config(log_max_mb=max_mb, handlers=specs))
-    logs = 2 + 2 * handlers
-    assert style.file_bytes == log_file_bytes(max_mb, logs) <= LOG_FILE_BYTES
-    assert style.file_bytes * logs * (LOG_BACKUPS + 1) <= max_mb << 20
+    file_bytes = log_file_bytes(Config(log_max_mb=max_mb, handlers=specs))
+    assert file_bytes <= LOG_FILE_BYTES
+    assert file_bytes * (2 + 2 * handlers) * (LOG_BACKUPS + 1) <= max_mb << 20
 
 
 def test_the_oldest_logs_go_first_but_never_one_that_is_written_to() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,10 +84,10 @@ def test_buckets_are_cumulative_and_agree_with_the_count(values: list[float]) ->
 
 def test_the_first_start_and_the_end_of_an_execution_count_once_each() -> None:
     metrics = Metrics()
-    queued = replace(EXECUTION, status=Status.QUEUED, attempt=0, started_us=None)
-    again = replace(EXECUTION, attempt=2, started_us=9_000_000)
-    ended = replace(again, status=Status.SUCCESS, completed_us=9_500_000, duration_us=500_000)
-    for execution in (queued, EXECUTION, replace(queued, attempt=1), again, ended):
+    queued = EXECUTION._replace(status=Status.QUEUED, attempt=0, started_us=None)
+    again = EXECUTION._replace(attempt=2, started_us=9_000_000)
+    ended = again._replace(status=Status.SUCCESS, completed_us=9_500_000, duration_us=500_000)
+    for execution in (queued, EXECUTION, queued._replace(attempt=1), again, ended):
         metrics.count_execution(execution)
     families = parse_metrics(text_of(*metrics.families()))
     assert families["schedulezero_executions_total"].value(status="success") == 1
@@ -100,14 +99,14 @@ def test_the_first_start_and_the_end_of_an_execution_count_once_each() -> None:
 
 def test_a_call_is_never_late() -> None:
     metrics = Metrics()
-    metrics.count_execution(replace(EXECUTION, fire_us=None))
+    metrics.count_execution(EXECUTION._replace(fire_us=None))
     lateness = parse_metrics(text_of(*metrics.families()))["schedulezero_fire_lateness_seconds"]
     assert lateness.value("_count") == 0
 
 
 def test_what_never_ran_has_no_duration() -> None:
     metrics = Metrics()
-    metrics.count_execution(replace(EXECUTION, status=Status.MISSED, completed_us=1))
+    metrics.count_execution(EXECUTION._replace(status=Status.MISSED, completed_us=1))
     families = parse_metrics(text_of(*metrics.families()))
     assert families["schedulezero_executions_total"].value(status="missed") == 1
     assert families["schedulezero_execution_duration_seconds"].value("_count") == 0

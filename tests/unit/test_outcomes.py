@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,20 +73,20 @@ def test_a_job_that_stopped_by_itself_when_its_time_was_over_has_timed_out() -> 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.TIMEOUT, Status.LOST])
 def test_what_failed_is_queued_again_with_a_due_time(status: Status) -> None:
     after = after_attempt(RUNNING, Outcome(status, error="why"), NOW_US, 0.5)
-    assert after == replace(
-        RUNNING, status=Status.QUEUED, due_us=NOW_US + 2_000_000, error="why", instance=None
+    assert after == RUNNING._replace(
+        status=Status.QUEUED, due_us=NOW_US + 2_000_000, error="why", instance=None
     )
 
 
 def test_the_delay_grows_with_each_failure() -> None:
-    second = after_attempt(replace(RUNNING, attempt=2), Outcome(Status.ERROR), NOW_US, 0.5)
+    second = after_attempt(RUNNING._replace(attempt=2), Outcome(Status.ERROR), NOW_US, 0.5)
     assert second.due_us == NOW_US + 6_000_000
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.TIMEOUT, Status.LOST])
 @pytest.mark.parametrize("attempt", [3, 4])
 def test_the_last_attempt_is_final(status: Status, attempt: int) -> None:
-    last = replace(RUNNING, attempt=attempt)
+    last = RUNNING._replace(attempt=attempt)
     after = after_attempt(last, Outcome(status, error="why"), NOW_US, 0.5)
     assert (after.status, after.completed_us, after.error) == (status, NOW_US, "why")
     assert after.is_final
@@ -96,7 +95,7 @@ def test_the_last_attempt_is_final(status: Status, attempt: int) -> None:
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.TIMEOUT, Status.LOST])
 def test_with_one_attempt_nothing_is_ever_repeated(status: Status) -> None:
-    once = replace(RUNNING, retry=RetryPolicy(max_attempts=1))
+    once = RUNNING._replace(retry=RetryPolicy(max_attempts=1))
     assert after_attempt(once, Outcome(status), NOW_US, 0.5).status is status
 
 
@@ -107,7 +106,7 @@ def test_success_and_cancellation_are_final_at_once(status: Status) -> None:
 
 
 def test_success_clears_the_error_of_an_earlier_attempt() -> None:
-    retried = replace(RUNNING, attempt=2, error="first failure")
+    retried = RUNNING._replace(attempt=2, error="first failure")
     assert after_attempt(retried, Outcome(Status.SUCCESS), NOW_US, 0.5).error is None
 
 

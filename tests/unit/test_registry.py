@@ -152,6 +152,25 @@ def test_instances_and_handler_ids_are_bounded(
     assert registry.on_route(b"r3") is registry.on_route(b"r5") is None
 
 
+def test_of_too_many_handler_ids_the_idle_one_seen_least_lately_makes_room(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_HANDLERS", 3)
+    enter(registry, said("connected"), b"r1", now_s=1.0)
+    registry.remove(enter(registry, said("old"), b"r2", now_s=2.0))
+    assert registry.displaced_by("new") is None  # there is room
+    registry.remove(enter(registry, said("young"), b"r3", now_s=3.0))
+    assert registry.displaced_by("young") is None  # it is known
+    assert registry.displaced_by("new") == "old"
+    registry.forget("old")
+    enter(registry, said("new"), b"r4")
+    registry.forget("young")
+    enter(registry, said("newer"), b"r5")
+    assert registry.displaced_by("newest") is None  # all are connected
+    with pytest.raises(WireError, match="3 handler ids are in use"):
+        enter(registry, said("newest"), b"r6")
+
+
 def test_what_is_shown_of_an_instance(registry: Registry) -> None:
     instance = enter(registry, said(pid=7, hostname="pi"), now_s=3.0)
     instance.calls.add("x:1")

@@ -13,7 +13,7 @@ import pytest
 from mock_server import Mock, MockServer
 
 if TYPE_CHECKING:
-    from conftest import Appliance
+    from appliance import Appliance
     from playwright.sync_api import Browser, Page
 
 ARGUMENTS = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Appliance
+    from appliance import Appliance
     from playwright.sync_api import Locator, Page
 
 sync_api = pytest.importorskip("playwright.sync_api")
