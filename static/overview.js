@@ -4,7 +4,7 @@ import { dayStrip, durationRanges, gauge, minuteBars } from "./charts.js";
 import { h } from "./dom.js";
 import { executionTable } from "./executions.js";
 import { EXECUTION_STATUSES, formatCount, formatPercent, formatPlural } from "./format.js";
-import { fillMinutes, isFailed, isFinal, keepRecords, upsertExecution, wordsOf } from "./model.js";
+import { fillMinutes, isFailed, isFinal, keepRecords, wordsOf } from "./model.js";
 import {
   button, dim, empty, frame, link, missing, shape, state, tableFrame, unseenHeading, when,
 } from "./pieces.js";
@@ -29,7 +29,7 @@ export const resources = () => ({
   lately: {
     url: `/api/executions?status=${ENDED}&limit=${LATELY_ROWS}`,
     every: 2_000,
-    on: { execution: endedFirst },
+    on: { execution: keepRecords(isFinal, LATELY_ROWS) },
   },
   failed: {
     url: `/api/executions/errors?limit=${FAILED_ROWS}`,
@@ -43,13 +43,6 @@ export const resources = () => ({
     on: { schedule: "reload", execution: "reload" },
   },
 });
-
-function endedFirst(data, execution) {
-  const records = upsertExecution(data.records, execution, isFinal(execution), LATELY_ROWS)
-    .toSorted((a, b) => (a.completed_at < b.completed_at ? 1 : -1))
-    .slice(0, LATELY_ROWS);
-  return { ...data, records };
-}
 
 export const render = (page) => [
   unseenHeading("Overview"),
@@ -127,13 +120,17 @@ function running(page) {
   return executionTable(page, { ...about, note }, ["mark", "call", "progress", "elapsed"]);
 }
 
-const lately = (page) =>
-  executionTable(page, {
-    title: "Ended lately",
-    name: "lately",
-    aside: link("executions", null, "all"),
-    nothing: "nothing has run yet",
-  }, ["mark", "call", "ending", "took", "ended"]);
+/** The API's order is that of their beginnings. */
+function lately(page) {
+  const { data, ...resource } = page.get("lately") ?? {};
+  const byEnd = (a, b) => (a.completed_at < b.completed_at ? 1 : -1);
+  const records = data?.records.toSorted(byEnd);
+  const about = { title: "Ended lately", name: "lately", nothing: "nothing has run yet" };
+  const aside = link("executions", null, "all");
+  return executionTable(page,
+    { ...about, aside, resource: { ...resource, data: records && { records } } },
+    ["mark", "call", "ending", "took", "ended"]);
+}
 
 const failures = (page) =>
   executionTable(page, { title: "Failed lately", name: "failed", nothing: "nothing failed" },

@@ -48,6 +48,14 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
     expect(rows(page, "nexts").first).to_contain_text("Chime on the hour")
 
 
+def test_what_ended_last_comes_first_however_long_it_took(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    longest = mock_server.execution("x00000000990", "backup", "verify", ago=3600, took=3599)
+    mock.executions.insert(9, longest)
+    page = open_page(serve(mock).url)
+    expect(rows(page, "lately").first).to_contain_text("verify")
+
+
 def test_a_degraded_server_says_why(open_page: Open, serve: Serve) -> None:
     mock = mock_server.small()
     mock.checks["clock"] = "the clock is 40 s behind: fires are held"
