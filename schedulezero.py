@@ -130,6 +130,7 @@ if typing.TYPE_CHECKING:
 
 VERSION: Final = "0.1.0"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -245,7 +246,7 @@ def is_identifier(text: str) -> bool:
 
 def us_of(at: datetime) -> int:
     """Database time of an aware datetime: whole microseconds since 1970 UTC."""
-    return (at - EPOCH) // timedelta(microseconds=1)
+    return (at - EPOCH) // MICROSECOND
 
 
 def at_of(us: int) -> datetime:
@@ -2380,7 +2381,11 @@ class DateTrigger(Trigger):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         super().__setstate__(state)
         self.wall = datetime.fromisoformat(state["wall"]) if state["wall"] else None
-        self.at = at_of(self.start_us).astimezone(self.zone)
+
+    @property
+    def at(self) -> datetime:
+        """The fire time in the trigger's zone."""
+        return at_of(self.start_us).astimezone(self.zone)
 
     def _next(self, after_us: int) -> int | None:
         return self.start_us if after_us < self.start_us else None
@@ -2604,7 +2609,7 @@ class WallTrigger(Trigger):
     def note(self, fire_at: datetime) -> str | None:
         at = fire_at.astimezone(self.zone)
         span = span_at(self.zone, us_of(fire_at) // SECOND_US)
-        previous = self.latest_until(fire_at - timedelta(microseconds=1))
+        previous = self.latest_until(fire_at - MICROSECOND)
         begin_us = span.begin * SECOND_US
         is_first = previous is None or us_of(previous) < begin_us
         if is_first and begin_us >= self.start_us and (count := self._skipped(span)):
@@ -3037,7 +3042,7 @@ class DueFires:
     def _previous(self, at: datetime) -> datetime | None:
         if at <= self.due_at:
             return None
-        previous = self.trigger.latest_until(at - timedelta(microseconds=1))
+        previous = self.trigger.latest_until(at - MICROSECOND)
         return max(previous, self.due_at) if previous else self.due_at
 
 
@@ -3127,6 +3132,7 @@ SPREAD_AFTER_US: Final = 1_000_000
 NEXT_WAKE_S: Final = (0.001, 2.0)  # how soon and how late APScheduler looks again
 ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case
 ID_CHARS: Final = 12
+ID_SHIFTS: Final = tuple(range(5 * ID_CHARS - 5, -1, -5))
 MAX_ID: Final = (1 << 5 * ID_CHARS) - 1
 
 SCHEMA: Final = (
@@ -3241,7 +3247,7 @@ log_store = logging.getLogger("schedulezero.store")
 
 def encode_id(number: int) -> str:
     """The 12 characters users see for an execution's row id; they sort as the numbers do."""
-    return "".join(ID_ALPHABET[number >> shift & 31] for shift in range(55, -1, -5))
+    return "".join([ID_ALPHABET[number >> shift & 31] for shift in ID_SHIFTS])
 
 
 def first_id_of(us: int) -> int:
@@ -3281,6 +3287,10 @@ SCHEDULE_COLUMNS: Final = (
     "timeout, retry, coalesce_policy, overlap, misfire_grace_time, max_jitter, paused, origin, "
     "created_us, updated_us, next_fire_us, last_fire_us, generation, quarantined, key"
 )
+# A schedule that fires needs its trigger only as a key of those that are made already.
+DUE_COLUMNS: Final = SCHEDULE_COLUMNS.replace("trigger_config, trigger_state", "'{}', '{}'") + (
+    ", trigger_state"
+)
 EXECUTION_COLUMNS: Final = (
     "id, schedule_id, schedule_key, fire_us, handler_id, method_name, job_params, status, "
     "created_us, due_us, deadline_us, started_us, completed_us, duration_us, attempt, retry, "
@@ -3291,6 +3301,10 @@ EXECUTION_COLUMNS: Final = (
 
 def placeholders(columns: str) -> str:
     return ", ".join("?" * len(columns.split(",")))
+
+
+def load_object(text: str) -> dict[str, Any]:
+    return {} if text == "{}" else json.loads(text)  # as most are
 
 
 def schedule_row(schedule: Schedule) -> tuple[Any, ...]:
@@ -3320,8 +3334,8 @@ def schedule_of(row: Sequence[Any]) -> Schedule:
 def _schedule_of(row: Sequence[Any]) -> Schedule:
     return Schedule(
         schedule_id=row[0], name=row[1], handler_id=row[2], method_name=row[3],
-        job_params=json.loads(row[4]), trigger_config=json.loads(row[5]),
-        trigger_state=json.loads(row[6]), timeout=row[7], retry=load_retry(row[8]),
+        job_params=load_object(row[4]), trigger_config=load_object(row[5]),
+        trigger_state=load_object(row[6]), timeout=row[7], retry=load_retry(row[8]),
         coalesce=Coalesce(row[9]), overlap=Overlap(row[10]), misfire_grace_time=row[11],
         max_jitter=row[12], paused=bool(row[13]), origin=row[14], created_us=row[15],
         updated_us=row[16], next_fire_us=row[17], last_fire_us=row[18], generation=row[19],
@@ -4231,7 +4245,10 @@ def execution_of_fire(
 ) -> Execution:
     """The execution that records a fire of a schedule, whether it is to run or was missed."""
     fire_us = us_of(fire.nominal_at)
-    delay_us = round(jitter_s(schedule.schedule_id, fire.nominal_at, schedule.max_jitter) * 1e6)
+    jitter = schedule.max_jitter and jitter_s(
+        schedule.schedule_id, fire.nominal_at, schedule.max_jitter
+    )
+    delay_us = round(jitter * 1e6)
     # What is caught up after downtime is spread from now on, not all at once.
     due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
     return Execution(
@@ -4968,7 +4985,7 @@ class Store(apscheduler.abc.DataStore):
             return []
         now_us = self.clock.now_us()
         rows = self._rows(
-            f"SELECT {SCHEDULE_COLUMNS} FROM schedules WHERE paused = 0 AND quarantined IS NULL "
+            f"SELECT {DUE_COLUMNS} FROM schedules WHERE paused = 0 AND quarantined IS NULL "
             "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
             (now_us, limit + len(self._claims)),
         )
@@ -4978,7 +4995,7 @@ class Store(apscheduler.abc.DataStore):
             if claim and claim.scheduler_id != scheduler_id and claim.until_us >= now_us:
                 continue
             until_us = now_us + us_in(lease_duration)
-            schedule = await self._claim(schedule_of(row), row[6], scheduler_id, now_us, until_us)
+            schedule = await self._claim(schedule_of(row), row[-1], scheduler_id, now_us, until_us)
             if schedule is not None:
                 acquired.append(schedule)
             if len(acquired) == limit:
@@ -5281,7 +5298,7 @@ def at_or_none(us: int | None) -> datetime | None:
 
 
 def us_in(span: timedelta) -> int:
-    return span // timedelta(microseconds=1)
+    return span // MICROSECOND
 
 
 def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
