@@ -15,6 +15,11 @@ export function createActions(page) {
     ...executionActions(page),
     "bulk-pause": () => changeMany(page, true),
     "bulk-resume": () => changeMany(page, false),
+    "forget-handler": async ({ id }) => {
+      await request("DELETE", at("handlers", id));
+      page.say(`Handler ${id} is forgotten.`);
+      page.go({ view: "handlers" });
+    },
     undo: () => page.undo?.(),
     acknowledge: () => request("POST", "/api/health/acknowledge"),
     "log-out": () => request("POST", "/api/logout").then(() => page.resources.reload()),

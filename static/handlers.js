@@ -6,7 +6,7 @@ import { FAILED_STATUSES, formatCount, formatDuration, formatPercent } from "./f
 import { isFailed, keepRecords, methodsOf, renderQuery, signature } from "./model.js";
 import {
   button, dim, empty, facts, frame, heading, link, missing, pair, state, table, tableFrame,
-  unseenHeading, when,
+  tools, unseenHeading, when,
 } from "./pieces.js";
 
 const FAILED_ROWS = 10;
@@ -83,7 +83,12 @@ function renderOne(page) {
   const to = (view) => link(view, null, view, { handler: id });
   const failed = { title: "Failed lately", nothing: "nothing failed" };
   return [
-    heading(page, id, state(handler.status), h("span.tools", to("schedules"), to("executions"))),
+    heading(page, id, state(handler.status),
+      tools("handler", id,
+        to("schedules"),
+        to("executions"),
+        handler.status === "Disconnected" &&
+          button("forget-handler", "forget", { class: "danger" }))),
     pair(load(page, handler), instances(page, handler.instances)),
     methods(handler),
     history(page, { ...failed, resource: page.get("failed") }),

@@ -366,3 +366,15 @@ def test_a_handler_that_leaves_is_seen_at_once(real: Appliance, open_page: Open)
     expect(row(page, "example")).to_contain_text("●connected")
     real.handlers[1].terminate()
     expect(row(page, "example")).to_contain_text("○disconnected")
+
+
+def test_a_handler_that_is_gone_for_good_can_be_forgotten(real: Appliance, open_page: Open) -> None:
+    page = open_page(url_of(real, "#/handlers/example"))
+    expect(page.get_by_role("heading", name="example")).to_be_visible()
+    forget = page.get_by_role("button", name="forget")
+    expect(forget).to_have_count(0)
+    real.handlers[1].terminate()
+    forget.click()
+    expect(page.get_by_role("status")).to_contain_text("Handler example is forgotten.")
+    expect(row(page, "ding-dong")).to_be_visible()
+    expect(row(page, "example")).to_have_count(0)
