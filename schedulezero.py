@@ -5278,7 +5278,11 @@ def order_of(sort: str) -> str:
 
 
 def _load_trigger(state: str) -> Trigger:
-    return load_trigger(json.loads(state))
+    """Raises TriggerError."""
+    try:
+        return load_trigger(json.loads(state))
+    except ValueError as error:
+        raise TriggerError("trigger", f"the stored trigger is damaged: {error}") from error
 
 
 def grace_s_of(schedule: Schedule, trigger: Trigger) -> float:
