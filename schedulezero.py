@@ -6213,6 +6213,8 @@ def local_address() -> str:
 
 def has_secrets(value: Any) -> bool:
     """Whether a JSON value refers to a secret, or tries to."""
+    if isinstance(value, str | int | float | None):  # sooner told than what is not a Mapping
+        return False
     if isinstance(value, Mapping):
         return SECRET_KEY in value or any(map(has_secrets, value.values()))
     return isinstance(value, list) and any(map(has_secrets, value))
