@@ -4199,7 +4199,7 @@ TASK_ID: Final = "call"  # APScheduler's name for what we schedule: a call of a 
 class DueSchedule:
     """A due schedule as APScheduler's loop reads it.
 
-    Its own Schedule checks and converts sixteen fields first, which takes as long as the insert.
+    Its own Schedule checks and converts sixteen fields first, which takes 9 µs a fire.
     """
 
     id: str
