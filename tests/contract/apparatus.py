@@ -237,8 +237,12 @@ class Server:
         self.gateway.close()
         self.store.close()
 
-    async def submit(self, handler_id: str = "worker", **options: Any) -> str:
-        return await self.dispatcher.submit(handler_id, "work", {"n": 1}, **options)
+    async def submit(
+        self, handler_id: str = "worker", job_params: Any = None, **options: Any
+    ) -> str:
+        params = {"n": 1} if job_params is None else job_params
+        submitted = await self.dispatcher.submit(handler_id, "work", params, **options)
+        return submitted.execution_id
 
     async def fire(
         self, overlap: Overlap = Overlap.ALLOW, schedule_id: str = "nightly", **fields: Any

@@ -481,7 +481,7 @@ async def test_a_secret_reaches_the_handler_and_nothing_that_comes_back_shows_it
     await handler.register()
     params = {"url": {"$secret": "db"}, "n": [{"$secret": "db"}]}
     for success in (True, False):
-        execution_id = await open_server.dispatcher.submit("worker", "work", params, retry=ONCE)
+        execution_id = await open_server.submit(job_params=params, retry=ONCE)
         call = await handler.call()
         assert call["params"] == {"url": PASSWORD, "n": [PASSWORD]}
         await handler.request("log", id=call["id"], lines=[[1, "stdout", f"got {PASSWORD}!"]])
@@ -510,7 +510,7 @@ async def test_a_secret_is_not_sent_over_an_open_link_to_another_machine(
     assert instance.peer is not None
     instance.peer = instance.peer._replace(address="10.0.0.9")
     params = {"p": {"$secret": "db"}}
-    execution_id = await open_server.dispatcher.submit("worker", "work", params, retry=ONCE)
+    execution_id = await open_server.submit(job_params=params, retry=ONCE)
     execution = await open_server.ended(execution_id)
     assert execution.status is Status.ERROR
     assert "unencrypted link" in (execution.error or "")
@@ -525,7 +525,7 @@ async def test_a_secret_deleted_since_fails_the_attempt_with_its_name(
 ) -> None:
     open_server.dispatcher.secrets.set("db", PASSWORD)
     params = {"p": {"$secret": "db"}}
-    execution_id = await open_server.dispatcher.submit("worker", "work", params, retry=ONCE)
+    execution_id = await open_server.submit(job_params=params, retry=ONCE)
     open_server.dispatcher.secrets.delete("db")
     await DialIn(context, open_server.endpoint, "worker").register()
     execution = await open_server.ended(execution_id)
@@ -542,7 +542,7 @@ async def test_a_result_that_the_next_server_takes_is_hidden_too(
         handler = DialIn(context, first.endpoint, "worker")
         await handler.register()
         params = {"p": {"$secret": "db"}}
-        execution_id = await first.dispatcher.submit("worker", "work", params)
+        execution_id = await first.submit(job_params=params)
         call = await handler.call()
         port = first.port
     with opened(tmp_path, port=port) as second:

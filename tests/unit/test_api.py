@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -213,7 +213,7 @@ class MemoryDispatcher:
         schedule: sz.Schedule | None = None,
         receipt: sz.Receipt | None = None,
         **own: Any,
-    ) -> str:
+    ) -> sz.Execution:
         if self.failure:
             raise self.failure
         call = (handler_id, method_name, job_params, own["timeout"], own["retry"])
@@ -222,7 +222,10 @@ class MemoryDispatcher:
         execution = execution._replace(job_params=job_params, status=sz.Status.QUEUED)
         self.store.runs[execution.execution_id] = execution
         self.store._keep(receipt and replace(receipt, made=execution.execution_id))
-        return execution.execution_id
+        return execution
+
+    async def end_of(self, submitted: Awaitable[sz.Execution]) -> sz.Execution:
+        return await self.wait((await submitted).execution_id)
 
     async def wait(self, execution_id: str) -> sz.Execution:
         ended = self.store.runs[execution_id]._replace(completed_us=NOW_US + 9, **self.ending)
