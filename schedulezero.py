@@ -37,6 +37,36 @@ table of contents.
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
+from types import MappingProxyType, ModuleType
+
+
+class PutOff(ModuleType):
+    """A module of the standard library that loads itself when it is first asked for something."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # the import system looks
+            raise AttributeError(name)
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        assert self.__spec__ is not None and self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+# OpenSSL takes 5 MB, for nothing in most servers: asyncio and anyio import it for TLS, the others
+# for digests. Where asyncio's module lies is looked up without importing asyncio.
+PUT_OFF = ("ssl", "asyncio.sslproto", "hashlib", "hmac", "secrets")
+for _put_off in PUT_OFF:
+    _above = importlib.util.find_spec(_put_off.partition(".")[0])
+    _path = _above.submodule_search_locations if _above else None
+    _spec = importlib.machinery.PathFinder.find_spec(_put_off, _path)
+    if _spec is not None and _put_off not in sys.modules:
+        sys.modules[_put_off] = importlib.util.module_from_spec(_spec)
+        sys.modules[_put_off].__class__ = PutOff
+vars(sys.modules["ssl"]).setdefault("SSLContext", None)  # newer anyios import it, to annotate
+
 import argparse
 import asyncio
 import base64
@@ -53,8 +83,6 @@ import hashlib
 import heapq
 import hmac
 import http
-import importlib
-import importlib.util
 import ipaddress
 import itertools
 import json
@@ -73,7 +101,6 @@ import sqlite3
 import stat
 import struct
 import subprocess
-import sys
 import threading
 import time
 import typing
@@ -100,7 +127,6 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby, islice
 from operator import itemgetter
-from types import MappingProxyType
 from typing import (
     IO,
     Any,
@@ -117,6 +143,7 @@ from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
+import anyio._backends._asyncio  # noqa: F401 - by the loop's first turn, while SSLContext is there
 import apscheduler
 import apscheduler.abc
 import tzlocal
@@ -126,6 +153,9 @@ import zmq.utils.z85
 
 if typing.TYPE_CHECKING:
     import ssl
+if isinstance(sys.modules["ssl"], PutOff):
+    del sys.modules["ssl"].SSLContext  # whoever asks from now on gets the real one
+vars(asyncio)["sslproto"] = sys.modules["asyncio.sslproto"]  # as the import of a submodule does
 
 # --- Constants --------------------------------------------------------------------------------
 
@@ -13345,7 +13375,7 @@ LOG_PRUNE_S: Final = 60.0  # between two looks at the size of all logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
-PRELOADED: Final = ("anyio._backends._asyncio", "_strptime")  # imported by the server's first turn
+PRELOADED: Final = ("_strptime",)  # imported by the server's first turn
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
@@ -13661,6 +13691,9 @@ def serve_handler(spec: HandlerSpec, config: Config) -> int:
         if join := join_string(spec, config):
             os.environ["SCHEDULEZERO_JOIN"] = join
         exec_command(spec)
+    for name in PUT_OFF:  # its threads may ask at once; an ordinary import knows how to wait
+        if isinstance(sys.modules.get(name), PutOff):
+            del sys.modules[name]
     return serve_python_handler(spec, config)
 
 

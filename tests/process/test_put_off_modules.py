@@ -1,0 +1,78 @@
+"""OpenSSL stays out of the processes until somebody needs it, and is there when they do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from appliance import ROOT, Appliance
+
+HANDLER = """
+import concurrent.futures
+from handler import Handler
+
+class Digester(Handler):
+    def digest(self):
+        def work(number):
+            import hashlib, hmac, secrets, ssl
+            key = hashlib.scrypt(b"pw", salt=secrets.token_bytes(8), n=2, r=1, p=1)
+            ssl.create_default_context()
+            return hmac.compare_digest(key, key) and ssl.SSLContext is not None
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            return list(pool.map(work, range(16)))
+"""
+
+
+def run_python(code: str) -> str:
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+def test_importing_the_program_loads_no_openssl() -> None:
+    loaded = "sorted({'_ssl', '_hashlib'} & set(sys.modules))"
+    assert run_python(f"import schedulezero, sys; print({loaded})").strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import ssl; ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)",
+        "from ssl import SSLContext, PROTOCOL_TLS_CLIENT; SSLContext(PROTOCOL_TLS_CLIENT)",
+        "import hmac; hmac.new(b'k', b'm', 'sha256').hexdigest()",
+        "import secrets; secrets.token_hex(4)",
+        "import asyncio.sslproto; asyncio.sslproto.SSLProtocol.eof_received",
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'pw', b'salt', 1)",
+    ],
+)
+def test_what_was_put_off_works_like_any_module(use: str) -> None:
+    run_python(f"import schedulezero\n{use}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_that_works_has_not_loaded_openssl(appliance: Callable[..., Appliance]) -> None:
+    site = appliance(handlers={"example": {"run": f"{ROOT}/handler.py:Example"}}).run("run")
+    site.wait_connected("example")
+    sum_of = {"handler_id": "example", "method_name": "add", "job_params": {"a": 2, "b": 3}}
+    assert site.post("/api/run_now", sum_of).json()["result"] == 5
+    processes = json.loads(site.cli("status", "--json").stdout)["processes"]
+    maps = {one["name"]: Path(f"/proc/{one['pid']}/maps").read_text() for one in processes}
+    assert set(maps) == {"governor", "server", "example"}
+    assert not [name for name, text in maps.items() if "_ssl." in text or "_hashlib." in text]
+
+
+def test_a_handlers_threads_may_all_ask_for_it_at_once(
+    appliance: Callable[..., Appliance], tmp_path: Path
+) -> None:
+    (tmp_path / "digester.py").write_text(HANDLER)
+    spec = {"run": f"{tmp_path}/digester.py:Digester"}
+    site = appliance(handlers={"digester": spec}).run("run")
+    site.wait_connected("digester")
+    answer = site.post("/api/run_now", {"handler_id": "digester", "method_name": "digest"})
+    assert answer.json()["result"] == [True] * 16
