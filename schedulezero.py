@@ -2952,8 +2952,7 @@ def preview_fire_times(trigger: Trigger, now: datetime, n: int) -> list[FirePrev
 # Fire planning
 
 
-@dataclass(frozen=True, slots=True)
-class Fire:
+class Fire(NamedTuple):
     """What becomes of a due fire time: one row, which may stand for further ones."""
 
     nominal_at: datetime
@@ -2963,8 +2962,7 @@ class Fire:
     coalesced_from: datetime | None = None  # the earliest of them
 
 
-@dataclass(frozen=True, slots=True)
-class FirePlan:
+class FirePlan(NamedTuple):
     """The rows of what is due, in time order, and the next fire time."""
 
     fires: tuple[Fire, ...]
@@ -2988,62 +2986,29 @@ def plan_fires(
     """
     if due_at > now:
         return FirePlan((), due_at)
-    due = DueFires.find(trigger, due_at, now, reason or Reason.TOO_LATE)
-    is_recent = due.lateness_s(due.newest) <= grace_s
-    if coalesce is Coalesce.LATEST or due.total == 1 or not is_recent:
-        fires = [due.row(due.newest, due.total, run=is_recent)]
-    elif coalesce is Coalesce.ALL:
-        fires = due.newest_apart(MAX_COALESCE_ALL, grace_s)
-    elif due.lateness_s(due.newest) <= ON_TIME_S:
-        fires = due.newest_apart(1, grace_s)
-    else:
-        fires = [due.row(due.newest, due.total, run=False)]
-    return FirePlan(tuple(fires), trigger.next_after(now))
+    newest, total, next_at = due_at, 1, trigger.next_after(due_at)
+    if next_at is not None and next_at <= now:  # else, as nearly always, one fire is due
+        newest = trigger.latest_until(now) or next_at
+        total += trigger.count_between(next_at, newest)
+        next_at = trigger.next_after(now)
+    is_on_time = (now - newest).total_seconds() <= ON_TIME_S
+    most_runs = MAX_COALESCE_ALL if coalesce is Coalesce.ALL else 1
+    if coalesce is Coalesce.NONE and total > 1 and not is_on_time:
+        most_runs = 0
 
-
-@dataclass(frozen=True, slots=True)
-class DueFires:
-    """The fire times from `due_at` to `now`: `total` of them, the last one `newest`."""
-
-    trigger: Trigger
-    due_at: datetime
-    now: datetime
-    newest: datetime
-    total: int
-    reason: Reason
-
-    @classmethod
-    def find(cls, trigger: Trigger, due_at: datetime, now: datetime, reason: Reason) -> DueFires:
-        second = trigger.next_after(due_at)
-        if second is None or second > now:  # as nearly always: one fire is due
-            return cls(trigger, due_at, now, due_at, 1, reason)
-        newest = trigger.latest_until(now) or second
-        return cls(trigger, due_at, now, newest, 1 + trigger.count_between(second, newest), reason)
-
-    def lateness_s(self, at: datetime) -> float:
-        return (self.now - at).total_seconds()
-
-    def row(self, newest: datetime, total: int, *, run: bool) -> Fire:
-        """One row for the oldest `total` fire times, at the newest of them."""
-        if total == 1:
-            return Fire(newest, run, None if run else self.reason)
-        return Fire(newest, run, self.reason, total - 1, self.due_at)
-
-    def newest_apart(self, most: int, grace_s: float) -> list[Fire]:
-        """A run for each of the newest ones within the grace, one missed row for the others."""
-        runs: list[Fire] = []
-        at: datetime | None = self.newest
-        while at and len(runs) < most and self.lateness_s(at) <= grace_s:
-            runs.append(Fire(at, run=True))
-            at = self._previous(at)
-        older = [] if at is None else [self.row(at, max(1, self.total - len(runs)), run=False)]
-        return older + runs[::-1]
-
-    def _previous(self, at: datetime) -> datetime | None:
-        if at <= self.due_at:
-            return None
-        previous = self.trigger.latest_until(at - MICROSECOND)
-        return max(previous, self.due_at) if previous else self.due_at
+    runs: list[Fire] = []
+    at: datetime | None = newest
+    while at and len(runs) < most_runs and (now - at).total_seconds() <= grace_s:
+        runs.insert(0, Fire(at, run=True))
+        earlier = (trigger.latest_until(at - MICROSECOND) or due_at) if at > due_at else None
+        at = earlier and max(earlier, due_at)
+    if at is None:
+        return FirePlan(tuple(runs), next_at)
+    rest, reason = max(1, total - len(runs)), reason or Reason.TOO_LATE
+    if runs and coalesce is Coalesce.LATEST:
+        return FirePlan((Fire(newest, True, reason, rest, due_at),), next_at)
+    missed = Fire(at, False, reason, rest - 1, due_at if rest > 1 else None)
+    return FirePlan((missed, *runs), next_at)
 
 
 def jitter_s(schedule_id: str, nominal_at: datetime, max_jitter: float) -> float:
