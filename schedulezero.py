@@ -3040,11 +3040,10 @@ class ClockGuard:
 
     def __init__(self, now_us: int, monotonic_s: float, seen_us: int) -> None:
         """`seen_us`: the latest wall time the database knows of; 0 if it is new."""
-        self._seen_us = seen_us
+        self._hold_until_us = seen_us if now_us < seen_us - STEP_US else 0
         self._hold_until_s = monotonic_s + HOLD_S
         self._looked_s = monotonic_s
         self._offset_us = now_us - round(monotonic_s * 1e6)
-        self._holding = now_us < seen_us - STEP_US
 
     def observe(self, now_us: int, monotonic_s: float) -> ClockReading:
         """Compare with the last look."""
@@ -3054,13 +3053,12 @@ class ClockGuard:
             step_us = 0
         froze = monotonic_s - self._looked_s > FROZEN_S
         self._offset_us, self._looked_s = offset_us, monotonic_s
-        if self._holding and now_us < self._seen_us and monotonic_s < self._hold_until_s:
-            behind_s = (self._seen_us - now_us) // 1_000_000
-            holding = f"the clock is {behind_s} s behind the last time the database saw"
-            return ClockReading(step_us, holding, froze=froze)
-        released = self._holding and now_us < self._seen_us
-        self._holding = False
-        return ClockReading(step_us, None, released, froze)
+        behind_us = self._hold_until_us - now_us
+        if behind_us > 0 and monotonic_s < self._hold_until_s:
+            behind = f"{behind_us // SECOND_US} s behind the last time the database saw"
+            return ClockReading(step_us, f"the clock is {behind}", froze=froze)
+        self._hold_until_us = 0
+        return ClockReading(step_us, None, behind_us > 0, froze)
 
 
 # --- Store ------------------------------------------------------------------------------------
@@ -8717,11 +8715,20 @@ def weight_of(kind: str, value: Any) -> int:
     return 500
 
 
+@dataclass(eq=False, slots=True)
+class Subscriber:
+    """A client that watches. `write` answers False if it takes no more."""
+
+    write: Callable[[bytes], bool]
+    framing: Framing
+    sent: int  # the number of the last event it was sent
+
+
 class Events:
     """Fan-out to the browsers that watch.
 
-    The last events are kept once, for all; a subscriber is no more than the number of the last
-    event it was sent. One that stays away for longer than what is kept is told of the gap.
+    The last events are kept once, for all. A subscriber that stays away for longer than what is
+    kept is told of the gap.
     """
 
     def __init__(
@@ -8734,12 +8741,17 @@ class Events:
         self._kept: deque[Event] = deque()
         self._weight = 0
         self._number = 0
-        self._subscribers: dict[object, tuple[Callable[[bytes], bool], Framing, int]] = {}
+        self._subscribers: set[Subscriber] = set()
         self._flusher: asyncio.TimerHandle | None = None
 
     @property
     def subscribers(self) -> int:
         return len(self._subscribers)
+
+    @property
+    def _dropped(self) -> int:
+        """The number of the last event that is not kept any more."""
+        return self._kept[0].number - 1 if self._kept else self._number
 
     def publish(self, kind: str, value: Any) -> None:
         """Note an event; it is rendered when it is sent, and only if somebody watches."""
@@ -8762,48 +8774,36 @@ class Events:
         """
         if len(self._subscribers) >= MAX_SUBSCRIBERS:
             raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
-        key = object()
-        number, has_gap = self._resume(last_event_id)
-        self._subscribers[key] = (write, framing, number)
-        if has_gap:
-            write(framing(self._id_of(self._number), "gap", GAP))
-        else:
-            self._flush()
-        return lambda: self._unsubscribe(key)
-
-    def _unsubscribe(self, key: object) -> None:
-        self._subscribers.pop(key, None)
-
-    def _resume(self, last_event_id: str | None) -> tuple[int, bool]:
-        """After which event to go on, and whether some before it are lost."""
-        if not last_event_id:
-            return self._number, False
-        boot, _, digits = last_event_id.rpartition("-")
-        if boot != self._boot or not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-            return self._number, True
-        oldest = self._kept[0].number if self._kept else self._number + 1
-        number = int(digits)
-        return (number, False) if oldest - 1 <= number <= self._number else (self._number, True)
+        subscriber = Subscriber(write, framing, self._number)
+        self._subscribers.add(subscriber)
+        if last_event_id:
+            boot, _, digits = last_event_id.rpartition("-")
+            number = int(digits) if re.fullmatch(r"[0-9]{1,18}", digits) else -1
+            if boot == self._boot and self._dropped <= number <= self._number:
+                subscriber.sent = number
+                self._flush()
+            else:
+                write(framing(self._id_of(self._number), "gap", GAP))
+        return partial(self._subscribers.discard, subscriber)
 
     def _flush(self) -> None:
         """Send every subscriber what it has not had, but each thing only as it last was."""
         self._flusher = None
-        if not self._subscribers:
+        oldest_sent = min((subscriber.sent for subscriber in self._subscribers), default=None)
+        if oldest_sent is None:
             return
-        oldest_sent = min(number for _, _, number in self._subscribers.values())
-        events = self._encoded_since(oldest_sent)
-        dropped = self._kept[0].number - 1 if self._kept else self._number
-        for key, (write, framing, sent) in list(self._subscribers.items()):
+        events, dropped = self._encoded_since(oldest_sent), self._dropped
+        for subscriber in list(self._subscribers):
+            framing, sent = subscriber.framing, subscriber.sent
             frames = [framing(self._id_of(dropped), "gap", GAP)] if sent < dropped else []
             frames += [
                 framing(self._id_of(number), kind, body)
                 for number, kind, body in events
                 if number > sent
             ]
-            if frames and not write(b"".join(frames)):
-                self._unsubscribe(key)
-            elif key in self._subscribers:
-                self._subscribers[key] = (write, framing, self._number)
+            subscriber.sent = self._number
+            if frames and not subscriber.write(b"".join(frames)):
+                self._subscribers.discard(subscriber)
 
     def _encoded_since(self, number: int) -> list[tuple[int, str, bytes]]:
         """The events after one, rendered; of those on one thing only the last."""
@@ -8831,7 +8831,7 @@ class Events:
 # asks for it; everything that can be looked up then is looked up then.
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-MAX_HANDLER_LABELS: Final = 50  # further handlers share the label `other`
+MAX_LABELS: Final = 50  # of one family; what is beyond shares the label `other`
 STATUS_FILE: Final = "status.json"  # what the governor says of its children
 DURATION_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0)
 LATENESS_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0, 3_600.0)
@@ -8868,8 +8868,7 @@ class Histogram:
         yield "_count", labels, total
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """All samples of one name. `kind` is counter, gauge or histogram."""
 
     name: str
@@ -8883,23 +8882,28 @@ def single(value: float) -> Iterable[Sample]:
     return (("", (), value),)
 
 
-def labelled(label: str, values: Iterable[tuple[str, float]]) -> Iterable[Sample]:
-    """The samples of a family with one label."""
-    return [("", ((label, name),), value) for name, value in values]
+def labelled(
+    label: str,
+    values: Iterable[tuple[str, float]],
+    join: Callable[[Iterable[float]], float] = sum,
+) -> Iterable[Sample]:
+    """The samples of a family with one label; those beyond MAX_LABELS joined in one."""
+    pairs = list(values)
+    if others := [value for _, value in pairs[MAX_LABELS:]]:
+        pairs[MAX_LABELS:] = [("other", join(others))]
+    return [("", ((label, name),), value) for name, value in pairs]
 
 
 def render_metrics(families: Iterable[Family]) -> bytes:
     """Prometheus' text format, version 0.0.4. A family without samples is left out."""
     lines: list[str] = []
-    for family in families:
+    for name, kind, about, family_samples in families:
         samples = [
-            f"{family.name}{suffix}{_render_labels(labels)} {render_number(value)}"
-            for suffix, labels, value in family.samples
+            f"{name}{suffix}{_render_labels(labels)} {render_number(value)}"
+            for suffix, labels, value in family_samples
         ]
         if samples:
-            about = family.about.replace("\\", "\\\\").replace("\n", "\\n")
-            lines += [f"# HELP {family.name} {about}", f"# TYPE {family.name} {family.kind}"]
-            lines += samples
+            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *samples]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -8908,35 +8912,16 @@ def render_number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
+LABEL_ESCAPES: Final = MappingProxyType(str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""}))
+
+
 def _render_labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_escape_label(value)}"' for name, value in labels) + "}"
-
-
-def _escape_label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def bounded_handlers(handlers: Sequence[HandlerInfo], most: int) -> list[tuple[str, bool, int]]:
-    """Name, whether it is up, and running calls of each handler: `most` by name, then `other`.
-
-    `other` is up while all of the rest are.
-    """
-    ordered = sorted(handlers, key=lambda info: info.handler_id)
-    shown = [(h.handler_id, h.status == "Connected", h.running) for h in ordered[:most]]
-    if rest := ordered[most:]:
-        is_up = all(info.status == "Connected" for info in rest)
-        shown.append(("other", is_up, sum(info.running for info in rest)))
-    return shown
+    pairs = (f'{name}="{value.translate(LABEL_ESCAPES)}"' for name, value in labels)
+    return "{" + ",".join(pairs) + "}" if labels else ""
 
 
 class Metrics:
     """What the server has done since it started."""
-
-    __slots__ = (
-        "commits", "durations", "executions", "lateness", "requests", "steps_back", "steps_forward"
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.executions: dict[Status, int] = dict.fromkeys(sorted(TERMINAL), 0)
@@ -8948,14 +8933,14 @@ class Metrics:
 
     def count_execution(self, execution: Execution) -> None:
         """Note a state of an execution: its first start and its end count."""
+        started_us, fire_us = execution.started_us, execution.fire_us
+        is_first = execution.status is Status.RUNNING and execution.attempt == 1
         if execution.completed_us is not None:
             self.executions[execution.status] += 1
             if execution.duration_us is not None:
                 self.durations.observe(execution.duration_us / 1e6)
-        elif execution.attempt == 1 and execution.fire_us is not None:
-            started_us = execution.started_us
-            if started_us is not None and execution.status is Status.RUNNING:
-                self.lateness.observe((started_us - execution.fire_us) / 1e6)
+        elif is_first and started_us is not None and fire_us is not None:
+            self.lateness.observe((started_us - fire_us) / 1e6)
 
     def count_request(self, method: str, route: str, status: int) -> None:
         """Note an answer. `route` is the pattern of the path, never the path itself."""
@@ -8967,35 +8952,26 @@ class Metrics:
         self.steps_forward += step_us > 0
         self.steps_back += step_us < 0
 
-    def families(self) -> Iterator[Family]:
-        yield Family(
-            "schedulezero_executions_total", "counter", "Executions that ended, by status.",
-            labelled("status", self.executions.items()),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_execution_duration_seconds", "histogram",
-            "How long the last attempt of an execution took.", self.durations.samples(),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_fire_lateness_seconds", "histogram",
-            "From a fire time to the start of its execution.", self.lateness.samples(),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_store_commit_seconds", "histogram",
-            "How long a commit to the database took.", self.commits.samples(),
-        )  # fmt: skip
+    def families(self) -> list[Family]:
         steps = (("forward", self.steps_forward), ("back", self.steps_back))
-        yield Family(
-            "schedulezero_clock_steps_total", "counter", "Times the wall clock was set.",
-            labelled("direction", steps),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_http_requests_total", "counter", "HTTP answers, by route and status.",
-            [
-                ("", (("method", method), ("route", route), ("status", str(status))), count)
-                for (method, route, status), count in sorted(self.requests.items())
-            ],
-        )  # fmt: skip
+        requests = [
+            ("", (("method", method), ("route", route), ("status", str(status))), count)
+            for (method, route, status), count in sorted(self.requests.items())
+        ]
+        return [
+            Family("schedulezero_executions_total", "counter", "Executions that ended, by status.",
+                   labelled("status", self.executions.items())),
+            Family("schedulezero_execution_duration_seconds", "histogram",
+                   "How long the last attempt of an execution took.", self.durations.samples()),
+            Family("schedulezero_fire_lateness_seconds", "histogram",
+                   "From a fire time to the start of its execution.", self.lateness.samples()),
+            Family("schedulezero_store_commit_seconds", "histogram",
+                   "How long a commit to the database took.", self.commits.samples()),
+            Family("schedulezero_clock_steps_total", "counter", "Times the wall clock was set.",
+                   labelled("direction", steps)),
+            Family("schedulezero_http_requests_total", "counter",
+                   "HTTP answers, by route and status.", requests),
+        ]  # fmt: skip
 
 
 # What the kernel tells of this process.
@@ -9011,14 +8987,9 @@ def load_rss_bytes() -> int | None:
 def load_written_bytes(process: int | str = "self") -> int | None:
     """What a process has had written to disks; None where the kernel does not tell."""
     with suppress(OSError), open(f"/proc/{process}/io", "rb") as file:
-        return parse_io(file.read()).get("write_bytes")
+        fields = dict(line.split(b": ") for line in file)
+        return int(fields[b"write_bytes"])
     return None
-
-
-def parse_io(data: bytes) -> dict[str, int]:
-    """The fields of /proc/PID/io."""
-    lines = (line.partition(b":") for line in data.splitlines())
-    return {name.decode(): int(value) for name, _, value in lines}
 
 
 def status_path(data_dir: str) -> str:
@@ -9034,33 +9005,20 @@ def load_restarts(data_dir: str) -> dict[str, int]:
     return {}
 
 
-def bounded_restarts(restarts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """Restarts by name, the first `most`; those of the rest together as `other`."""
-    pairs = list(restarts.items())
-    rest = sum(count for _, count in pairs[most:])
-    return pairs[:most] + ([("other", rest)] if pairs[most:] else [])
-
-
-def describe_process(now_s: float, up_s: float) -> Iterator[Family]:
+def describe_process(now_s: float, up_s: float) -> list[Family]:
     """The families that Prometheus' own clients have, under the same names."""
-    yield Family(
-        "process_start_time_seconds", "gauge", "When the server started, in Unix time.",
-        single(round(now_s - up_s, 2)),
-    )  # fmt: skip
     times = os.times()
-    yield Family(
-        "process_cpu_seconds_total", "counter", "Processor time of the server.",
-        single(round(times.user + times.system, 2)),
-    )  # fmt: skip
     rss, written = load_rss_bytes(), load_written_bytes()
-    yield Family(
-        "process_resident_memory_bytes", "gauge", "Resident memory of the server.",
-        () if rss is None else single(rss),
-    )  # fmt: skip
-    yield Family(
-        "schedulezero_disk_written_bytes_total", "counter", "What the server had written to disks.",
-        () if written is None else single(written),
-    )  # fmt: skip
+    return [
+        Family("process_start_time_seconds", "gauge", "When the server started, in Unix time.",
+               single(round(now_s - up_s, 2))),
+        Family("process_cpu_seconds_total", "counter", "Processor time of the server.",
+               single(round(times.user + times.system, 2))),
+        Family("process_resident_memory_bytes", "gauge", "Resident memory of the server.",
+               () if rss is None else single(rss)),
+        Family("schedulezero_disk_written_bytes_total", "counter",
+               "What the server had written to disks.", () if written is None else single(written)),
+    ]  # fmt: skip
 
 
 # --- Access -----------------------------------------------------------------------------------
@@ -12273,8 +12231,8 @@ def describe_metrics(app: App) -> Iterator[Family]:
     """What was counted, and what can be looked up."""
     now_us, up_s = app.clock.now_us(), app.clock.monotonic() - app.started_monotonic
     waiting, due_us = app.dispatcher.count_waiting()
-    handlers = bounded_handlers(app.gateway.handlers(), MAX_HANDLER_LABELS)
-    restarts = load_restarts(app.config.data_dir)
+    handlers = app.gateway.handlers()
+    is_up = [(info.handler_id, info.status == "Connected") for info in handlers]
     yield from app.metrics.families()
     for name, kind, about, samples in (
         ("queue_executions", "gauge", "Executions that wait, by why they do.",
@@ -12283,9 +12241,9 @@ def describe_metrics(app: App) -> Iterator[Family]:
          single(0 if due_us is None else max(0, now_us - due_us) / 1e6)),
         ("executions_running", "gauge", "Executions that run.", single(app.dispatcher.running)),
         ("handler_up", "gauge", "Whether an instance of the handler is connected.",
-         labelled("handler_id", [(name, is_up) for name, is_up, _ in handlers])),
+         labelled("handler_id", is_up, min)),
         ("handler_running", "gauge", "Calls that the handler is running.",
-         labelled("handler_id", [(name, running) for name, _, running in handlers])),
+         labelled("handler_id", [(info.handler_id, info.running) for info in handlers])),
         ("messages_malformed_total", "counter", "Messages of handlers that were refused.",
          single(app.gateway.malformed)),
         ("store_commits_total", "counter", "Commits to the database.", single(app.store.commits)),
@@ -12294,7 +12252,7 @@ def describe_metrics(app: App) -> Iterator[Family]:
         ("event_subscribers", "gauge", "Clients that watch events.",
          single(app.events.subscribers)),
         ("restarts_total", "counter", "Restarts by the governor since it started, by process.",
-         labelled("process", bounded_restarts(restarts, MAX_HANDLER_LABELS))),
+         labelled("process", load_restarts(app.config.data_dir).items())),
     ):  # fmt: skip
         yield Family(f"schedulezero_{name}", kind, about, samples)
     yield from describe_process(now_us / 1e6, up_s)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import schedulezero
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus import parse_metrics
 from schedulezero import (
     Execution,
     Family,
-    HandlerInfo,
     Histogram,
     Metrics,
     Status,
-    bounded_handlers,
-    bounded_restarts,
     describe_process,
     labelled,
     load_restarts,
     load_rss_bytes,
-    parse_io,
+    load_written_bytes,
     render_metrics,
     render_number,
     single,
@@ -133,22 +132,24 @@ def test_requests_and_clock_steps_are_counted_by_kind() -> None:
     assert (steps.value(direction="forward"), steps.value(direction="back")) == (1, 1)
 
 
-def handler(handler_id: str, status: str = "Connected", running: int = 0) -> HandlerInfo:
-    return HandlerInfo(handler_id, "dial-in", status, (), (), running, 0, 0)
+def bounded(values: dict[str, float], join: Callable[..., float] = sum) -> dict[str, float]:
+    samples = labelled("name", values.items(), join)
+    return {name: value for _, ((_, name),), value in samples}
 
 
-def test_handlers_beyond_the_bound_share_one_label_that_is_up_while_all_are() -> None:
-    handlers = [handler("c", running=2), handler("a"), handler("b", "Disconnected"), handler("d")]
-    assert bounded_handlers(handlers, 2) == [
-        ("a", True, 0), ("b", False, 0), ("other", True, 2)
-    ]  # fmt: skip
-    assert bounded_handlers(handlers, 1)[1] == ("other", False, 2)
-    assert [name for name, _, _ in bounded_handlers(handlers, 4)] == ["a", "b", "c", "d"]
+def test_what_is_beyond_the_bound_shares_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedulezero, "MAX_LABELS", 1)
+    assert bounded({"a": 1, "b": 2, "c": 3}) == {"a": 1, "other": 5}
+    assert bounded({"a": 1}) == {"a": 1}
 
 
-def test_restarts_beyond_the_bound_are_added_up() -> None:
-    assert bounded_restarts({"a": 1, "b": 2, "c": 3}, 1) == [("a", 1), ("other", 5)]
-    assert bounded_restarts({"a": 1}, 1) == [("a", 1)]
+def test_handlers_beyond_the_bound_are_up_while_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_up = {"a": True, "b": False, "c": True, "d": True}
+    for most, other in ((1, False), (2, True), (3, True)):
+        monkeypatch.setattr(schedulezero, "MAX_LABELS", most)
+        assert bounded(is_up, min)["other"] is other
+    monkeypatch.setattr(schedulezero, "MAX_LABELS", 4)
+    assert bounded(is_up, min) == is_up
 
 
 def test_restarts_are_believed_only_from_the_governor_of_this_process(tmp_path: Path) -> None:
@@ -163,10 +164,6 @@ def test_restarts_are_believed_only_from_the_governor_of_this_process(tmp_path: 
     assert load_restarts(str(tmp_path)) == {}
 
 
-def test_the_kernel_s_fields_are_read_by_name() -> None:
-    assert parse_io(b"rchar: 12\nwrite_bytes: 4096\n") == {"rchar": 12, "write_bytes": 4096}
-
-
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")
 def test_the_process_families_say_when_it_began_and_what_it_uses() -> None:
     families = parse_metrics(text_of(*describe_process(1_000.0, 10.0)))
@@ -174,3 +171,4 @@ def test_the_process_families_say_when_it_began_and_what_it_uses() -> None:
     assert families["process_resident_memory_bytes"].value() > 1 << 20
     assert (load_rss_bytes() or 0) > 1 << 20
     assert families["schedulezero_disk_written_bytes_total"].value() >= 0
+    assert f"\nwrite_bytes: {load_written_bytes()}\n" in Path("/proc/self/io").read_text()
