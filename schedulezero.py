@@ -81,7 +81,7 @@ import urllib.parse
 import zlib
 import zoneinfo
 from abc import abstractmethod
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from calendar import monthrange
 from collections import OrderedDict, deque
 from collections.abc import (
@@ -95,7 +95,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby
@@ -1708,32 +1708,18 @@ def spans_of(zone: ZoneInfo, year: int) -> tuple[Span, ...]:
     spans = []
     before, offset = offset_at(zone, begin - 1), offset_at(zone, begin)
     for at in range(begin, end, SAMPLE_S):
-        later = min(at + SAMPLE_S, end - 1)
-        changed = offset_at(zone, later)
+        sample = range(at, min(at + SAMPLE_S, end))
+        changed = offset_at(zone, sample[-1])
         if changed != offset:
-            jump = _find_jump(zone, at, later, changed)
+            jump = sample[bisect_left(sample, True, key=lambda s: offset_at(zone, s) == changed)]
             spans.append(Span(begin, jump, offset, before))
             begin, before, offset = jump, offset, changed
     return (*spans, Span(begin, end, offset, before))
 
 
-def _find_jump(zone: ZoneInfo, before: int, after: int, changed: int) -> int:
-    """The first second with the changed offset, which `after` has and `before` has not."""
-    while after - before > 1:
-        middle = (before + after) // 2
-        before, after = (before, middle) if offset_at(zone, middle) == changed else (middle, after)
-    return after
-
-
 def span_at(zone: ZoneInfo, at: int) -> Span:
     year = date.fromordinal(at // DAY_S + EPOCH_ORDINAL).year
     return next(span for span in reversed(spans_of(zone, year)) if span.begin <= at)
-
-
-def spans_between(zone: ZoneInfo, first: int, last: int) -> Iterator[Span]:
-    while first <= last:
-        yield (span := span_at(zone, first))
-        first = span.end
 
 
 def instant_of(wall: datetime, zone: ZoneInfo) -> int:
@@ -1745,27 +1731,17 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
     return span_at(zone, first // SECOND_US).begin * SECOND_US
 
 
-def load_zone(name: object) -> ZoneInfo:
-    """The zone of an IANA name. Raises ValueError with the nearest names."""
-    if isinstance(name, str):
-        with suppress(OSError, ValueError, KeyError):
-            return _named_zone(name)
-    raise ValueError(f"{name!r:.80} is not a known time zone{_nearest_zones(str(name))}")
-
-
 @lru_cache(maxsize=64)  # every trigger that is read asks
-def _named_zone(name: str) -> ZoneInfo:
-    if name.split("/")[0] in ("posix", "right", "localtime"):
-        raise ValueError("a directory of copies or a name of the host's own")
-    return ZoneInfo(name)
-
-
-def _nearest_zones(name: str) -> str:
-    known = {zone.lower(): zone for zone in sorted(available_timezones())}
-    known |= {zone.rpartition("/")[2]: known[zone] for zone in list(known)}
-    close = difflib.get_close_matches(name[:80].lower().replace(" ", "_"), known, 4, 0.7)
-    names = list(dict.fromkeys(known[zone] for zone in close))[:3]
-    return f"; the nearest are {', '.join(names)}" if names else "; use a name like Europe/Berlin"
+def load_zone(name: str) -> ZoneInfo:
+    """The zone of an IANA name. Raises ValueError with the nearest names."""
+    with suppress(OSError, ValueError, KeyError):
+        if name.split("/")[0] not in ("posix", "right", "localtime"):  # copies, the host's own
+            return ZoneInfo(name)
+    cities = {zone.rpartition("/")[2].lower(): zone for zone in sorted(available_timezones())}
+    city = name[-80:].rpartition("/")[2].lower().replace(" ", "_")
+    nearest = [cities[close] for close in difflib.get_close_matches(city, cities, 3, 0.7)]
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else "use a name like Europe/Berlin"
+    raise ValueError(f"{name!r:.80} is not a known time zone; {hint}")
 
 
 # Days and times of day
@@ -2192,7 +2168,7 @@ def read_dst(value: Any, place: Place) -> Dst:
 
 
 COMMON_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
-    {"timezone": lambda zone, _: load_zone(zone), "dst": read_dst}
+    {"timezone": lambda zone, _: load_zone(str(zone)), "dst": read_dst}
 )
 BOUND_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {"start_time": read_instant, "end_time": read_instant}
@@ -2220,21 +2196,19 @@ def read_trigger(config: Any, place: Place) -> Trigger:
     if kind is None:
         sentence = f"type must be one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
         raise TriggerError(f"{place.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
-    readers = kind.readers
     for key in config:
-        if key not in (known := ("type", *COMMON_READERS, *readers)):
+        if key not in (known := ("type", *COMMON_READERS, *kind.readers)):
             hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
             sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
             raise TriggerError(f"{place.path}.{key}", sentence)
     common = _read_keys(config, COMMON_READERS, place)
     zone, dst = common.get("timezone", place.zone), common.get("dst", place.dst)
     place = replace(place, zone=zone, dst=dst)
-    given = _read_keys(config, readers, place)
-    state: dict[str, Any] = {"type": name, "timezone": zone.key, "dst": dst.value}
-    state |= {"start_us": given.get("start_time", 0), "end_us": given.get("end_time", LAST_US)}
-    state |= {"cursor_us": place.now_us}
+    given = _read_keys(config, kind.readers, place)
+    bounds = {"start_us": given.get("start_time", 0), "end_us": given.get("end_time", LAST_US)}
+    state = {"type": name, "timezone": zone.key, "dst": dst, "cursor_us": place.now_us, **bounds}
     try:
-        return make_trigger(state | kind.parse(given, place))
+        return kind(**state | kind.parse(given, place))
     except ValueError as error:
         raise TriggerError(place.path, str(error)) from None
 
@@ -2257,18 +2231,19 @@ def _read_keys(
 # Trigger classes
 
 
+@dataclass
 class Trigger(apscheduler.abc.Trigger):
     """A pure set of fire times between two bounds, none after LAST_YEAR.
 
-    Its state is plain JSON. No question raises for an aware time, near or far. `next()` is
-    APScheduler's iterator: it answers the first fire time after `cursor_us` and moves it there.
+    Its fields are its state, plain JSON. No question raises for an aware time, near or far.
+    `next()` is APScheduler's iterator: it answers the first fire time after `cursor_us` and moves
+    it there.
     """
 
     readers: ClassVar[Mapping[str, Reader]]  # of the keys of its trigger_config
 
-    state: Mapping[str, Any]
-    kind: str
-    zone: ZoneInfo
+    type: str
+    timezone: str
     dst: Dst
     start_us: int
     end_us: int
@@ -2279,24 +2254,17 @@ class Trigger(apscheduler.abc.Trigger):
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
         """The state of the keys given, but for its defaults. Raises ValueError."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.state, "cursor_us": self.cursor_us}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state, self.kind = dict(state), state["type"]
-        self.zone, self.dst = load_zone(state["timezone"]), Dst(state["dst"])
-        self.start_us, self.end_us = int(state["start_us"]), min(int(state["end_us"]), LAST_US)
-        self.cursor_us = min(int(state["cursor_us"]), LAST_US)
-        if not 0 <= self.start_us <= self.end_us:
+    def __post_init__(self) -> None:
+        """Derive what is not in the state. Raises ValueError for a state that cannot be."""
+        self.zone, self.dst = load_zone(self.timezone), Dst(self.dst)
+        if not 0 <= self.start_us <= self.end_us <= LAST_US:
             raise ValueError("its end is before its start")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trigger) and self.__getstate__() == other.__getstate__()
+    def __getstate__(self) -> dict[str, Any]:
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{render_trigger(self)} {self.zone.key}>"
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        type(self).__init__(self, **state)
 
     @property
     def grace_s(self) -> float:
@@ -2357,8 +2325,11 @@ class Trigger(apscheduler.abc.Trigger):
     def _count(self, first_us: int, last_us: int) -> int: ...
 
 
+@dataclass
 class DateTrigger(Trigger):
     """Fires once."""
+
+    wall: str | None  # as it was given, if without offset
 
     readers = MappingProxyType({"run_date": lambda value, here: (value, read_instant(value, here))})
 
@@ -2378,10 +2349,6 @@ class DateTrigger(Trigger):
             "wall": value if is_wall else None,
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.wall = datetime.fromisoformat(state["wall"]) if state["wall"] else None
-
     @property
     def at(self) -> datetime:
         """The fire time in the trigger's zone."""
@@ -2399,10 +2366,10 @@ class DateTrigger(Trigger):
     def note(self, fire_at: datetime) -> str | None:
         if self.wall is None:
             return None
-        if self.wall == self.at.replace(tzinfo=None):
+        wall = datetime.fromisoformat(self.wall)
+        if wall == self.at.replace(tzinfo=None):
             return overlap_text(self.at, runs_twice=False)
-        moved = f"{self.wall:%H:%M} does not exist, runs at {self.at:%H:%M}"
-        return f"{date_text(self.wall)}: {moved}"
+        return f"{date_text(wall)}: {wall:%H:%M} does not exist, runs at {self.at:%H:%M}"
 
     def words(self) -> str:
         return f"once, on {moment_text(self.start_us, self.zone)}"
@@ -2416,8 +2383,12 @@ INTERVAL_UNITS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+@dataclass
 class IntervalTrigger(Trigger):
     """Fires at start + k x interval in UTC: clock changes do not touch it."""
+
+    interval_us: int
+    is_start_given: bool
 
     readers = MappingProxyType(
         {unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()}
@@ -2438,10 +2409,8 @@ class IntervalTrigger(Trigger):
             "is_start_given": "start_time" in given,
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.interval_us = int(state["interval_us"])
-        self.is_start_given = bool(state["is_start_given"])
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.interval_us < MIN_INTERVAL_S * SECOND_US:
             raise ValueError("its interval is too short")
 
@@ -2458,7 +2427,7 @@ class IntervalTrigger(Trigger):
         start_us = us_of(now) + self.interval_us
         if (start_us - self.start_us) % self.interval_us == 0:
             start_us += 1
-        return load_trigger(self.__getstate__() | {"start_us": start_us})
+        return replace(self, start_us=start_us)
 
     def _next(self, after_us: int) -> int | None:
         return after_us + self.interval_us - (after_us - self.start_us) % self.interval_us
@@ -2471,11 +2440,9 @@ class IntervalTrigger(Trigger):
         return (last_us - self.start_us) // self.interval_us - before
 
     def words(self) -> str:
-        rest, parts = self.interval_us, []
+        rest, parts = self.interval_us / SECOND_US, []
         for unit, unit_s in INTERVAL_UNITS.items():
-            n: float = rest // (unit_s * SECOND_US)
-            rest %= unit_s * SECOND_US
-            n += rest / SECOND_US if unit_s == 1 else 0
+            n, rest = divmod(rest, unit_s) if unit_s > 1 else (rest, 0)
             if n:
                 parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
         return f"every {join_words(parts)}"
@@ -2500,47 +2467,39 @@ class WallTrigger(Trigger):
 
     # Local times
 
-    def _seek_day(self, day: int, step: int) -> int | None:
-        """The nearest matching day from `day` on, or with `step` -1 back from it."""
-        month, bound = _month_and_day(day)
+    def _days(self, day: int, step: int) -> Iterator[int]:
+        """The matching days from `day` on, or with `step` -1 back from it."""
+        month, _ = _month_and_day(day)
         while FIRST_MONTH <= month <= LAST_MONTH:
-            if days := self.month_days(month):
-                if step > 0 and (index := bisect_left(days, bound)) < len(days):
-                    return _epoch_day(month, days[index])
-                if step < 0 and (index := bisect_right(days, bound)):
-                    return _epoch_day(month, days[index - 1])
-            month, bound = month + step, 1 if step > 0 else 31
-        return None
+            before = _epoch_day(month, 1) - 1
+            for day_of_month in self.month_days(month)[::step]:
+                if (before + day_of_month - day) * step >= 0:
+                    yield before + day_of_month
+            month += step
 
     def _seek_local(self, local: int, step: int) -> int | None:
         """The first match at or after a local time, or with `step` -1 the last before it."""
         day, second = divmod(local, DAY_S)
         start, end = (0, self.times.total())[::step]
-        found = self._seek_day(day, step)
-        index = self.times.before(second) if found == day else start
-        if index == end:
-            found, index = self._seek_day(day + step, step), start
-        if found is None:
-            return None
-        return found * DAY_S + self.times.at(index if step > 0 else index - 1)
+        for found in self._days(day, step):
+            index = self.times.before(second) if found == day else start
+            if index != end:
+                return found * DAY_S + self.times.at(index if step > 0 else index - 1)
+        return None
 
     def _count_local(self, first: int, end: int) -> int:
         """The number of matches in [first, end)."""
-        if first >= end:
-            return 0
-        (first_day, first_second), (end_day, end_second) = divmod(first, DAY_S), divmod(end, DAY_S)
-        total = self._count_days(first_day, end_day) * self.times.total()
-        for day, second, sign in ((first_day, first_second, -1), (end_day, end_second, 1)):
-            if self._count_days(day, day + 1):
-                total += sign * self.times.before(second)
-        return total
+        month, _ = _month_and_day(first // DAY_S)
+        return self._rank(end, month) - self._rank(first, month) if first < end else 0
 
-    def _count_days(self, first: int, end: int) -> int:
-        """The number of matching days in [first, end)."""
-        (first_month, first_day), (end_month, end_day) = _month_and_day(first), _month_and_day(end)
-        total = -bisect_left(self.month_days(first_month), first_day)
-        total += sum(len(self.month_days(month)) for month in range(first_month, end_month))
-        return total + bisect_left(self.month_days(end_month), end_day)
+    def _rank(self, local: int, first_month: int) -> int:
+        """The number of matches before a local time, from the beginning of a month on."""
+        day, second = divmod(local, DAY_S)
+        month, day_of_month = _month_and_day(day)
+        days = self.month_days(month)
+        total = sum(len(self.month_days(other)) for other in range(first_month, month))
+        total = (total + bisect_left(days, day_of_month)) * self.times.total()
+        return total + (self.times.before(second) if day_of_month in days else 0)
 
     # The zone: local times to instants
 
@@ -2596,14 +2555,15 @@ class WallTrigger(Trigger):
         return None
 
     def _count(self, first_us: int, last_us: int) -> int:
-        first, last = -(-first_us // SECOND_US), last_us // SECOND_US
+        at, last = -(-first_us // SECOND_US), last_us // SECOND_US
         total = 0
-        for span in spans_between(self.zone, first, last):
-            begin = max(first + span.offset, self._floor(span))
-            end = min(last + 1, span.end) + span.offset
-            total += self._count_local(begin, end)
-            if first <= span.begin and self._fires_at_jump(span):
+        while at <= last:
+            span = span_at(self.zone, at)
+            begin = max(at + span.offset, self._floor(span))
+            total += self._count_local(begin, min(last + 1, span.end) + span.offset)
+            if at <= span.begin and self._fires_at_jump(span):
                 total += self._seek_local(begin, 1) != begin
+            at = span.end
         return total
 
     def note(self, fire_at: datetime) -> str | None:
@@ -2627,8 +2587,12 @@ class WallTrigger(Trigger):
         return f"{date_text(wall)}: {what}, {then}"
 
 
+@dataclass
 class CronTrigger(WallTrigger):
     """Fires at the local times that match APScheduler's cron fields or a crontab expression."""
+
+    fields: Mapping[str, str]
+    expression: str | None
 
     readers = MappingProxyType(
         {name: partial(read_cron_field, name) for name in CRON_FIELDS}
@@ -2642,9 +2606,8 @@ class CronTrigger(WallTrigger):
             raise ValueError(f"give either an expression or some of {', '.join(CRON_FIELDS)}")
         return {"fields": fields, "expression": given.get("expression")}
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.fields, self.expression = state["fields"], state["expression"]
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.rule = (
             compile_crontab(self.expression)
             if self.expression is not None
@@ -2678,8 +2641,14 @@ CALENDAR_FIELDS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+@dataclass
 class CalendarIntervalTrigger(WallTrigger):
     """Fires every n days or months, at one time of day; on the last of a month too short for it."""
+
+    months: int
+    days: int
+    anchor: str  # the date to count from
+    time: Sequence[int]  # hour, minute and second
 
     readers = MappingProxyType(
         {name: number_reader(0, most, int) for name, most in CALENDAR_FIELDS.items()}
@@ -2706,11 +2675,10 @@ class CalendarIntervalTrigger(WallTrigger):
             "end_us": min(end_us - 1, LAST_US),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.months, self.days = int(state["months"]), int(state["days"])
-        self.anchor = date.fromisoformat(state["anchor"])
-        hour, minute, second = state["time"]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.first = date.fromisoformat(self.anchor)
+        hour, minute, second = self.time
         self.times, self.follows_clock = TimesOfDay((hour,), (minute,), (second,)), False
         if max(self.months, self.days) < 1:
             raise ValueError("its interval is empty")
@@ -2718,20 +2686,20 @@ class CalendarIntervalTrigger(WallTrigger):
     def month_days(self, month: int) -> Sequence[int]:
         length = monthrange(month // 12, month % 12 + 1)[1]
         if self.days:
-            anchor = self.anchor.toordinal() - EPOCH_ORDINAL
-            return range((anchor - _epoch_day(month, 1)) % self.days + 1, length + 1, self.days)
-        if (month - self.anchor.year * 12 - self.anchor.month + 1) % self.months:
+            first = self.first.toordinal() - EPOCH_ORDINAL
+            return range((first - _epoch_day(month, 1)) % self.days + 1, length + 1, self.days)
+        if (month - self.first.year * 12 - self.first.month + 1) % self.months:
             return ()
-        return (min(self.anchor.day, length),)
+        return (min(self.first.day, length),)
 
     def words(self) -> str:
         if self.days:
             size, unit = (7, "week") if self.days % 7 == 0 else (1, "day")
-            on = f" on {WEEKDAY_NAMES[self.anchor.weekday()]}" if size == 7 else ""
+            on = f" on {WEEKDAY_NAMES[self.first.weekday()]}" if size == 7 else ""
         else:
             size, unit = (12, "year") if self.months % 12 == 0 else (1, "month")
-            on = f" on day {self.anchor.day}" + (" or the last" if self.anchor.day > 28 else "")
-            on += f" of {MONTHS[self.anchor.month - 1].title()}" if size == 12 else ""
+            on = f" on day {self.first.day}" + (" or the last" if self.first.day > 28 else "")
+            on += f" of {MONTHS[self.first.month - 1].title()}" if size == 12 else ""
         n = (self.days or self.months) // size
         every = f"every {unit}" if n == 1 else f"every {n} {unit}s"
         return f"{every}{on} {describe_times(self.times)}"
@@ -2742,8 +2710,11 @@ class CalendarIntervalTrigger(WallTrigger):
         return f"{length}, time='{clock}', start_date='{self.anchor}'"
 
 
+@dataclass
 class AndTrigger(WallTrigger):
     """Fires at the local times that all its members match: wall-clock triggers of one zone."""
+
+    triggers: Sequence[Mapping[str, Any]]  # the states of its members
 
     readers = MappingProxyType({"triggers": read_members})
 
@@ -2762,39 +2733,35 @@ class AndTrigger(WallTrigger):
             "end_us": min(member.end_us for member in members),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        members = map(load_trigger, state["triggers"])
-        self.triggers = tuple(member for member in members if isinstance(member, WallTrigger))
-        common = (
-            tuple(sorted(set.intersection(*map(set, values))))
-            for values in zip(*(member.times for member in self.triggers), strict=True)
-        )
-        self.times = TimesOfDay(*common)
-        self.follows_clock = all(member.follows_clock for member in self.triggers)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        members = map(load_trigger, self.triggers)
+        self.members = [member for member in members if isinstance(member, WallTrigger)]
+        all_times = zip(*(member.times for member in self.members), strict=True)
+        self.times = TimesOfDay(*(tuple(sorted(set.intersection(*map(set, v)))) for v in all_times))
+        self.follows_clock = all(member.follows_clock for member in self.members)
         if not self.times.total():
             raise ValueError("its triggers have no time of day in common")
 
     def month_days(self, month: int) -> Sequence[int]:
-        days = self.triggers[0].month_days(month)
-        for member in self.triggers[1:]:
-            if days:
-                there = member.month_days(month)
-                days = [day for day in days if day in there]
-        return days
+        all_days = [set(member.month_days(month)) for member in self.members]
+        return sorted(set.intersection(*all_days))
 
     def words(self) -> str:
-        return " and also ".join(member.words() for member in self.triggers)
+        return " and also ".join(member.words() for member in self.members)
 
     def render(self) -> str:
-        return ", ".join(map(render_trigger, self.triggers))
+        return ", ".join(map(render_trigger, self.members))
 
 
+@dataclass
 class OrTrigger(Trigger):
     """Fires when any of its members does; a time that several share is one fire.
 
     `count_between` counts shared times once up to OR_EXACT_COUNT, and per member beyond.
     """
+
+    triggers: Sequence[Mapping[str, Any]]  # the states of its members
 
     readers = MappingProxyType({"triggers": read_members})
 
@@ -2810,39 +2777,38 @@ class OrTrigger(Trigger):
             "cursor_us": min(member.cursor_us for member in members),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.triggers = tuple(map(load_trigger, state["triggers"]))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.members = list(map(load_trigger, self.triggers))
 
     @property
     def grace_s(self) -> float:
-        return min(member.grace_s for member in self.triggers)
+        return min(member.grace_s for member in self.members)
 
     def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
-        members = [member.rebased(now, used_until) for member in self.triggers]
+        members = [member.rebased(now, used_until) for member in self.members]
         start_us = min(member.start_us for member in members)
-        changed = {"triggers": states_of(members), "start_us": start_us}
-        return load_trigger(self.__getstate__() | changed)
+        return replace(self, triggers=states_of(members), start_us=start_us)
 
     def note(self, fire_at: datetime) -> str | None:
-        firing = (m for m in self.triggers if m.latest_until(fire_at) == fire_at)
+        firing = (m for m in self.members if m.latest_until(fire_at) == fire_at)
         return "; ".join(dict.fromkeys(filter(None, (m.note(fire_at) for m in firing)))) or None
 
     def _next(self, after_us: int) -> int | None:
         after = at_of(min(after_us, LAST_US))
-        fires = filter(None, (member.next_after(after) for member in self.triggers))
+        fires = filter(None, (member.next_after(after) for member in self.members))
         fire_at = min(fires, default=None)
         return None if fire_at is None else us_of(fire_at)
 
     def _latest(self, at_us: int) -> int | None:
         at = at_of(at_us)
-        fires = filter(None, (member.latest_until(at) for member in self.triggers))
+        fires = filter(None, (member.latest_until(at) for member in self.members))
         fire_at = max(fires, default=None)
         return None if fire_at is None else us_of(fire_at)
 
     def _count(self, first_us: int, last_us: int) -> int:
         first, last = at_of(first_us), at_of(last_us)
-        total = sum(member.count_between(first, last) for member in self.triggers)
+        total = sum(member.count_between(first, last) for member in self.members)
         if total > OR_EXACT_COUNT:
             return total
         count, at_us = 0, self._next(first_us - 1)
@@ -2851,10 +2817,10 @@ class OrTrigger(Trigger):
         return count
 
     def words(self) -> str:
-        return " or ".join(member.words() for member in self.triggers)
+        return " or ".join(member.words() for member in self.members)
 
     def render(self) -> str:
-        return ", ".join(map(render_trigger, self.triggers))
+        return ", ".join(map(render_trigger, self.members))
 
 
 TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
@@ -2892,19 +2858,12 @@ def parse_trigger(config: Mapping[str, Any], *, timezone: str, now: datetime) ->
 def load_trigger(state: Mapping[str, Any]) -> Trigger:
     """The trigger of a stored state. Raises TriggerError if it cannot be used any more."""
     try:
-        return make_trigger(state)
+        return TRIGGER_KINDS[state["type"]](**state)
     except ValueError as error:
         raise TriggerError("trigger", str(error)) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         sentence = f"the stored trigger cannot be read: {type(error).__name__}: {error}"
         raise TriggerError("trigger", sentence) from error
-
-
-def make_trigger(state: Mapping[str, Any]) -> Trigger:
-    kind = TRIGGER_KINDS[state["type"]]
-    trigger = kind.__new__(kind)
-    trigger.__setstate__(state)
-    return trigger
 
 
 def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
@@ -2913,7 +2872,7 @@ def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
 
 def render_trigger(trigger: Trigger) -> str:
     """The trigger as APScheduler writes it, such as `interval[1:00:00]`."""
-    return f"{trigger.kind}[{trigger.render()}]"
+    return f"{trigger.type}[{trigger.render()}]"
 
 
 def describe_trigger(trigger: Trigger) -> str:
@@ -2922,15 +2881,14 @@ def describe_trigger(trigger: Trigger) -> str:
     if not isinstance(trigger, IntervalTrigger):
         words += f" {trigger.zone.key}"
     if isinstance(trigger, CronTrigger | IntervalTrigger):
-        if trigger.start_us and trigger.state.get("is_start_given", True):
+        if trigger.start_us and getattr(trigger, "is_start_given", True):
             words += f", from {moment_text(trigger.start_us, trigger.zone)}"
         if trigger.end_us < LAST_US:
             words += f", until {moment_text(trigger.end_us, trigger.zone)}"
     return words
 
 
-@dataclass(frozen=True, slots=True)
-class FirePreview:
+class FirePreview(NamedTuple):
     """One coming fire: the instant, the local time with its offset, what the clock does to it."""
 
     fire_at: datetime
