@@ -1803,13 +1803,13 @@ class TimesOfDay(NamedTuple):
 
     def before(self, second: int) -> int:
         """How many times lie before a second of the day."""
-        index, is_exact = 0, True
-        wanted = (second // 3600, second // 60 % 60, second % 60)
-        for values, value in zip(self, wanted, strict=True):
-            at = bisect_left(values, value) if is_exact else 0
-            index = index * len(values) + at
-            is_exact = is_exact and at < len(values) and values[at] == value
-        return index
+        hour, minute, second = second // 3600, second // 60 % 60, second % 60
+        count = bisect_left(self.hours, hour) * len(self.minutes) * len(self.seconds)
+        if hour in self.hours:
+            count += bisect_left(self.minutes, minute) * len(self.seconds)
+            if minute in self.minutes:
+                count += bisect_left(self.seconds, second)
+        return count
 
 
 # Cron fields
@@ -1874,10 +1874,9 @@ def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
     for index, name in enumerate(names):
         is_free = index < least_significant or name in ("year", "week", "day_of_week")
         texts.setdefault(name, "*" if is_free else str(CRON_FIELDS[name].low))
-    days, is_last, positions = parse_days(texts.pop("day"))
-    values = {name: parse_values(text, CRON_FIELDS[name]) for name, text in texts.items()}
-    weekdays = _from_monday(values["day_of_week"])
-    return _make_rule(texts, values, DayRule(days, weekdays, is_last, positions))
+    days, is_last, positions = parse_days(texts["day"])
+    values = {name: parse_values(name, text) for name, text in texts.items() if name != "day"}
+    return _make_rule(texts, values, DayRule(days, values["day_of_week"], is_last, positions))
 
 
 @lru_cache(maxsize=256)
@@ -1886,32 +1885,26 @@ def compile_crontab(expression: str) -> CronRule:
 
     If neither the day of month nor the day of week begins with `*`, either is enough.
     """
-    texts = _split_crontab(expression.lower())
+    texts = {"year": "*", "week": "*", "second": "0", **_split_crontab(expression.lower())}
     values = {}
     for name, text in texts.items():
         try:
-            values[name] = parse_values(text, CRON_FIELDS[name], is_crontab=True)
+            values[name] = parse_values(name, text, is_crontab=True)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-    weekdays = _from_monday(values["day_of_week"])
-    either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
-    return _make_rule(texts, values, DayRule(values["day"], weekdays, either=either))
+    either = "*" not in (texts["day"][0], texts["day_of_week"][0])
+    return _make_rule(texts, values, DayRule(values["day"], values["day_of_week"], either=either))
 
 
 def _make_rule(
     texts: Mapping[str, str], values: Mapping[str, tuple[int, ...]], days: DayRule
 ) -> CronRule:
     years, weeks = (
-        frozenset(values[name] if texts.get(name, "*") != "*" else ()) for name in ("year", "week")
+        frozenset(values[name] if texts[name] != "*" else ()) for name in ("year", "week")
     )
-    times = TimesOfDay(values["hour"], values["minute"], values.get("second", (0,)))
+    times = TimesOfDay(values["hour"], values["minute"], values["second"])
     follows_clock = "*" in (texts["minute"][0], texts["hour"][0])
     return CronRule(years, values["month"], weeks, days, times, follows_clock)
-
-
-def _from_monday(weekdays: Sequence[int]) -> tuple[int, ...]:
-    """Weekdays as cron counts them, from Sunday, in Python's count."""
-    return tuple(sorted({(day - 1) % 7 for day in weekdays}))
 
 
 def _split_crontab(expression: str) -> dict[str, str]:
@@ -1938,18 +1931,20 @@ def parse_days(text: str) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int],
                 raise ValueError(f"{item!r} is no day such as '1st mon' or 'last fri'")
             positions.append((POSITIONS.index(position), WEEKDAYS.index(weekday)))
     plain = [item for item in items if item != "last" and " " not in item]
-    days = parse_values(",".join(plain), CRON_FIELDS["day"]) if plain else ()
+    days = parse_values("day", ",".join(plain)) if plain else ()
     return days, "last" in items, tuple(positions)
 
 
-def parse_values(text: str, allowed: FieldRange, *, is_crontab: bool = False) -> tuple[int, ...]:
-    """The values of one cron field, sorted. Raises ValueError."""
+def parse_values(name: str, text: str, *, is_crontab: bool = False) -> tuple[int, ...]:
+    """The values of one cron field, sorted; weekdays from Monday, 0. Raises ValueError."""
     values: set[int] = set()
     for item in map(str.strip, text.split(",")):
         try:
-            values.update(_parse_item(item, allowed, is_crontab))
+            values.update(_parse_item(item, CRON_FIELDS[name], is_crontab))
         except ValueError as error:
             raise ValueError(f"{item!r}: {error}") from None
+    if name == "day_of_week":
+        values = {(value - 1) % 7 for value in values}
     return tuple(sorted(values))
 
 
@@ -1972,10 +1967,10 @@ def _parse_item(item: str, allowed: FieldRange, is_crontab: bool) -> Sequence[in
         last = allowed.high
         if is_crontab:  # Vixie's cron silently drops the step
             raise ValueError(f"a step needs a range: {first_text}-{last}/{step}")
+    if first > last and "mon" in allowed.names:  # the week goes round, and `fri-sun` is meant so
+        last += 7
     if first <= last:
         return range(first, last + 1, step)
-    if "mon" in allowed.names:  # the week goes round, and `fri-sun` is meant so
-        return [day % 7 for day in range(first, last + 8, step)]
     before, after = f"{first_text}-{allowed.high}", f"{allowed.low}-{last_text}"
     raise ValueError(f"the range runs backwards; write {before},{after}")
 
@@ -2151,7 +2146,7 @@ def read_cron_field(name: str, value: Any, place: Place) -> str:
     """A cron field, given as text or as a whole number, in lower case."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     text = str(value) if is_whole else read_text(value, place).lower()
-    _ = parse_days(text) if name == "day" else parse_values(text, CRON_FIELDS[name])
+    _ = parse_days(text) if name == "day" else parse_values(name, text)
     return text
 
 
@@ -2796,15 +2791,12 @@ class OrTrigger(Trigger):
 
     def _next(self, after_us: int) -> int | None:
         after = at_of(min(after_us, LAST_US))
-        fires = filter(None, (member.next_after(after) for member in self.members))
-        fire_at = min(fires, default=None)
-        return None if fire_at is None else us_of(fire_at)
+        fires = (member.next_after(after) for member in self.members)
+        return min(map(us_of, filter(None, fires)), default=None)
 
     def _latest(self, at_us: int) -> int | None:
-        at = at_of(at_us)
-        fires = filter(None, (member.latest_until(at) for member in self.members))
-        fire_at = max(fires, default=None)
-        return None if fire_at is None else us_of(fire_at)
+        fires = (member.latest_until(at_of(at_us)) for member in self.members)
+        return max(map(us_of, filter(None, fires)), default=None)
 
     def _count(self, first_us: int, last_us: int) -> int:
         first, last = at_of(first_us), at_of(last_us)
