@@ -2096,17 +2096,13 @@ class Place:
 Reader = Callable[[Any, Place], Any]  # raises ValueError with a sentence that follows the key
 
 
-def number_reader(low: float, high: float, kind: type[float] = float) -> Reader:
-    """A reader of numbers within bounds; of whole ones if `kind` is int."""
-
-    def read(value: Any, place: Place) -> float:
-        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:  # NaN compares false
-            what = "whole number" if kind is int else "number"
-            raise ValueError(f"must be a {what} between {low:g} and {high:g}, not {value!r:.80}")
-        return kind(value)
-
-    return read
+def read_number(low: float, high: float, kind: type[float], value: Any, place: Place) -> float:
+    """A number within bounds; a whole one if `kind` is int."""
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # NaN compares false
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"must be a {what} between {low:g} and {high:g}, not {value!r:.80}")
+    return kind(value)
 
 
 def read_text(value: Any, place: Place) -> str:
@@ -2125,21 +2121,18 @@ def read_instant(value: Any, place: Place) -> int:
             raise ValueError(sentence) from None
         us = us_of(at) if at.tzinfo else instant_of(at, place.zone)
     else:
-        us = round(number_reader(0, LAST_US / SECOND_US)(value, place) * SECOND_US)
+        us = round(read_number(0, LAST_US / SECOND_US, float, value, place) * SECOND_US)
     if not 0 <= us <= LAST_US:
         raise ValueError(f"{value!r} is not between the years {EPOCH.year} and {LAST_YEAR}")
     return us
 
 
 def read_date(value: Any, place: Place) -> date:
-    try:
+    with suppress(ValueError):
         day = date.fromisoformat(read_text(value, place))
-    except ValueError:
-        day = date.min
-    if not EPOCH.year <= day.year <= LAST_YEAR:
-        sentence = f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
-        raise ValueError(sentence)
-    return day
+        if EPOCH.year <= day.year <= LAST_YEAR:
+            return day
+    raise ValueError(f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}")
 
 
 def read_cron_field(name: str, value: Any, place: Place) -> str:
@@ -2386,7 +2379,7 @@ class IntervalTrigger(Trigger):
     is_start_given: bool
 
     readers = MappingProxyType(
-        {unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()}
+        {u: partial(read_number, 0, MAX_INTERVAL_S / s, float) for u, s in INTERVAL_UNITS.items()}
         | dict(BOUND_READERS)
     )
 
@@ -2646,7 +2639,7 @@ class CalendarIntervalTrigger(WallTrigger):
     time: Sequence[int]  # hour, minute and second
 
     readers = MappingProxyType(
-        {name: number_reader(0, most, int) for name, most in CALENDAR_FIELDS.items()}
+        {name: partial(read_number, 0, most, int) for name, most in CALENDAR_FIELDS.items()}
         | {"start_date": read_date, "end_date": read_date}
     )
 
