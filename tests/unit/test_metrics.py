@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import schedulezero
@@ -15,6 +18,7 @@ from prometheus import parse_metrics
 from schedulezero import (
     Execution,
     Family,
+    HandlerInfo,
     Histogram,
     Metrics,
     Status,
@@ -172,3 +176,50 @@ def test_the_process_families_say_when_it_began_and_what_it_uses() -> None:
     assert (load_rss_bytes() or 0) > 1 << 20
     assert families["schedulezero_disk_written_bytes_total"].value() >= 0
     assert f"\nwrite_bytes: {load_written_bytes()}\n" in Path("/proc/self/io").read_text()
+
+
+# The Grafana dashboard of them
+
+HANDLER = HandlerInfo("a", "dial-in", "Connected", (), (), 0, 0, 0)
+
+GRAFANA = json.loads((Path(schedulezero.__file__).parent / "static" / "grafana.json").read_text())
+TARGETS = [target for panel in GRAFANA["panels"] for target in panel["targets"]]
+
+
+def families_of_a_server(data_dir: str) -> list[Family]:
+    """What /metrics offers once there was a request, a handler and a governor."""
+    metrics = Metrics()
+    metrics.count_request("GET", "/", 200)
+    status = {"pid": os.getppid(), "children": [{"name": "server", "restarts": 0}]}
+    Path(data_dir, "status.json").write_text(json.dumps(status))
+    app = SimpleNamespace(
+        clock=schedulezero.Clock(), started_monotonic=0.0, metrics=metrics,
+        config=schedulezero.Config(data_dir=data_dir),
+        dispatcher=SimpleNamespace(count_waiting=lambda: ({"ready": 0}, None), running=0),
+        gateway=SimpleNamespace(handlers=lambda: [HANDLER], malformed=0),
+        store=SimpleNamespace(commits=0, state="ok"), events=SimpleNamespace(subscribers=0),
+    )  # fmt: skip
+    return list(schedulezero.describe_metrics(app))  # type: ignore[arg-type]
+
+
+def test_the_grafana_dashboard_asks_only_for_what_is_offered(tmp_path: Path) -> None:
+    offered = {
+        family.name + suffix: {label for label, _ in labels} | {"instance"}
+        for family in families_of_a_server(str(tmp_path))
+        for suffix, labels, _ in family.samples
+    }
+    (choice,) = (v["query"] for v in GRAFANA["templating"]["list"] if v["name"] == "instance")
+    for expression, legend in [(choice, ""), *((t["expr"], t["legendFormat"]) for t in TARGETS)]:
+        names = re.findall(r"\b(?:schedulezero|process)_\w+", expression)
+        labels = re.findall(r"{{(\w+)}}", legend) + re.findall(r"by \((\w+)\)", expression)
+        assert names and set(names) <= offered.keys()
+        assert all(set(labels) <= offered[name] for name in names)
+
+
+def test_each_panel_of_the_grafana_dashboard_has_a_place_and_follows_its_variables() -> None:
+    panels = GRAFANA["panels"]
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len({panel["id"] for panel in panels}) == len(panels)
+    assert {v["name"] for v in GRAFANA["templating"]["list"]} == {"DS_PROMETHEUS", "instance"}
+    assert {panel["datasource"]["uid"] for panel in panels} == {"${DS_PROMETHEUS}"}
+    assert all('instance=~"$instance"' in target["expr"] for target in TARGETS)
