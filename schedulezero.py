@@ -2285,7 +2285,7 @@ class Trigger(apscheduler.abc.Trigger):
         """The trigger to go on with after the clock went back to `now`.
 
         `used_until` is its last fire. Times of the wall clock stay what they are: those that
-        were used already are not used again.
+        were used already are not used again. Raises TriggerError if it would end before it begins.
         """
         return self
 
@@ -2415,7 +2415,7 @@ class IntervalTrigger(Trigger):
         start_us = us_of(now) + self.interval_us
         if (start_us - self.start_us) % self.interval_us == 0:
             start_us += 1
-        return replace(self, start_us=start_us)
+        return load_trigger(self.__getstate__() | {"start_us": start_us})
 
     def _next(self, after_us: int) -> int | None:
         return after_us + self.interval_us - (after_us - self.start_us) % self.interval_us
@@ -2776,7 +2776,8 @@ class OrTrigger(Trigger):
     def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
         members = [member.rebased(now, used_until) for member in self.members]
         start_us = min(member.start_us for member in members)
-        return replace(self, triggers=states_of(members), start_us=start_us)
+        changed = {"triggers": states_of(members), "start_us": start_us}
+        return load_trigger(self.__getstate__() | changed)
 
     def note(self, fire_at: datetime) -> str | None:
         firing = (m for m in self.members if m.latest_until(fire_at) == fire_at)
