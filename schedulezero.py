@@ -2087,7 +2087,7 @@ class Place:
     """Where in a `trigger_config` a reader is, and what holds there unless it says otherwise."""
 
     path: str
-    zone: ZoneInfo
+    timezone: ZoneInfo
     dst: Dst
     now_us: int
     depth: int = 1
@@ -2119,7 +2119,7 @@ def read_instant(value: Any, place: Place) -> int:
         except ValueError:
             sentence = f"{value!r:.80} is not ISO 8601, such as 2027-03-28T02:30:00+01:00"
             raise ValueError(sentence) from None
-        us = us_of(at) if at.tzinfo else instant_of(at, place.zone)
+        us = us_of(at) if at.tzinfo else instant_of(at, place.timezone)
     else:
         us = round(read_number(0, LAST_US / SECOND_US, float, value, place) * SECOND_US)
     if not 0 <= us <= LAST_US:
@@ -2184,36 +2184,30 @@ def read_trigger(config: Any, place: Place) -> Trigger:
     if kind is None:
         sentence = f"type must be one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
         raise TriggerError(f"{place.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
+    readers = {**COMMON_READERS, **kind.readers}  # common keys hold for those that follow
     for key in config:
-        if key not in (known := ("type", *COMMON_READERS, *kind.readers)):
+        if key not in (known := ("type", *readers)):
             hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
             sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
             raise TriggerError(f"{place.path}.{key}", sentence)
-    common = _read_keys(config, COMMON_READERS, place)
-    zone, dst = common.get("timezone", place.zone), common.get("dst", place.dst)
-    place = replace(place, zone=zone, dst=dst)
-    given = _read_keys(config, kind.readers, place)
-    bounds = {"start_us": given.get("start_time", 0), "end_us": given.get("end_time", LAST_US)}
-    state = {"type": name, "timezone": zone.key, "dst": dst, "cursor_us": place.now_us, **bounds}
+    given: dict[str, Any] = {}
+    for key, read in readers.items():
+        if config.get(key) is None:
+            continue
+        path = f"{place.path}.{key}"
+        try:
+            given[key] = read(config[key], replace(place, path=path))
+        except ValueError as error:
+            raise TriggerError(path, f"{key} {error}") from None
+        if key in COMMON_READERS:
+            place = replace(place, **{key: given[key]})
+    common = {"type": name, "timezone": place.timezone.key, "dst": place.dst}
+    start_us, end_us = given.get("start_time", 0), given.get("end_time", LAST_US)
+    times = {"start_us": start_us, "end_us": end_us, "cursor_us": place.now_us}
     try:
-        return kind(**state | kind.parse(given, place))
+        return kind(**{**common, **times, **kind.parse(given, place)})
     except ValueError as error:
         raise TriggerError(place.path, str(error)) from None
-
-
-def _read_keys(
-    config: Mapping[str, Any], readers: Mapping[str, Reader], place: Place
-) -> dict[str, Any]:
-    """The values of the keys given; null counts as not given."""
-    values = {}
-    for key, read in readers.items():
-        if config.get(key) is not None:
-            path = f"{place.path}.{key}"
-            try:
-                values[key] = read(config[key], replace(place, path=path))
-            except ValueError as error:
-                raise TriggerError(path, f"{key} {error}") from None
-    return values
 
 
 # Trigger classes
@@ -2323,7 +2317,7 @@ class DateTrigger(Trigger):
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
-        if not given:
+        if "run_date" not in given:
             raise ValueError("a date trigger needs run_date")
         value, run_us = given["run_date"]
         if run_us < place.now_us - CALENDAR_GRACE_S * SECOND_US:
@@ -2649,18 +2643,16 @@ class CalendarIntervalTrigger(WallTrigger):
         days = given.get("weeks", 0) * 7 + given.get("days", 0)
         if bool(months) == bool(days):
             raise ValueError("give either years and months or weeks and days")
-        anchor = given.get("start_date", at_of(place.now_us).astimezone(place.zone).date())
+        anchor = given.get("start_date", at_of(place.now_us).astimezone(place.timezone).date())
         end = given.get("end_date", date(LAST_YEAR, 12, 31)) + timedelta(days=1)
-        start_us, end_us = (
-            instant_of(datetime(day.year, day.month, day.day), place.zone) for day in (anchor, end)
-        )
+        first, last = (datetime(day.year, day.month, day.day) for day in (anchor, end))
         return {
             "months": months,
             "days": days,
             "anchor": anchor.isoformat(),
             "time": [given.get(name, 0) for name in ("hour", "minute", "second")],
-            "start_us": max(0, start_us),
-            "end_us": min(end_us - 1, LAST_US),
+            "start_us": max(0, instant_of(first, place.timezone)),
+            "end_us": min(instant_of(last, place.timezone) - 1, LAST_US),
         }
 
     def __post_init__(self) -> None:
@@ -8733,9 +8725,7 @@ class Events:
     def _flush(self) -> None:
         """Send every subscriber what it has not had, but each thing only as it last was."""
         self._flusher = None
-        oldest_sent = min((subscriber.sent for subscriber in self._subscribers), default=None)
-        if oldest_sent is None:
-            return
+        oldest_sent = min((each.sent for each in self._subscribers), default=self._number)
         events, dropped = self._encoded_since(oldest_sent), self._dropped
         for subscriber in list(self._subscribers):
             framing, sent = subscriber.framing, subscriber.sent
