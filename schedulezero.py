@@ -1757,8 +1757,7 @@ def _month_and_day(epoch_day: int) -> tuple[int, int]:
     return at.year * 12 + at.month - 1, at.day
 
 
-@dataclass(frozen=True, slots=True)
-class DayRule:
+class DayRule(NamedTuple):
     """Which days of a month match. Weekdays count from Monday, 0."""
 
     days: tuple[int, ...]  # of the month
@@ -1767,22 +1766,21 @@ class DayRule:
     positions: tuple[tuple[int, int], ...] = ()  # (n, weekday): its nth, 0 for its last
     either: bool = False  # Vixie: day of month or day of week is enough
 
-    def matches(self, day: int, first_weekday: int, length: int) -> bool:
-        weekday = (first_weekday + day - 1) % 7
-        of_month = (
-            day in self.days
-            or (self.last and day == length)
-            or ((day + 6) // 7, weekday) in self.positions
-            or (day + 7 > length and (0, weekday) in self.positions)
-        )
-        of_week = weekday in self.weekdays
-        return (of_month or of_week) if self.either else (of_month and of_week)
-
 
 @lru_cache(maxsize=1024)
 def days_of_month(rule: DayRule, first_weekday: int, length: int) -> tuple[int, ...]:
     """The matching days of a month by its shape; at most 28 shapes per rule."""
-    return tuple(d for d in range(1, length + 1) if rule.matches(d, first_weekday, length))
+    found = []
+    for day in range(1, length + 1):
+        weekday = (first_weekday + day - 1) % 7
+        nth, is_last = (day + 6) // 7, day + 7 > length
+        of_month = day in rule.days or (rule.last and day == length)
+        of_month |= (nth, weekday) in rule.positions
+        of_month |= is_last and (0, weekday) in rule.positions
+        of_week = weekday in rule.weekdays
+        if (of_month or of_week) if rule.either else (of_month and of_week):
+            found.append(day)
+    return tuple(found)
 
 
 class TimesOfDay(NamedTuple):
@@ -2706,7 +2704,7 @@ class AndTrigger(WallTrigger):
         if len({(member.zone, member.dst) for member in members}) > 1:
             raise ValueError("the triggers of an `and` must have the same timezone and dst")
         return {
-            "triggers": states_of(members),
+            "triggers": [member.__getstate__() for member in members],
             "timezone": members[0].zone.key,
             "dst": members[0].dst.value,
             "start_us": max(member.start_us for member in members),
@@ -2751,7 +2749,7 @@ class OrTrigger(Trigger):
         if not members:
             raise ValueError("an `or` needs triggers")
         return {
-            "triggers": states_of(members),
+            "triggers": [member.__getstate__() for member in members],
             "start_us": min(member.start_us for member in members),
             "end_us": max(member.end_us for member in members),
             "cursor_us": min(member.cursor_us for member in members),
@@ -2768,7 +2766,7 @@ class OrTrigger(Trigger):
     def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
         members = [member.rebased(now, used_until) for member in self.members]
         start_us = min(member.start_us for member in members)
-        changed = {"triggers": states_of(members), "start_us": start_us}
+        changed = {"triggers": [member.__getstate__() for member in members], "start_us": start_us}
         return load_trigger(self.__getstate__() | changed)
 
     def note(self, fire_at: datetime) -> str | None:
@@ -2842,10 +2840,6 @@ def load_trigger(state: Mapping[str, Any]) -> Trigger:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         sentence = f"the stored trigger cannot be read: {type(error).__name__}: {error}"
         raise TriggerError("trigger", sentence) from error
-
-
-def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
-    return [trigger.__getstate__() for trigger in triggers]
 
 
 def render_trigger(trigger: Trigger) -> str:
