@@ -2447,31 +2447,6 @@ class WallTrigger(Trigger):
 
     # Local times
 
-    def _days(self, day: int, step: int) -> Iterator[int]:
-        """The matching days from `day` on, or with `step` -1 back from it."""
-        month, _ = _month_and_day(day)
-        while FIRST_MONTH <= month <= LAST_MONTH:
-            before = _epoch_day(month, 1) - 1
-            for day_of_month in self.month_days(month)[::step]:
-                if (before + day_of_month - day) * step >= 0:
-                    yield before + day_of_month
-            month += step
-
-    def _seek_local(self, local: int, step: int) -> int | None:
-        """The first match at or after a local time, or with `step` -1 the last before it."""
-        day, second = divmod(local, DAY_S)
-        start, end = (0, self.times.total())[::step]
-        for found in self._days(day, step):
-            index = self.times.before(second) if found == day else start
-            if index != end:
-                return found * DAY_S + self.times.at(index if step > 0 else index - 1)
-        return None
-
-    def _count_local(self, first: int, end: int) -> int:
-        """The number of matches in [first, end)."""
-        month, _ = _month_and_day(first // DAY_S)
-        return self._rank(end, month) - self._rank(first, month) if first < end else 0
-
     def _rank(self, local: int, first_month: int) -> int:
         """The number of matches before a local time, from the beginning of a month on."""
         day, second = divmod(local, DAY_S)
@@ -2480,6 +2455,23 @@ class WallTrigger(Trigger):
         total = sum(len(self.month_days(other)) for other in range(first_month, month))
         total = (total + bisect_left(days, day_of_month)) * self.times.total()
         return total + (self.times.before(second) if day_of_month in days else 0)
+
+    def _seek_local(self, local: int, step: int) -> int | None:
+        """The first match at or after a local time, or with `step` -1 the last before it."""
+        month, _ = _month_and_day(local // DAY_S)
+        day, time = divmod(self._rank(local, month) - (step < 0), self.times.total())
+        while FIRST_MONTH <= month <= LAST_MONTH:
+            days = self.month_days(month)
+            if 0 <= day < len(days):
+                return _epoch_day(month, days[day]) * DAY_S + self.times.at(time)
+            month += step
+            day += -len(days) if step > 0 else len(self.month_days(month))
+        return None
+
+    def _count_local(self, first: int, end: int) -> int:
+        """The number of matches in [first, end)."""
+        month, _ = _month_and_day(first // DAY_S)
+        return self._rank(end, month) - self._rank(first, month) if first < end else 0
 
     # The zone: local times to instants
 
