@@ -2004,29 +2004,27 @@ def describe_times(times: TimesOfDay) -> str:
 
 
 def describe_dates(rule: CronRule) -> str:
-    """The dates of a cron rule in words; empty if every day matches."""
-    days, parts = _days_words(rule.days), []
+    """The dates of a cron rule in words."""
+    parts = [_days_words(rule.days)]
     if rule.weeks:
         parts.append(f"in week {_list_words(sorted(rule.weeks))}")
     if len(rule.months) < 12:
         parts.append(f"in {_list_words(rule.months, ('', *map(str.title, MONTHS)))}")
     if rule.years:
         parts.append(f"in {_list_words(sorted(rule.years))}")
-    return " ".join([days or "every day", *parts] if parts else filter(None, [days]))
+    return " ".join(parts)
 
 
 def _days_words(rule: DayRule) -> str:
-    parts = [f"{POSITIONS[n]} {WEEKDAY_NAMES[day]}" for n, day in rule.positions]
-    parts += ["last day"] if rule.last else []
-    parts = [f"the {join_words(parts)} of the month"] if parts else []
-    if 0 < len(rule.days) < 31:
-        parts.insert(0, f"day {_list_words(rule.days)}")
-    on_days = f"on {join_words(parts)}" if parts else ""
+    parts = [f"day {_list_words(rule.days)}"] if 0 < len(rule.days) < 31 else []
+    named = [f"{POSITIONS[n]} {WEEKDAY_NAMES[day]}" for n, day in rule.positions]
+    if named := named + ["last day"] * rule.last:
+        parts.append(f"the {join_words(named)} of the month")
     if len(rule.weekdays) == 7:
-        return on_days
+        return f"on {join_words(parts)}" if parts else "every day"
     weekdays = _list_words(rule.weekdays, WEEKDAY_NAMES)
-    if on_days:
-        return f"{on_days} or {weekdays}" if rule.either else f"{on_days} if it is {weekdays}"
+    if parts:
+        return f"on {join_words(parts)} {'or' if rule.either else 'if it is'} {weekdays}"
     return weekdays if len(rule.weekdays) > 1 else f"every {weekdays}"
 
 
@@ -2539,24 +2537,17 @@ class WallTrigger(Trigger):
         return total
 
     def note(self, fire_at: datetime) -> str | None:
-        at = fire_at.astimezone(self.zone)
-        span = span_at(self.zone, us_of(fire_at) // SECOND_US)
-        previous = self.latest_until(fire_at - MICROSECOND)
+        at, fire_us = fire_at.astimezone(self.zone), us_of(fire_at)
+        span = span_at(self.zone, fire_us // SECOND_US)
         begin_us = span.begin * SECOND_US
-        is_first = previous is None or us_of(previous) < begin_us
-        if is_first and begin_us >= self.start_us and (count := self._skipped(span)):
-            return self._gap_text(span, count, at)
-        return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
-
-    def _gap_text(self, span: Span, count: int, at: datetime) -> str:
-        local = self._seek_local(span.begin + span.before, 1)
-        assert local is not None
-        wall = at_of(local * SECOND_US)
-        what = f"{wall:%H:%M} does not exist"
-        if count > 1:
-            what = f"{wall:%H:%M} and {count - 1} more times do not exist"
+        is_first = begin_us >= self.start_us and self._next(begin_us - 1) == fire_us
+        count = self._skipped(span) if is_first else 0
+        if not count:
+            return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
+        wall = at_of((self._seek_local(span.begin + span.before, 1) or 0) * SECOND_US)
+        more = f" and {count - 1} more times do not exist" if count > 1 else " does not exist"
         then = "skipped" if self.dst is Dst.SKIP else f"runs at {at:%H:%M}"
-        return f"{date_text(wall)}: {what}, {then}"
+        return f"{date_text(wall)}: {wall:%H:%M}{more}, {then}"
 
 
 @dataclass
@@ -2599,8 +2590,8 @@ class CronTrigger(WallTrigger):
     def words(self) -> str:
         times, dates = describe_times(self.times), describe_dates(self.rule)
         if times.startswith("at "):
-            return f"{dates or 'every day'} {times}"
-        return f"{times}, {dates}" if dates else times
+            return f"{dates} {times}"
+        return times if dates == "every day" else f"{times}, {dates}"
 
     def render(self) -> str:
         if self.expression is not None:
