@@ -108,7 +108,7 @@ import urllib.parse
 import zlib
 import zoneinfo
 from abc import abstractmethod
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from calendar import monthrange
 from collections import OrderedDict, deque
 from collections.abc import (
@@ -122,7 +122,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -1739,32 +1739,18 @@ def spans_of(zone: ZoneInfo, year: int) -> tuple[Span, ...]:
     spans = []
     before, offset = offset_at(zone, begin - 1), offset_at(zone, begin)
     for at in range(begin, end, SAMPLE_S):
-        later = min(at + SAMPLE_S, end - 1)
-        changed = offset_at(zone, later)
+        sample = range(at, min(at + SAMPLE_S, end))
+        changed = offset_at(zone, sample[-1])
         if changed != offset:
-            jump = _find_jump(zone, at, later, changed)
+            jump = sample[bisect_left(sample, True, key=lambda s: offset_at(zone, s) == changed)]
             spans.append(Span(begin, jump, offset, before))
             begin, before, offset = jump, offset, changed
     return (*spans, Span(begin, end, offset, before))
 
 
-def _find_jump(zone: ZoneInfo, before: int, after: int, changed: int) -> int:
-    """The first second with the changed offset, which `after` has and `before` has not."""
-    while after - before > 1:
-        middle = (before + after) // 2
-        before, after = (before, middle) if offset_at(zone, middle) == changed else (middle, after)
-    return after
-
-
 def span_at(zone: ZoneInfo, at: int) -> Span:
     year = date.fromordinal(at // DAY_S + EPOCH_ORDINAL).year
     return next(span for span in reversed(spans_of(zone, year)) if span.begin <= at)
-
-
-def spans_between(zone: ZoneInfo, first: int, last: int) -> Iterator[Span]:
-    while first <= last:
-        yield (span := span_at(zone, first))
-        first = span.end
 
 
 def instant_of(wall: datetime, zone: ZoneInfo) -> int:
@@ -1776,27 +1762,17 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
     return span_at(zone, first // SECOND_US).begin * SECOND_US
 
 
-def load_zone(name: object) -> ZoneInfo:
-    """The zone of an IANA name. Raises ValueError with the nearest names."""
-    if isinstance(name, str):
-        with suppress(OSError, ValueError, KeyError):
-            return _named_zone(name)
-    raise ValueError(f"{name!r:.80} is not a known time zone{_nearest_zones(str(name))}")
-
-
 @lru_cache(maxsize=64)  # every trigger that is read asks
-def _named_zone(name: str) -> ZoneInfo:
-    if name.split("/")[0] in ("posix", "right", "localtime"):
-        raise ValueError("a directory of copies or a name of the host's own")
-    return ZoneInfo(name)
-
-
-def _nearest_zones(name: str) -> str:
-    known = {zone.lower(): zone for zone in sorted(available_timezones())}
-    known |= {zone.rpartition("/")[2]: known[zone] for zone in list(known)}
-    close = difflib.get_close_matches(name[:80].lower().replace(" ", "_"), known, 4, 0.7)
-    names = list(dict.fromkeys(known[zone] for zone in close))[:3]
-    return f"; the nearest are {', '.join(names)}" if names else "; use a name like Europe/Berlin"
+def load_zone(name: str) -> ZoneInfo:
+    """The zone of an IANA name. Raises ValueError with the nearest names."""
+    with suppress(OSError, ValueError, KeyError):
+        if name.split("/")[0] not in ("posix", "right", "localtime"):  # copies, the host's own
+            return ZoneInfo(name)
+    cities = {zone.rpartition("/")[2].lower(): zone for zone in sorted(available_timezones())}
+    city = name[-80:].rpartition("/")[2].lower().replace(" ", "_")
+    nearest = [cities[close] for close in difflib.get_close_matches(city, cities, 3, 0.7)]
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else "use a name like Europe/Berlin"
+    raise ValueError(f"{name!r:.80} is not a known time zone; {hint}")
 
 
 # Days and times of day
@@ -1812,8 +1788,7 @@ def _month_and_day(epoch_day: int) -> tuple[int, int]:
     return at.year * 12 + at.month - 1, at.day
 
 
-@dataclass(frozen=True, slots=True)
-class DayRule:
+class DayRule(NamedTuple):
     """Which days of a month match. Weekdays count from Monday, 0."""
 
     days: tuple[int, ...]  # of the month
@@ -1822,22 +1797,21 @@ class DayRule:
     positions: tuple[tuple[int, int], ...] = ()  # (n, weekday): its nth, 0 for its last
     either: bool = False  # Vixie: day of month or day of week is enough
 
-    def matches(self, day: int, first_weekday: int, length: int) -> bool:
-        weekday = (first_weekday + day - 1) % 7
-        of_month = (
-            day in self.days
-            or (self.last and day == length)
-            or ((day + 6) // 7, weekday) in self.positions
-            or (day + 7 > length and (0, weekday) in self.positions)
-        )
-        of_week = weekday in self.weekdays
-        return (of_month or of_week) if self.either else (of_month and of_week)
-
 
 @lru_cache(maxsize=1024)
 def days_of_month(rule: DayRule, first_weekday: int, length: int) -> tuple[int, ...]:
     """The matching days of a month by its shape; at most 28 shapes per rule."""
-    return tuple(d for d in range(1, length + 1) if rule.matches(d, first_weekday, length))
+    found = []
+    for day in range(1, length + 1):
+        weekday = (first_weekday + day - 1) % 7
+        nth, is_last = (day + 6) // 7, day + 7 > length
+        of_month = day in rule.days or (rule.last and day == length)
+        of_month |= (nth, weekday) in rule.positions
+        of_month |= is_last and (0, weekday) in rule.positions
+        of_week = weekday in rule.weekdays
+        if (of_month or of_week) if rule.either else (of_month and of_week):
+            found.append(day)
+    return tuple(found)
 
 
 class TimesOfDay(NamedTuple):
@@ -1858,13 +1832,13 @@ class TimesOfDay(NamedTuple):
 
     def before(self, second: int) -> int:
         """How many times lie before a second of the day."""
-        index, is_exact = 0, True
-        wanted = (second // 3600, second // 60 % 60, second % 60)
-        for values, value in zip(self, wanted, strict=True):
-            at = bisect_left(values, value) if is_exact else 0
-            index = index * len(values) + at
-            is_exact = is_exact and at < len(values) and values[at] == value
-        return index
+        hour, minute, second = second // 3600, second // 60 % 60, second % 60
+        count = bisect_left(self.hours, hour) * len(self.minutes) * len(self.seconds)
+        if hour in self.hours:
+            count += bisect_left(self.minutes, minute) * len(self.seconds)
+            if minute in self.minutes:
+                count += bisect_left(self.seconds, second)
+        return count
 
 
 # Cron fields
@@ -1929,10 +1903,9 @@ def compile_cron_fields(given: tuple[tuple[str, str], ...]) -> CronRule:
     for index, name in enumerate(names):
         is_free = index < least_significant or name in ("year", "week", "day_of_week")
         texts.setdefault(name, "*" if is_free else str(CRON_FIELDS[name].low))
-    days, is_last, positions = parse_days(texts.pop("day"))
-    values = {name: parse_values(text, CRON_FIELDS[name]) for name, text in texts.items()}
-    weekdays = _from_monday(values["day_of_week"])
-    return _make_rule(texts, values, DayRule(days, weekdays, is_last, positions))
+    days, is_last, positions = parse_days(texts["day"])
+    values = {name: parse_values(name, text) for name, text in texts.items() if name != "day"}
+    return _make_rule(texts, values, DayRule(days, values["day_of_week"], is_last, positions))
 
 
 @lru_cache(maxsize=256)
@@ -1941,32 +1914,26 @@ def compile_crontab(expression: str) -> CronRule:
 
     If neither the day of month nor the day of week begins with `*`, either is enough.
     """
-    texts = _split_crontab(expression.lower())
+    texts = {"year": "*", "week": "*", "second": "0", **_split_crontab(expression.lower())}
     values = {}
     for name, text in texts.items():
         try:
-            values[name] = parse_values(text, CRON_FIELDS[name], is_crontab=True)
+            values[name] = parse_values(name, text, is_crontab=True)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-    weekdays = _from_monday(values["day_of_week"])
-    either = texts["day"][0] != "*" and texts["day_of_week"][0] != "*"
-    return _make_rule(texts, values, DayRule(values["day"], weekdays, either=either))
+    either = "*" not in (texts["day"][0], texts["day_of_week"][0])
+    return _make_rule(texts, values, DayRule(values["day"], values["day_of_week"], either=either))
 
 
 def _make_rule(
     texts: Mapping[str, str], values: Mapping[str, tuple[int, ...]], days: DayRule
 ) -> CronRule:
     years, weeks = (
-        frozenset(values[name] if texts.get(name, "*") != "*" else ()) for name in ("year", "week")
+        frozenset(values[name] if texts[name] != "*" else ()) for name in ("year", "week")
     )
-    times = TimesOfDay(values["hour"], values["minute"], values.get("second", (0,)))
+    times = TimesOfDay(values["hour"], values["minute"], values["second"])
     follows_clock = "*" in (texts["minute"][0], texts["hour"][0])
     return CronRule(years, values["month"], weeks, days, times, follows_clock)
-
-
-def _from_monday(weekdays: Sequence[int]) -> tuple[int, ...]:
-    """Weekdays as cron counts them, from Sunday, in Python's count."""
-    return tuple(sorted({(day - 1) % 7 for day in weekdays}))
 
 
 def _split_crontab(expression: str) -> dict[str, str]:
@@ -1993,18 +1960,20 @@ def parse_days(text: str) -> tuple[tuple[int, ...], bool, tuple[tuple[int, int],
                 raise ValueError(f"{item!r} is no day such as '1st mon' or 'last fri'")
             positions.append((POSITIONS.index(position), WEEKDAYS.index(weekday)))
     plain = [item for item in items if item != "last" and " " not in item]
-    days = parse_values(",".join(plain), CRON_FIELDS["day"]) if plain else ()
+    days = parse_values("day", ",".join(plain)) if plain else ()
     return days, "last" in items, tuple(positions)
 
 
-def parse_values(text: str, allowed: FieldRange, *, is_crontab: bool = False) -> tuple[int, ...]:
-    """The values of one cron field, sorted. Raises ValueError."""
+def parse_values(name: str, text: str, *, is_crontab: bool = False) -> tuple[int, ...]:
+    """The values of one cron field, sorted; weekdays from Monday, 0. Raises ValueError."""
     values: set[int] = set()
     for item in map(str.strip, text.split(",")):
         try:
-            values.update(_parse_item(item, allowed, is_crontab))
+            values.update(_parse_item(item, CRON_FIELDS[name], is_crontab))
         except ValueError as error:
             raise ValueError(f"{item!r}: {error}") from None
+    if name == "day_of_week":
+        values = {(value - 1) % 7 for value in values}
     return tuple(sorted(values))
 
 
@@ -2027,10 +1996,10 @@ def _parse_item(item: str, allowed: FieldRange, is_crontab: bool) -> Sequence[in
         last = allowed.high
         if is_crontab:  # Vixie's cron silently drops the step
             raise ValueError(f"a step needs a range: {first_text}-{last}/{step}")
+    if first > last and "mon" in allowed.names:  # the week goes round, and `fri-sun` is meant so
+        last += 7
     if first <= last:
         return range(first, last + 1, step)
-    if "mon" in allowed.names:  # the week goes round, and `fri-sun` is meant so
-        return [day % 7 for day in range(first, last + 8, step)]
     before, after = f"{first_text}-{allowed.high}", f"{allowed.low}-{last_text}"
     raise ValueError(f"the range runs backwards; write {before},{after}")
 
@@ -2066,29 +2035,27 @@ def describe_times(times: TimesOfDay) -> str:
 
 
 def describe_dates(rule: CronRule) -> str:
-    """The dates of a cron rule in words; empty if every day matches."""
-    days, parts = _days_words(rule.days), []
+    """The dates of a cron rule in words."""
+    parts = [_days_words(rule.days)]
     if rule.weeks:
         parts.append(f"in week {_list_words(sorted(rule.weeks))}")
     if len(rule.months) < 12:
         parts.append(f"in {_list_words(rule.months, ('', *map(str.title, MONTHS)))}")
     if rule.years:
         parts.append(f"in {_list_words(sorted(rule.years))}")
-    return " ".join([days or "every day", *parts] if parts else filter(None, [days]))
+    return " ".join(parts)
 
 
 def _days_words(rule: DayRule) -> str:
-    parts = [f"{POSITIONS[n]} {WEEKDAY_NAMES[day]}" for n, day in rule.positions]
-    parts += ["last day"] if rule.last else []
-    parts = [f"the {join_words(parts)} of the month"] if parts else []
-    if 0 < len(rule.days) < 31:
-        parts.insert(0, f"day {_list_words(rule.days)}")
-    on_days = f"on {join_words(parts)}" if parts else ""
+    parts = [f"day {_list_words(rule.days)}"] if 0 < len(rule.days) < 31 else []
+    named = [f"{POSITIONS[n]} {WEEKDAY_NAMES[day]}" for n, day in rule.positions]
+    if named := named + ["last day"] * rule.last:
+        parts.append(f"the {join_words(named)} of the month")
     if len(rule.weekdays) == 7:
-        return on_days
+        return f"on {join_words(parts)}" if parts else "every day"
     weekdays = _list_words(rule.weekdays, WEEKDAY_NAMES)
-    if on_days:
-        return f"{on_days} or {weekdays}" if rule.either else f"{on_days} if it is {weekdays}"
+    if parts:
+        return f"on {join_words(parts)} {'or' if rule.either else 'if it is'} {weekdays}"
     return weekdays if len(rule.weekdays) > 1 else f"every {weekdays}"
 
 
@@ -2147,7 +2114,7 @@ class Place:
     """Where in a `trigger_config` a reader is, and what holds there unless it says otherwise."""
 
     path: str
-    zone: ZoneInfo
+    timezone: ZoneInfo
     dst: Dst
     now_us: int
     depth: int = 1
@@ -2156,17 +2123,13 @@ class Place:
 Reader = Callable[[Any, Place], Any]  # raises ValueError with a sentence that follows the key
 
 
-def number_reader(low: float, high: float, kind: type[float] = float) -> Reader:
-    """A reader of numbers within bounds; of whole ones if `kind` is int."""
-
-    def read(value: Any, place: Place) -> float:
-        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:  # NaN compares false
-            what = "whole number" if kind is int else "number"
-            raise ValueError(f"must be a {what} between {low:g} and {high:g}, not {value!r:.80}")
-        return kind(value)
-
-    return read
+def read_number(low: float, high: float, kind: type[float], value: Any, place: Place) -> float:
+    """A number within bounds; a whole one if `kind` is int."""
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # NaN compares false
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"must be a {what} between {low:g} and {high:g}, not {value!r:.80}")
+    return kind(value)
 
 
 def read_text(value: Any, place: Place) -> str:
@@ -2183,30 +2146,27 @@ def read_instant(value: Any, place: Place) -> int:
         except ValueError:
             sentence = f"{value!r:.80} is not ISO 8601, such as 2027-03-28T02:30:00+01:00"
             raise ValueError(sentence) from None
-        us = us_of(at) if at.tzinfo else instant_of(at, place.zone)
+        us = us_of(at) if at.tzinfo else instant_of(at, place.timezone)
     else:
-        us = round(number_reader(0, LAST_US / SECOND_US)(value, place) * SECOND_US)
+        us = round(read_number(0, LAST_US / SECOND_US, float, value, place) * SECOND_US)
     if not 0 <= us <= LAST_US:
         raise ValueError(f"{value!r} is not between the years {EPOCH.year} and {LAST_YEAR}")
     return us
 
 
 def read_date(value: Any, place: Place) -> date:
-    try:
+    with suppress(ValueError):
         day = date.fromisoformat(read_text(value, place))
-    except ValueError:
-        day = date.min
-    if not EPOCH.year <= day.year <= LAST_YEAR:
-        sentence = f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}"
-        raise ValueError(sentence)
-    return day
+        if EPOCH.year <= day.year <= LAST_YEAR:
+            return day
+    raise ValueError(f"{value!r:.80} is not a date such as 2027-03-28, from 1970 to {LAST_YEAR}")
 
 
 def read_cron_field(name: str, value: Any, place: Place) -> str:
     """A cron field, given as text or as a whole number, in lower case."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     text = str(value) if is_whole else read_text(value, place).lower()
-    _ = parse_days(text) if name == "day" else parse_values(text, CRON_FIELDS[name])
+    _ = parse_days(text) if name == "day" else parse_values(name, text)
     return text
 
 
@@ -2223,7 +2183,7 @@ def read_dst(value: Any, place: Place) -> Dst:
 
 
 COMMON_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
-    {"timezone": lambda zone, _: load_zone(zone), "dst": read_dst}
+    {"timezone": lambda zone, _: load_zone(str(zone)), "dst": read_dst}
 )
 BOUND_READERS: Final[Mapping[str, Reader]] = MappingProxyType(
     {"start_time": read_instant, "end_time": read_instant}
@@ -2251,55 +2211,48 @@ def read_trigger(config: Any, place: Place) -> Trigger:
     if kind is None:
         sentence = f"type must be one of {', '.join(TRIGGER_KINDS)}, not {name!r:.80}"
         raise TriggerError(f"{place.path}.type", sentence + suggest(str(name), TRIGGER_KINDS))
-    readers = kind.readers
+    readers = {**COMMON_READERS, **kind.readers}  # common keys hold for those that follow
     for key in config:
-        if key not in (known := ("type", *COMMON_READERS, *readers)):
+        if key not in (known := ("type", *readers)):
             hint = suggest(str(key), known) or f"; it has {', '.join(known)}"
             sentence = f"a trigger of type {name} has no {key!r:.80}{hint}"
             raise TriggerError(f"{place.path}.{key}", sentence)
-    common = _read_keys(config, COMMON_READERS, place)
-    zone, dst = common.get("timezone", place.zone), common.get("dst", place.dst)
-    place = replace(place, zone=zone, dst=dst)
-    given = _read_keys(config, readers, place)
-    state: dict[str, Any] = {"type": name, "timezone": zone.key, "dst": dst.value}
-    state |= {"start_us": given.get("start_time", 0), "end_us": given.get("end_time", LAST_US)}
-    state |= {"cursor_us": place.now_us}
+    given: dict[str, Any] = {}
+    for key, read in readers.items():
+        if config.get(key) is None:
+            continue
+        path = f"{place.path}.{key}"
+        try:
+            given[key] = read(config[key], replace(place, path=path))
+        except ValueError as error:
+            raise TriggerError(path, f"{key} {error}") from None
+        if key in COMMON_READERS:
+            place = replace(place, **{key: given[key]})
+    common = {"type": name, "timezone": place.timezone.key, "dst": place.dst}
+    start_us, end_us = given.get("start_time", 0), given.get("end_time", LAST_US)
+    times = {"start_us": start_us, "end_us": end_us, "cursor_us": place.now_us}
     try:
-        return make_trigger(state | kind.parse(given, place))
+        return kind(**{**common, **times, **kind.parse(given, place)})
     except ValueError as error:
         raise TriggerError(place.path, str(error)) from None
-
-
-def _read_keys(
-    config: Mapping[str, Any], readers: Mapping[str, Reader], place: Place
-) -> dict[str, Any]:
-    """The values of the keys given; null counts as not given."""
-    values = {}
-    for key, read in readers.items():
-        if config.get(key) is not None:
-            path = f"{place.path}.{key}"
-            try:
-                values[key] = read(config[key], replace(place, path=path))
-            except ValueError as error:
-                raise TriggerError(path, f"{key} {error}") from None
-    return values
 
 
 # Trigger classes
 
 
+@dataclass
 class Trigger(apscheduler.abc.Trigger):
     """A pure set of fire times between two bounds, none after LAST_YEAR.
 
-    Its state is plain JSON. No question raises for an aware time, near or far. `next()` is
-    APScheduler's iterator: it answers the first fire time after `cursor_us` and moves it there.
+    Its fields are its state, plain JSON. No question raises for an aware time, near or far.
+    `next()` is APScheduler's iterator: it answers the first fire time after `cursor_us` and moves
+    it there.
     """
 
     readers: ClassVar[Mapping[str, Reader]]  # of the keys of its trigger_config
 
-    state: Mapping[str, Any]
-    kind: str
-    zone: ZoneInfo
+    type: str
+    timezone: str
     dst: Dst
     start_us: int
     end_us: int
@@ -2310,24 +2263,17 @@ class Trigger(apscheduler.abc.Trigger):
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
         """The state of the keys given, but for its defaults. Raises ValueError."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.state, "cursor_us": self.cursor_us}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.state, self.kind = dict(state), state["type"]
-        self.zone, self.dst = load_zone(state["timezone"]), Dst(state["dst"])
-        self.start_us, self.end_us = int(state["start_us"]), min(int(state["end_us"]), LAST_US)
-        self.cursor_us = min(int(state["cursor_us"]), LAST_US)
-        if not 0 <= self.start_us <= self.end_us:
+    def __post_init__(self) -> None:
+        """Derive what is not in the state. Raises ValueError for a state that cannot be."""
+        self.zone, self.dst = load_zone(self.timezone), Dst(self.dst)
+        if not 0 <= self.start_us <= self.end_us <= LAST_US:
             raise ValueError("its end is before its start")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trigger) and self.__getstate__() == other.__getstate__()
+    def __getstate__(self) -> dict[str, Any]:
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{render_trigger(self)} {self.zone.key}>"
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        type(self).__init__(self, **state)
 
     @property
     def grace_s(self) -> float:
@@ -2360,7 +2306,7 @@ class Trigger(apscheduler.abc.Trigger):
         """The trigger to go on with after the clock went back to `now`.
 
         `used_until` is its last fire. Times of the wall clock stay what they are: those that
-        were used already are not used again.
+        were used already are not used again. Raises TriggerError if it would end before it begins.
         """
         return self
 
@@ -2388,14 +2334,17 @@ class Trigger(apscheduler.abc.Trigger):
     def _count(self, first_us: int, last_us: int) -> int: ...
 
 
+@dataclass
 class DateTrigger(Trigger):
     """Fires once."""
+
+    wall: str | None  # as it was given, if without offset
 
     readers = MappingProxyType({"run_date": lambda value, here: (value, read_instant(value, here))})
 
     @staticmethod
     def parse(given: dict[str, Any], place: Place) -> dict[str, Any]:
-        if not given:
+        if "run_date" not in given:
             raise ValueError("a date trigger needs run_date")
         value, run_us = given["run_date"]
         if run_us < place.now_us - CALENDAR_GRACE_S * SECOND_US:
@@ -2408,10 +2357,6 @@ class DateTrigger(Trigger):
             "cursor_us": min(place.now_us, run_us - 1),
             "wall": value if is_wall else None,
         }
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.wall = datetime.fromisoformat(state["wall"]) if state["wall"] else None
 
     @property
     def at(self) -> datetime:
@@ -2430,10 +2375,10 @@ class DateTrigger(Trigger):
     def note(self, fire_at: datetime) -> str | None:
         if self.wall is None:
             return None
-        if self.wall == self.at.replace(tzinfo=None):
+        wall = datetime.fromisoformat(self.wall)
+        if wall == self.at.replace(tzinfo=None):
             return overlap_text(self.at, runs_twice=False)
-        moved = f"{self.wall:%H:%M} does not exist, runs at {self.at:%H:%M}"
-        return f"{date_text(self.wall)}: {moved}"
+        return f"{date_text(wall)}: {wall:%H:%M} does not exist, runs at {self.at:%H:%M}"
 
     def words(self) -> str:
         return f"once, on {moment_text(self.start_us, self.zone)}"
@@ -2447,11 +2392,15 @@ INTERVAL_UNITS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+@dataclass
 class IntervalTrigger(Trigger):
     """Fires at start + k x interval in UTC: clock changes do not touch it."""
 
+    interval_us: int
+    is_start_given: bool
+
     readers = MappingProxyType(
-        {unit: number_reader(0, MAX_INTERVAL_S / s) for unit, s in INTERVAL_UNITS.items()}
+        {u: partial(read_number, 0, MAX_INTERVAL_S / s, float) for u, s in INTERVAL_UNITS.items()}
         | dict(BOUND_READERS)
     )
 
@@ -2469,10 +2418,8 @@ class IntervalTrigger(Trigger):
             "is_start_given": "start_time" in given,
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.interval_us = int(state["interval_us"])
-        self.is_start_given = bool(state["is_start_given"])
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.interval_us < MIN_INTERVAL_S * SECOND_US:
             raise ValueError("its interval is too short")
 
@@ -2502,11 +2449,9 @@ class IntervalTrigger(Trigger):
         return (last_us - self.start_us) // self.interval_us - before
 
     def words(self) -> str:
-        rest, parts = self.interval_us, []
+        rest, parts = self.interval_us / SECOND_US, []
         for unit, unit_s in INTERVAL_UNITS.items():
-            n: float = rest // (unit_s * SECOND_US)
-            rest %= unit_s * SECOND_US
-            n += rest / SECOND_US if unit_s == 1 else 0
+            n, rest = divmod(rest, unit_s) if unit_s > 1 else (rest, 0)
             if n:
                 parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
         return f"every {join_words(parts)}"
@@ -2531,47 +2476,31 @@ class WallTrigger(Trigger):
 
     # Local times
 
-    def _seek_day(self, day: int, step: int) -> int | None:
-        """The nearest matching day from `day` on, or with `step` -1 back from it."""
-        month, bound = _month_and_day(day)
-        while FIRST_MONTH <= month <= LAST_MONTH:
-            if days := self.month_days(month):
-                if step > 0 and (index := bisect_left(days, bound)) < len(days):
-                    return _epoch_day(month, days[index])
-                if step < 0 and (index := bisect_right(days, bound)):
-                    return _epoch_day(month, days[index - 1])
-            month, bound = month + step, 1 if step > 0 else 31
-        return None
+    def _rank(self, local: int, first_month: int) -> int:
+        """The number of matches before a local time, from the beginning of a month on."""
+        day, second = divmod(local, DAY_S)
+        month, day_of_month = _month_and_day(day)
+        days = self.month_days(month)
+        total = sum(len(self.month_days(other)) for other in range(first_month, month))
+        total = (total + bisect_left(days, day_of_month)) * self.times.total()
+        return total + (self.times.before(second) if day_of_month in days else 0)
 
     def _seek_local(self, local: int, step: int) -> int | None:
         """The first match at or after a local time, or with `step` -1 the last before it."""
-        day, second = divmod(local, DAY_S)
-        start, end = (0, self.times.total())[::step]
-        found = self._seek_day(day, step)
-        index = self.times.before(second) if found == day else start
-        if index == end:
-            found, index = self._seek_day(day + step, step), start
-        if found is None:
-            return None
-        return found * DAY_S + self.times.at(index if step > 0 else index - 1)
+        month, _ = _month_and_day(local // DAY_S)
+        day, time = divmod(self._rank(local, month) - (step < 0), self.times.total())
+        while FIRST_MONTH <= month <= LAST_MONTH:
+            days = self.month_days(month)
+            if 0 <= day < len(days):
+                return _epoch_day(month, days[day]) * DAY_S + self.times.at(time)
+            month += step
+            day += -len(days) if step > 0 else len(self.month_days(month))
+        return None
 
     def _count_local(self, first: int, end: int) -> int:
         """The number of matches in [first, end)."""
-        if first >= end:
-            return 0
-        (first_day, first_second), (end_day, end_second) = divmod(first, DAY_S), divmod(end, DAY_S)
-        total = self._count_days(first_day, end_day) * self.times.total()
-        for day, second, sign in ((first_day, first_second, -1), (end_day, end_second, 1)):
-            if self._count_days(day, day + 1):
-                total += sign * self.times.before(second)
-        return total
-
-    def _count_days(self, first: int, end: int) -> int:
-        """The number of matching days in [first, end)."""
-        (first_month, first_day), (end_month, end_day) = _month_and_day(first), _month_and_day(end)
-        total = -bisect_left(self.month_days(first_month), first_day)
-        total += sum(len(self.month_days(month)) for month in range(first_month, end_month))
-        return total + bisect_left(self.month_days(end_month), end_day)
+        month, _ = _month_and_day(first // DAY_S)
+        return self._rank(end, month) - self._rank(first, month) if first < end else 0
 
     # The zone: local times to instants
 
@@ -2627,39 +2556,37 @@ class WallTrigger(Trigger):
         return None
 
     def _count(self, first_us: int, last_us: int) -> int:
-        first, last = -(-first_us // SECOND_US), last_us // SECOND_US
+        at, last = -(-first_us // SECOND_US), last_us // SECOND_US
         total = 0
-        for span in spans_between(self.zone, first, last):
-            begin = max(first + span.offset, self._floor(span))
-            end = min(last + 1, span.end) + span.offset
-            total += self._count_local(begin, end)
-            if first <= span.begin and self._fires_at_jump(span):
+        while at <= last:
+            span = span_at(self.zone, at)
+            begin = max(at + span.offset, self._floor(span))
+            total += self._count_local(begin, min(last + 1, span.end) + span.offset)
+            if at <= span.begin and self._fires_at_jump(span):
                 total += self._seek_local(begin, 1) != begin
+            at = span.end
         return total
 
     def note(self, fire_at: datetime) -> str | None:
-        at = fire_at.astimezone(self.zone)
-        span = span_at(self.zone, us_of(fire_at) // SECOND_US)
-        previous = self.latest_until(fire_at - MICROSECOND)
+        at, fire_us = fire_at.astimezone(self.zone), us_of(fire_at)
+        span = span_at(self.zone, fire_us // SECOND_US)
         begin_us = span.begin * SECOND_US
-        is_first = previous is None or us_of(previous) < begin_us
-        if is_first and begin_us >= self.start_us and (count := self._skipped(span)):
-            return self._gap_text(span, count, at)
-        return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
-
-    def _gap_text(self, span: Span, count: int, at: datetime) -> str:
-        local = self._seek_local(span.begin + span.before, 1)
-        assert local is not None
-        wall = at_of(local * SECOND_US)
-        what = f"{wall:%H:%M} does not exist"
-        if count > 1:
-            what = f"{wall:%H:%M} and {count - 1} more times do not exist"
+        is_first = begin_us >= self.start_us and self._next(begin_us - 1) == fire_us
+        count = self._skipped(span) if is_first else 0
+        if not count:
+            return overlap_text(at, runs_twice=self.follows_clock or self.dst is Dst.BOTH)
+        wall = at_of((self._seek_local(span.begin + span.before, 1) or 0) * SECOND_US)
+        more = f" and {count - 1} more times do not exist" if count > 1 else " does not exist"
         then = "skipped" if self.dst is Dst.SKIP else f"runs at {at:%H:%M}"
-        return f"{date_text(wall)}: {what}, {then}"
+        return f"{date_text(wall)}: {wall:%H:%M}{more}, {then}"
 
 
+@dataclass
 class CronTrigger(WallTrigger):
     """Fires at the local times that match APScheduler's cron fields or a crontab expression."""
+
+    fields: Mapping[str, str]
+    expression: str | None
 
     readers = MappingProxyType(
         {name: partial(read_cron_field, name) for name in CRON_FIELDS}
@@ -2673,9 +2600,8 @@ class CronTrigger(WallTrigger):
             raise ValueError(f"give either an expression or some of {', '.join(CRON_FIELDS)}")
         return {"fields": fields, "expression": given.get("expression")}
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.fields, self.expression = state["fields"], state["expression"]
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.rule = (
             compile_crontab(self.expression)
             if self.expression is not None
@@ -2695,8 +2621,8 @@ class CronTrigger(WallTrigger):
     def words(self) -> str:
         times, dates = describe_times(self.times), describe_dates(self.rule)
         if times.startswith("at "):
-            return f"{dates or 'every day'} {times}"
-        return f"{times}, {dates}" if dates else times
+            return f"{dates} {times}"
+        return times if dates == "every day" else f"{times}, {dates}"
 
     def render(self) -> str:
         if self.expression is not None:
@@ -2709,11 +2635,17 @@ CALENDAR_FIELDS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
+@dataclass
 class CalendarIntervalTrigger(WallTrigger):
     """Fires every n days or months, at one time of day; on the last of a month too short for it."""
 
+    months: int
+    days: int
+    anchor: str  # the date to count from
+    time: Sequence[int]  # hour, minute and second
+
     readers = MappingProxyType(
-        {name: number_reader(0, most, int) for name, most in CALENDAR_FIELDS.items()}
+        {name: partial(read_number, 0, most, int) for name, most in CALENDAR_FIELDS.items()}
         | {"start_date": read_date, "end_date": read_date}
     )
 
@@ -2723,25 +2655,22 @@ class CalendarIntervalTrigger(WallTrigger):
         days = given.get("weeks", 0) * 7 + given.get("days", 0)
         if bool(months) == bool(days):
             raise ValueError("give either years and months or weeks and days")
-        anchor = given.get("start_date", at_of(place.now_us).astimezone(place.zone).date())
+        anchor = given.get("start_date", at_of(place.now_us).astimezone(place.timezone).date())
         end = given.get("end_date", date(LAST_YEAR, 12, 31)) + timedelta(days=1)
-        start_us, end_us = (
-            instant_of(datetime(day.year, day.month, day.day), place.zone) for day in (anchor, end)
-        )
+        first, last = (datetime(day.year, day.month, day.day) for day in (anchor, end))
         return {
             "months": months,
             "days": days,
             "anchor": anchor.isoformat(),
             "time": [given.get(name, 0) for name in ("hour", "minute", "second")],
-            "start_us": max(0, start_us),
-            "end_us": min(end_us - 1, LAST_US),
+            "start_us": max(0, instant_of(first, place.timezone)),
+            "end_us": min(instant_of(last, place.timezone) - 1, LAST_US),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.months, self.days = int(state["months"]), int(state["days"])
-        self.anchor = date.fromisoformat(state["anchor"])
-        hour, minute, second = state["time"]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.first = date.fromisoformat(self.anchor)
+        hour, minute, second = self.time
         self.times, self.follows_clock = TimesOfDay((hour,), (minute,), (second,)), False
         if max(self.months, self.days) < 1:
             raise ValueError("its interval is empty")
@@ -2749,20 +2678,20 @@ class CalendarIntervalTrigger(WallTrigger):
     def month_days(self, month: int) -> Sequence[int]:
         length = monthrange(month // 12, month % 12 + 1)[1]
         if self.days:
-            anchor = self.anchor.toordinal() - EPOCH_ORDINAL
-            return range((anchor - _epoch_day(month, 1)) % self.days + 1, length + 1, self.days)
-        if (month - self.anchor.year * 12 - self.anchor.month + 1) % self.months:
+            first = self.first.toordinal() - EPOCH_ORDINAL
+            return range((first - _epoch_day(month, 1)) % self.days + 1, length + 1, self.days)
+        if (month - self.first.year * 12 - self.first.month + 1) % self.months:
             return ()
-        return (min(self.anchor.day, length),)
+        return (min(self.first.day, length),)
 
     def words(self) -> str:
         if self.days:
             size, unit = (7, "week") if self.days % 7 == 0 else (1, "day")
-            on = f" on {WEEKDAY_NAMES[self.anchor.weekday()]}" if size == 7 else ""
+            on = f" on {WEEKDAY_NAMES[self.first.weekday()]}" if size == 7 else ""
         else:
             size, unit = (12, "year") if self.months % 12 == 0 else (1, "month")
-            on = f" on day {self.anchor.day}" + (" or the last" if self.anchor.day > 28 else "")
-            on += f" of {MONTHS[self.anchor.month - 1].title()}" if size == 12 else ""
+            on = f" on day {self.first.day}" + (" or the last" if self.first.day > 28 else "")
+            on += f" of {MONTHS[self.first.month - 1].title()}" if size == 12 else ""
         n = (self.days or self.months) // size
         every = f"every {unit}" if n == 1 else f"every {n} {unit}s"
         return f"{every}{on} {describe_times(self.times)}"
@@ -2773,8 +2702,11 @@ class CalendarIntervalTrigger(WallTrigger):
         return f"{length}, time='{clock}', start_date='{self.anchor}'"
 
 
+@dataclass
 class AndTrigger(WallTrigger):
     """Fires at the local times that all its members match: wall-clock triggers of one zone."""
+
+    triggers: Sequence[Mapping[str, Any]]  # the states of its members
 
     readers = MappingProxyType({"triggers": read_members})
 
@@ -2786,46 +2718,42 @@ class AndTrigger(WallTrigger):
         if len({(member.zone, member.dst) for member in members}) > 1:
             raise ValueError("the triggers of an `and` must have the same timezone and dst")
         return {
-            "triggers": states_of(members),
+            "triggers": [member.__getstate__() for member in members],
             "timezone": members[0].zone.key,
             "dst": members[0].dst.value,
             "start_us": max(member.start_us for member in members),
             "end_us": min(member.end_us for member in members),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        members = map(load_trigger, state["triggers"])
-        self.triggers = tuple(member for member in members if isinstance(member, WallTrigger))
-        common = (
-            tuple(sorted(set.intersection(*map(set, values))))
-            for values in zip(*(member.times for member in self.triggers), strict=True)
-        )
-        self.times = TimesOfDay(*common)
-        self.follows_clock = all(member.follows_clock for member in self.triggers)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        members = map(load_trigger, self.triggers)
+        self.members = [member for member in members if isinstance(member, WallTrigger)]
+        all_times = zip(*(member.times for member in self.members), strict=True)
+        self.times = TimesOfDay(*(tuple(sorted(set.intersection(*map(set, v)))) for v in all_times))
+        self.follows_clock = all(member.follows_clock for member in self.members)
         if not self.times.total():
             raise ValueError("its triggers have no time of day in common")
 
     def month_days(self, month: int) -> Sequence[int]:
-        days = self.triggers[0].month_days(month)
-        for member in self.triggers[1:]:
-            if days:
-                there = member.month_days(month)
-                days = [day for day in days if day in there]
-        return days
+        all_days = [set(member.month_days(month)) for member in self.members]
+        return sorted(set.intersection(*all_days))
 
     def words(self) -> str:
-        return " and also ".join(member.words() for member in self.triggers)
+        return " and also ".join(member.words() for member in self.members)
 
     def render(self) -> str:
-        return ", ".join(map(render_trigger, self.triggers))
+        return ", ".join(map(render_trigger, self.members))
 
 
+@dataclass
 class OrTrigger(Trigger):
     """Fires when any of its members does; a time that several share is one fire.
 
     `count_between` counts shared times once up to OR_EXACT_COUNT, and per member beyond.
     """
+
+    triggers: Sequence[Mapping[str, Any]]  # the states of its members
 
     readers = MappingProxyType({"triggers": read_members})
 
@@ -2835,45 +2763,42 @@ class OrTrigger(Trigger):
         if not members:
             raise ValueError("an `or` needs triggers")
         return {
-            "triggers": states_of(members),
+            "triggers": [member.__getstate__() for member in members],
             "start_us": min(member.start_us for member in members),
             "end_us": max(member.end_us for member in members),
             "cursor_us": min(member.cursor_us for member in members),
         }
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        super().__setstate__(state)
-        self.triggers = tuple(map(load_trigger, state["triggers"]))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.members = list(map(load_trigger, self.triggers))
 
     @property
     def grace_s(self) -> float:
-        return min(member.grace_s for member in self.triggers)
+        return min(member.grace_s for member in self.members)
 
     def rebased(self, now: datetime, used_until: datetime | None) -> Trigger:
-        members = [member.rebased(now, used_until) for member in self.triggers]
+        members = [member.rebased(now, used_until) for member in self.members]
         start_us = min(member.start_us for member in members)
-        changed = {"triggers": states_of(members), "start_us": start_us}
+        changed = {"triggers": [member.__getstate__() for member in members], "start_us": start_us}
         return load_trigger(self.__getstate__() | changed)
 
     def note(self, fire_at: datetime) -> str | None:
-        firing = (m for m in self.triggers if m.latest_until(fire_at) == fire_at)
+        firing = (m for m in self.members if m.latest_until(fire_at) == fire_at)
         return "; ".join(dict.fromkeys(filter(None, (m.note(fire_at) for m in firing)))) or None
 
     def _next(self, after_us: int) -> int | None:
         after = at_of(min(after_us, LAST_US))
-        fires = filter(None, (member.next_after(after) for member in self.triggers))
-        fire_at = min(fires, default=None)
-        return None if fire_at is None else us_of(fire_at)
+        fires = (member.next_after(after) for member in self.members)
+        return min(map(us_of, filter(None, fires)), default=None)
 
     def _latest(self, at_us: int) -> int | None:
-        at = at_of(at_us)
-        fires = filter(None, (member.latest_until(at) for member in self.triggers))
-        fire_at = max(fires, default=None)
-        return None if fire_at is None else us_of(fire_at)
+        fires = (member.latest_until(at_of(at_us)) for member in self.members)
+        return max(map(us_of, filter(None, fires)), default=None)
 
     def _count(self, first_us: int, last_us: int) -> int:
         first, last = at_of(first_us), at_of(last_us)
-        total = sum(member.count_between(first, last) for member in self.triggers)
+        total = sum(member.count_between(first, last) for member in self.members)
         if total > OR_EXACT_COUNT:
             return total
         count, at_us = 0, self._next(first_us - 1)
@@ -2882,10 +2807,10 @@ class OrTrigger(Trigger):
         return count
 
     def words(self) -> str:
-        return " or ".join(member.words() for member in self.triggers)
+        return " or ".join(member.words() for member in self.members)
 
     def render(self) -> str:
-        return ", ".join(map(render_trigger, self.triggers))
+        return ", ".join(map(render_trigger, self.members))
 
 
 TRIGGER_KINDS: Final[Mapping[str, type[Trigger]]] = MappingProxyType(
@@ -2923,7 +2848,7 @@ def parse_trigger(config: Mapping[str, Any], *, timezone: str, now: datetime) ->
 def load_trigger(state: Mapping[str, Any]) -> Trigger:
     """The trigger of a stored state. Raises TriggerError if it cannot be used any more."""
     try:
-        return make_trigger(state)
+        return TRIGGER_KINDS[state["type"]](**state)
     except ValueError as error:
         raise TriggerError("trigger", str(error)) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -2931,20 +2856,9 @@ def load_trigger(state: Mapping[str, Any]) -> Trigger:
         raise TriggerError("trigger", sentence) from error
 
 
-def make_trigger(state: Mapping[str, Any]) -> Trigger:
-    kind = TRIGGER_KINDS[state["type"]]
-    trigger = kind.__new__(kind)
-    trigger.__setstate__(state)
-    return trigger
-
-
-def states_of(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
-    return [trigger.__getstate__() for trigger in triggers]
-
-
 def render_trigger(trigger: Trigger) -> str:
     """The trigger as APScheduler writes it, such as `interval[1:00:00]`."""
-    return f"{trigger.kind}[{trigger.render()}]"
+    return f"{trigger.type}[{trigger.render()}]"
 
 
 def describe_trigger(trigger: Trigger) -> str:
@@ -2953,15 +2867,14 @@ def describe_trigger(trigger: Trigger) -> str:
     if not isinstance(trigger, IntervalTrigger):
         words += f" {trigger.zone.key}"
     if isinstance(trigger, CronTrigger | IntervalTrigger):
-        if trigger.start_us and trigger.state.get("is_start_given", True):
+        if trigger.start_us and getattr(trigger, "is_start_given", True):
             words += f", from {moment_text(trigger.start_us, trigger.zone)}"
         if trigger.end_us < LAST_US:
             words += f", until {moment_text(trigger.end_us, trigger.zone)}"
     return words
 
 
-@dataclass(frozen=True, slots=True)
-class FirePreview:
+class FirePreview(NamedTuple):
     """One coming fire: the instant, the local time with its offset, what the clock does to it."""
 
     fire_at: datetime
@@ -2983,8 +2896,7 @@ def preview_fire_times(trigger: Trigger, now: datetime, n: int) -> list[FirePrev
 # Fire planning
 
 
-@dataclass(frozen=True, slots=True)
-class Fire:
+class Fire(NamedTuple):
     """What becomes of a due fire time: one row, which may stand for further ones."""
 
     nominal_at: datetime
@@ -2994,8 +2906,7 @@ class Fire:
     coalesced_from: datetime | None = None  # the earliest of them
 
 
-@dataclass(frozen=True, slots=True)
-class FirePlan:
+class FirePlan(NamedTuple):
     """The rows of what is due, in time order, and the next fire time."""
 
     fires: tuple[Fire, ...]
@@ -3019,62 +2930,29 @@ def plan_fires(
     """
     if due_at > now:
         return FirePlan((), due_at)
-    due = DueFires.find(trigger, due_at, now, reason or Reason.TOO_LATE)
-    is_recent = due.lateness_s(due.newest) <= grace_s
-    if coalesce is Coalesce.LATEST or due.total == 1 or not is_recent:
-        fires = [due.row(due.newest, due.total, run=is_recent)]
-    elif coalesce is Coalesce.ALL:
-        fires = due.newest_apart(MAX_COALESCE_ALL, grace_s)
-    elif due.lateness_s(due.newest) <= ON_TIME_S:
-        fires = due.newest_apart(1, grace_s)
-    else:
-        fires = [due.row(due.newest, due.total, run=False)]
-    return FirePlan(tuple(fires), trigger.next_after(now))
+    newest, total, next_at = due_at, 1, trigger.next_after(due_at)
+    if next_at is not None and next_at <= now:  # else, as nearly always, one fire is due
+        newest = trigger.latest_until(now) or next_at
+        total += trigger.count_between(next_at, newest)
+        next_at = trigger.next_after(now)
+    is_on_time = (now - newest).total_seconds() <= ON_TIME_S
+    most_runs = MAX_COALESCE_ALL if coalesce is Coalesce.ALL else 1
+    if coalesce is Coalesce.NONE and total > 1 and not is_on_time:
+        most_runs = 0
 
-
-@dataclass(frozen=True, slots=True)
-class DueFires:
-    """The fire times from `due_at` to `now`: `total` of them, the last one `newest`."""
-
-    trigger: Trigger
-    due_at: datetime
-    now: datetime
-    newest: datetime
-    total: int
-    reason: Reason
-
-    @classmethod
-    def find(cls, trigger: Trigger, due_at: datetime, now: datetime, reason: Reason) -> DueFires:
-        second = trigger.next_after(due_at)
-        if second is None or second > now:  # as nearly always: one fire is due
-            return cls(trigger, due_at, now, due_at, 1, reason)
-        newest = trigger.latest_until(now) or second
-        return cls(trigger, due_at, now, newest, 1 + trigger.count_between(second, newest), reason)
-
-    def lateness_s(self, at: datetime) -> float:
-        return (self.now - at).total_seconds()
-
-    def row(self, newest: datetime, total: int, *, run: bool) -> Fire:
-        """One row for the oldest `total` fire times, at the newest of them."""
-        if total == 1:
-            return Fire(newest, run, None if run else self.reason)
-        return Fire(newest, run, self.reason, total - 1, self.due_at)
-
-    def newest_apart(self, most: int, grace_s: float) -> list[Fire]:
-        """A run for each of the newest ones within the grace, one missed row for the others."""
-        runs: list[Fire] = []
-        at: datetime | None = self.newest
-        while at and len(runs) < most and self.lateness_s(at) <= grace_s:
-            runs.append(Fire(at, run=True))
-            at = self._previous(at)
-        older = [] if at is None else [self.row(at, max(1, self.total - len(runs)), run=False)]
-        return older + runs[::-1]
-
-    def _previous(self, at: datetime) -> datetime | None:
-        if at <= self.due_at:
-            return None
-        previous = self.trigger.latest_until(at - MICROSECOND)
-        return max(previous, self.due_at) if previous else self.due_at
+    runs: list[Fire] = []
+    at: datetime | None = newest
+    while at and len(runs) < most_runs and (now - at).total_seconds() <= grace_s:
+        runs.insert(0, Fire(at, run=True))
+        earlier = (trigger.latest_until(at - MICROSECOND) or due_at) if at > due_at else None
+        at = earlier and max(earlier, due_at)
+    if at is None:
+        return FirePlan(tuple(runs), next_at)
+    rest, reason = max(1, total - len(runs)), reason or Reason.TOO_LATE
+    if runs and coalesce is Coalesce.LATEST:
+        return FirePlan((Fire(newest, True, reason, rest, due_at),), next_at)
+    missed = Fire(at, False, reason, rest - 1, due_at if rest > 1 else None)
+    return FirePlan((missed, *runs), next_at)
 
 
 def jitter_s(schedule_id: str, nominal_at: datetime, max_jitter: float) -> float:
@@ -3106,11 +2984,10 @@ class ClockGuard:
 
     def __init__(self, now_us: int, monotonic_s: float, seen_us: int) -> None:
         """`seen_us`: the latest wall time the database knows of; 0 if it is new."""
-        self._seen_us = seen_us
+        self._hold_until_us = seen_us if now_us < seen_us - STEP_US else 0
         self._hold_until_s = monotonic_s + HOLD_S
         self._looked_s = monotonic_s
         self._offset_us = now_us - round(monotonic_s * 1e6)
-        self._holding = now_us < seen_us - STEP_US
 
     def observe(self, now_us: int, monotonic_s: float) -> ClockReading:
         """Compare with the last look."""
@@ -3120,13 +2997,12 @@ class ClockGuard:
             step_us = 0
         froze = monotonic_s - self._looked_s > FROZEN_S
         self._offset_us, self._looked_s = offset_us, monotonic_s
-        if self._holding and now_us < self._seen_us and monotonic_s < self._hold_until_s:
-            behind_s = (self._seen_us - now_us) // 1_000_000
-            holding = f"the clock is {behind_s} s behind the last time the database saw"
-            return ClockReading(step_us, holding, froze=froze)
-        released = self._holding and now_us < self._seen_us
-        self._holding = False
-        return ClockReading(step_us, None, released, froze)
+        behind_us = self._hold_until_us - now_us
+        if behind_us > 0 and monotonic_s < self._hold_until_s:
+            behind = f"{behind_us // SECOND_US} s behind the last time the database saw"
+            return ClockReading(step_us, f"the clock is {behind}", froze=froze)
+        self._hold_until_us = 0
+        return ClockReading(step_us, None, behind_us > 0, froze)
 
 
 # --- Store ------------------------------------------------------------------------------------
@@ -8807,11 +8683,20 @@ def weight_of(kind: str, value: Any) -> int:
     return 500
 
 
+@dataclass(eq=False, slots=True)
+class Subscriber:
+    """A client that watches. `write` answers False if it takes no more."""
+
+    write: Callable[[bytes], bool]
+    framing: Framing
+    sent: int  # the number of the last event it was sent
+
+
 class Events:
     """Fan-out to the browsers that watch.
 
-    The last events are kept once, for all; a subscriber is no more than the number of the last
-    event it was sent. One that stays away for longer than what is kept is told of the gap.
+    The last events are kept once, for all. A subscriber that stays away for longer than what is
+    kept is told of the gap.
     """
 
     def __init__(
@@ -8824,12 +8709,17 @@ class Events:
         self._kept: deque[Event] = deque()
         self._weight = 0
         self._number = 0
-        self._subscribers: dict[object, tuple[Callable[[bytes], bool], Framing, int]] = {}
+        self._subscribers: set[Subscriber] = set()
         self._flusher: asyncio.TimerHandle | None = None
 
     @property
     def subscribers(self) -> int:
         return len(self._subscribers)
+
+    @property
+    def _dropped(self) -> int:
+        """The number of the last event that is not kept any more."""
+        return self._kept[0].number - 1 if self._kept else self._number
 
     def publish(self, kind: str, value: Any) -> None:
         """Note an event; it is rendered when it is sent, and only if somebody watches."""
@@ -8852,48 +8742,34 @@ class Events:
         """
         if len(self._subscribers) >= MAX_SUBSCRIBERS:
             raise Overloaded(f"{MAX_SUBSCRIBERS} clients watch events already")
-        key = object()
-        number, has_gap = self._resume(last_event_id)
-        self._subscribers[key] = (write, framing, number)
-        if has_gap:
-            write(framing(self._id_of(self._number), "gap", GAP))
-        else:
-            self._flush()
-        return lambda: self._unsubscribe(key)
-
-    def _unsubscribe(self, key: object) -> None:
-        self._subscribers.pop(key, None)
-
-    def _resume(self, last_event_id: str | None) -> tuple[int, bool]:
-        """After which event to go on, and whether some before it are lost."""
-        if not last_event_id:
-            return self._number, False
-        boot, _, digits = last_event_id.rpartition("-")
-        if boot != self._boot or not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-            return self._number, True
-        oldest = self._kept[0].number if self._kept else self._number + 1
-        number = int(digits)
-        return (number, False) if oldest - 1 <= number <= self._number else (self._number, True)
+        subscriber = Subscriber(write, framing, self._number)
+        self._subscribers.add(subscriber)
+        if last_event_id:
+            boot, _, digits = last_event_id.rpartition("-")
+            number = int(digits) if re.fullmatch(r"[0-9]{1,18}", digits) else -1
+            if boot == self._boot and self._dropped <= number <= self._number:
+                subscriber.sent = number
+                self._flush()
+            else:
+                write(framing(self._id_of(self._number), "gap", GAP))
+        return partial(self._subscribers.discard, subscriber)
 
     def _flush(self) -> None:
         """Send every subscriber what it has not had, but each thing only as it last was."""
         self._flusher = None
-        if not self._subscribers:
-            return
-        oldest_sent = min(number for _, _, number in self._subscribers.values())
-        events = self._encoded_since(oldest_sent)
-        dropped = self._kept[0].number - 1 if self._kept else self._number
-        for key, (write, framing, sent) in list(self._subscribers.items()):
+        oldest_sent = min((each.sent for each in self._subscribers), default=self._number)
+        events, dropped = self._encoded_since(oldest_sent), self._dropped
+        for subscriber in list(self._subscribers):
+            framing, sent = subscriber.framing, subscriber.sent
             frames = [framing(self._id_of(dropped), "gap", GAP)] if sent < dropped else []
             frames += [
                 framing(self._id_of(number), kind, body)
                 for number, kind, body in events
                 if number > sent
             ]
-            if frames and not write(b"".join(frames)):
-                self._unsubscribe(key)
-            elif key in self._subscribers:
-                self._subscribers[key] = (write, framing, self._number)
+            subscriber.sent = self._number
+            if frames and not subscriber.write(b"".join(frames)):
+                self._subscribers.discard(subscriber)
 
     def _encoded_since(self, number: int) -> list[tuple[int, str, bytes]]:
         """The events after one, rendered; of those on one thing only the last."""
@@ -8921,7 +8797,7 @@ class Events:
 # asks for it; everything that can be looked up then is looked up then.
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-MAX_HANDLER_LABELS: Final = 50  # further handlers share the label `other`
+MAX_LABELS: Final = 50  # of one family; what is beyond shares the label `other`
 STATUS_FILE: Final = "status.json"  # what the governor says of its children
 DURATION_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1_800.0, 7_200.0)
 LATENESS_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 60.0, 3_600.0)
@@ -8958,8 +8834,7 @@ class Histogram:
         yield "_count", labels, total
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """All samples of one name. `kind` is counter, gauge or histogram."""
 
     name: str
@@ -8973,23 +8848,28 @@ def single(value: float) -> Iterable[Sample]:
     return (("", (), value),)
 
 
-def labelled(label: str, values: Iterable[tuple[str, float]]) -> Iterable[Sample]:
-    """The samples of a family with one label."""
-    return [("", ((label, name),), value) for name, value in values]
+def labelled(
+    label: str,
+    values: Iterable[tuple[str, float]],
+    join: Callable[[Iterable[float]], float] = sum,
+) -> Iterable[Sample]:
+    """The samples of a family with one label; those beyond MAX_LABELS joined in one."""
+    pairs = list(values)
+    if others := [value for _, value in pairs[MAX_LABELS:]]:
+        pairs[MAX_LABELS:] = [("other", join(others))]
+    return [("", ((label, name),), value) for name, value in pairs]
 
 
 def render_metrics(families: Iterable[Family]) -> bytes:
     """Prometheus' text format, version 0.0.4. A family without samples is left out."""
     lines: list[str] = []
-    for family in families:
+    for name, kind, about, family_samples in families:
         samples = [
-            f"{family.name}{suffix}{_render_labels(labels)} {render_number(value)}"
-            for suffix, labels, value in family.samples
+            f"{name}{suffix}{_render_labels(labels)} {render_number(value)}"
+            for suffix, labels, value in family_samples
         ]
         if samples:
-            about = family.about.replace("\\", "\\\\").replace("\n", "\\n")
-            lines += [f"# HELP {family.name} {about}", f"# TYPE {family.name} {family.kind}"]
-            lines += samples
+            lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *samples]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -8998,35 +8878,16 @@ def render_number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(float(value))
 
 
+LABEL_ESCAPES: Final = MappingProxyType(str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""}))
+
+
 def _render_labels(labels: Labels) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_escape_label(value)}"' for name, value in labels) + "}"
-
-
-def _escape_label(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def bounded_handlers(handlers: Sequence[HandlerInfo], most: int) -> list[tuple[str, bool, int]]:
-    """Name, whether it is up, and running calls of each handler: `most` by name, then `other`.
-
-    `other` is up while all of the rest are.
-    """
-    ordered = sorted(handlers, key=lambda info: info.handler_id)
-    shown = [(h.handler_id, h.status == "Connected", h.running) for h in ordered[:most]]
-    if rest := ordered[most:]:
-        is_up = all(info.status == "Connected" for info in rest)
-        shown.append(("other", is_up, sum(info.running for info in rest)))
-    return shown
+    pairs = (f'{name}="{value.translate(LABEL_ESCAPES)}"' for name, value in labels)
+    return "{" + ",".join(pairs) + "}" if labels else ""
 
 
 class Metrics:
     """What the server has done since it started."""
-
-    __slots__ = (
-        "commits", "durations", "executions", "lateness", "requests", "steps_back", "steps_forward"
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.executions: dict[Status, int] = dict.fromkeys(sorted(TERMINAL), 0)
@@ -9038,14 +8899,14 @@ class Metrics:
 
     def count_execution(self, execution: Execution) -> None:
         """Note a state of an execution: its first start and its end count."""
+        started_us, fire_us = execution.started_us, execution.fire_us
+        is_first = execution.status is Status.RUNNING and execution.attempt == 1
         if execution.completed_us is not None:
             self.executions[execution.status] += 1
             if execution.duration_us is not None:
                 self.durations.observe(execution.duration_us / 1e6)
-        elif execution.attempt == 1 and execution.fire_us is not None:
-            started_us = execution.started_us
-            if started_us is not None and execution.status is Status.RUNNING:
-                self.lateness.observe((started_us - execution.fire_us) / 1e6)
+        elif is_first and started_us is not None and fire_us is not None:
+            self.lateness.observe((started_us - fire_us) / 1e6)
 
     def count_request(self, method: str, route: str, status: int) -> None:
         """Note an answer. `route` is the pattern of the path, never the path itself."""
@@ -9057,35 +8918,26 @@ class Metrics:
         self.steps_forward += step_us > 0
         self.steps_back += step_us < 0
 
-    def families(self) -> Iterator[Family]:
-        yield Family(
-            "schedulezero_executions_total", "counter", "Executions that ended, by status.",
-            labelled("status", self.executions.items()),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_execution_duration_seconds", "histogram",
-            "How long the last attempt of an execution took.", self.durations.samples(),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_fire_lateness_seconds", "histogram",
-            "From a fire time to the start of its execution.", self.lateness.samples(),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_store_commit_seconds", "histogram",
-            "How long a commit to the database took.", self.commits.samples(),
-        )  # fmt: skip
+    def families(self) -> list[Family]:
         steps = (("forward", self.steps_forward), ("back", self.steps_back))
-        yield Family(
-            "schedulezero_clock_steps_total", "counter", "Times the wall clock was set.",
-            labelled("direction", steps),
-        )  # fmt: skip
-        yield Family(
-            "schedulezero_http_requests_total", "counter", "HTTP answers, by route and status.",
-            [
-                ("", (("method", method), ("route", route), ("status", str(status))), count)
-                for (method, route, status), count in sorted(self.requests.items())
-            ],
-        )  # fmt: skip
+        requests = [
+            ("", (("method", method), ("route", route), ("status", str(status))), count)
+            for (method, route, status), count in sorted(self.requests.items())
+        ]
+        return [
+            Family("schedulezero_executions_total", "counter", "Executions that ended, by status.",
+                   labelled("status", self.executions.items())),
+            Family("schedulezero_execution_duration_seconds", "histogram",
+                   "How long the last attempt of an execution took.", self.durations.samples()),
+            Family("schedulezero_fire_lateness_seconds", "histogram",
+                   "From a fire time to the start of its execution.", self.lateness.samples()),
+            Family("schedulezero_store_commit_seconds", "histogram",
+                   "How long a commit to the database took.", self.commits.samples()),
+            Family("schedulezero_clock_steps_total", "counter", "Times the wall clock was set.",
+                   labelled("direction", steps)),
+            Family("schedulezero_http_requests_total", "counter",
+                   "HTTP answers, by route and status.", requests),
+        ]  # fmt: skip
 
 
 # What the kernel tells of this process.
@@ -9101,14 +8953,9 @@ def load_rss_bytes() -> int | None:
 def load_written_bytes(process: int | str = "self") -> int | None:
     """What a process has had written to disks; None where the kernel does not tell."""
     with suppress(OSError), open(f"/proc/{process}/io", "rb") as file:
-        return parse_io(file.read()).get("write_bytes")
+        fields = dict(line.split(b": ") for line in file)
+        return int(fields[b"write_bytes"])
     return None
-
-
-def parse_io(data: bytes) -> dict[str, int]:
-    """The fields of /proc/PID/io."""
-    lines = (line.partition(b":") for line in data.splitlines())
-    return {name.decode(): int(value) for name, _, value in lines}
 
 
 def status_path(data_dir: str) -> str:
@@ -9124,33 +8971,20 @@ def load_restarts(data_dir: str) -> dict[str, int]:
     return {}
 
 
-def bounded_restarts(restarts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """Restarts by name, the first `most`; those of the rest together as `other`."""
-    pairs = list(restarts.items())
-    rest = sum(count for _, count in pairs[most:])
-    return pairs[:most] + ([("other", rest)] if pairs[most:] else [])
-
-
-def describe_process(now_s: float, up_s: float) -> Iterator[Family]:
+def describe_process(now_s: float, up_s: float) -> list[Family]:
     """The families that Prometheus' own clients have, under the same names."""
-    yield Family(
-        "process_start_time_seconds", "gauge", "When the server started, in Unix time.",
-        single(round(now_s - up_s, 2)),
-    )  # fmt: skip
     times = os.times()
-    yield Family(
-        "process_cpu_seconds_total", "counter", "Processor time of the server.",
-        single(round(times.user + times.system, 2)),
-    )  # fmt: skip
     rss, written = load_rss_bytes(), load_written_bytes()
-    yield Family(
-        "process_resident_memory_bytes", "gauge", "Resident memory of the server.",
-        () if rss is None else single(rss),
-    )  # fmt: skip
-    yield Family(
-        "schedulezero_disk_written_bytes_total", "counter", "What the server had written to disks.",
-        () if written is None else single(written),
-    )  # fmt: skip
+    return [
+        Family("process_start_time_seconds", "gauge", "When the server started, in Unix time.",
+               single(round(now_s - up_s, 2))),
+        Family("process_cpu_seconds_total", "counter", "Processor time of the server.",
+               single(round(times.user + times.system, 2))),
+        Family("process_resident_memory_bytes", "gauge", "Resident memory of the server.",
+               () if rss is None else single(rss)),
+        Family("schedulezero_disk_written_bytes_total", "counter",
+               "What the server had written to disks.", () if written is None else single(written)),
+    ]  # fmt: skip
 
 
 # --- Access -----------------------------------------------------------------------------------
@@ -12369,8 +12203,8 @@ def describe_metrics(app: App) -> Iterator[Family]:
     """What was counted, and what can be looked up."""
     now_us, up_s = app.clock.now_us(), app.clock.monotonic() - app.started_monotonic
     waiting, due_us = app.dispatcher.count_waiting()
-    handlers = bounded_handlers(app.gateway.handlers(), MAX_HANDLER_LABELS)
-    restarts = load_restarts(app.config.data_dir)
+    handlers = app.gateway.handlers()
+    is_up = [(info.handler_id, info.status == "Connected") for info in handlers]
     yield from app.metrics.families()
     for name, kind, about, samples in (
         ("queue_executions", "gauge", "Executions that wait, by why they do.",
@@ -12379,9 +12213,9 @@ def describe_metrics(app: App) -> Iterator[Family]:
          single(0 if due_us is None else max(0, now_us - due_us) / 1e6)),
         ("executions_running", "gauge", "Executions that run.", single(app.dispatcher.running)),
         ("handler_up", "gauge", "Whether an instance of the handler is connected.",
-         labelled("handler_id", [(name, is_up) for name, is_up, _ in handlers])),
+         labelled("handler_id", is_up, min)),
         ("handler_running", "gauge", "Calls that the handler is running.",
-         labelled("handler_id", [(name, running) for name, _, running in handlers])),
+         labelled("handler_id", [(info.handler_id, info.running) for info in handlers])),
         ("messages_malformed_total", "counter", "Messages of handlers that were refused.",
          single(app.gateway.malformed)),
         ("store_commits_total", "counter", "Commits to the database.", single(app.store.commits)),
@@ -12390,7 +12224,7 @@ def describe_metrics(app: App) -> Iterator[Family]:
         ("event_subscribers", "gauge", "Clients that watch events.",
          single(app.events.subscribers)),
         ("restarts_total", "counter", "Restarts by the governor since it started, by process.",
-         labelled("process", bounded_restarts(restarts, MAX_HANDLER_LABELS))),
+         labelled("process", load_restarts(app.config.data_dir).items())),
     ):  # fmt: skip
         yield Family(f"schedulezero_{name}", kind, about, samples)
     yield from describe_process(now_us / 1e6, up_s)

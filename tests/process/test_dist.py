@@ -118,6 +118,7 @@ def test_one_file_schedules_and_runs_what_a_user_wrote_beside_it(packed: Packed)
         assert packed.post("/api/schedule", {**call, "trigger_config": trigger}).status == 201
         assert b"<!doctype html>" in packed.get("/").body
         assert packed.get("/main.js").status == 200
+        assert packed.get("/grafana.json").json()["title"] == "ScheduleZero"
         assert packed.cli("reload").returncode == 0
         assert packed.cli("status").returncode == 0
         assert "FAILED" not in packed.cli("doctor").stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from appliance import Appliance, wait_for
@@ -101,3 +103,18 @@ def test_promtool_finds_nothing_to_criticise(appliance: Callable[..., Appliance]
         ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian: prometheus) is absent")
+def test_the_grafana_dashboard_is_served_and_its_expressions_are_sound(
+    appliance: Callable[..., Appliance], tmp_path: Path
+) -> None:
+    answer = appliance().run().get("/grafana.json")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    expressions = (t["expr"] for panel in answer.json()["panels"] for t in panel["targets"])
+    rules = [
+        {"record": f"panel:{n}", "expr": expression.replace("$__rate_interval", "5m")}
+        for n, expression in enumerate(expressions)
+    ]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "g", "rules": rules}]}))
+    subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], check=True)

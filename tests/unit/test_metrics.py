@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import schedulezero
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus import parse_metrics
@@ -17,13 +22,11 @@ from schedulezero import (
     Histogram,
     Metrics,
     Status,
-    bounded_handlers,
-    bounded_restarts,
     describe_process,
     labelled,
     load_restarts,
     load_rss_bytes,
-    parse_io,
+    load_written_bytes,
     render_metrics,
     render_number,
     single,
@@ -133,22 +136,24 @@ def test_requests_and_clock_steps_are_counted_by_kind() -> None:
     assert (steps.value(direction="forward"), steps.value(direction="back")) == (1, 1)
 
 
-def handler(handler_id: str, status: str = "Connected", running: int = 0) -> HandlerInfo:
-    return HandlerInfo(handler_id, "dial-in", status, (), (), running, 0, 0)
+def bounded(values: dict[str, float], join: Callable[..., float] = sum) -> dict[str, float]:
+    samples = labelled("name", values.items(), join)
+    return {name: value for _, ((_, name),), value in samples}
 
 
-def test_handlers_beyond_the_bound_share_one_label_that_is_up_while_all_are() -> None:
-    handlers = [handler("c", running=2), handler("a"), handler("b", "Disconnected"), handler("d")]
-    assert bounded_handlers(handlers, 2) == [
-        ("a", True, 0), ("b", False, 0), ("other", True, 2)
-    ]  # fmt: skip
-    assert bounded_handlers(handlers, 1)[1] == ("other", False, 2)
-    assert [name for name, _, _ in bounded_handlers(handlers, 4)] == ["a", "b", "c", "d"]
+def test_what_is_beyond_the_bound_shares_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedulezero, "MAX_LABELS", 1)
+    assert bounded({"a": 1, "b": 2, "c": 3}) == {"a": 1, "other": 5}
+    assert bounded({"a": 1}) == {"a": 1}
 
 
-def test_restarts_beyond_the_bound_are_added_up() -> None:
-    assert bounded_restarts({"a": 1, "b": 2, "c": 3}, 1) == [("a", 1), ("other", 5)]
-    assert bounded_restarts({"a": 1}, 1) == [("a", 1)]
+def test_handlers_beyond_the_bound_are_up_while_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_up = {"a": True, "b": False, "c": True, "d": True}
+    for most, other in ((1, False), (2, True), (3, True)):
+        monkeypatch.setattr(schedulezero, "MAX_LABELS", most)
+        assert bounded(is_up, min)["other"] is other
+    monkeypatch.setattr(schedulezero, "MAX_LABELS", 4)
+    assert bounded(is_up, min) == is_up
 
 
 def test_restarts_are_believed_only_from_the_governor_of_this_process(tmp_path: Path) -> None:
@@ -163,10 +168,6 @@ def test_restarts_are_believed_only_from_the_governor_of_this_process(tmp_path: 
     assert load_restarts(str(tmp_path)) == {}
 
 
-def test_the_kernel_s_fields_are_read_by_name() -> None:
-    assert parse_io(b"rchar: 12\nwrite_bytes: 4096\n") == {"rchar": 12, "write_bytes": 4096}
-
-
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")
 def test_the_process_families_say_when_it_began_and_what_it_uses() -> None:
     families = parse_metrics(text_of(*describe_process(1_000.0, 10.0)))
@@ -174,3 +175,51 @@ def test_the_process_families_say_when_it_began_and_what_it_uses() -> None:
     assert families["process_resident_memory_bytes"].value() > 1 << 20
     assert (load_rss_bytes() or 0) > 1 << 20
     assert families["schedulezero_disk_written_bytes_total"].value() >= 0
+    assert f"\nwrite_bytes: {load_written_bytes()}\n" in Path("/proc/self/io").read_text()
+
+
+# The Grafana dashboard of them
+
+HANDLER = HandlerInfo("a", "dial-in", "Connected", (), (), 0, 0, 0)
+
+GRAFANA = json.loads((Path(schedulezero.__file__).parent / "static" / "grafana.json").read_text())
+TARGETS = [target for panel in GRAFANA["panels"] for target in panel["targets"]]
+
+
+def families_of_a_server(data_dir: str) -> list[Family]:
+    """What /metrics offers once there was a request, a handler and a governor."""
+    metrics = Metrics()
+    metrics.count_request("GET", "/", 200)
+    status = {"pid": os.getppid(), "children": [{"name": "server", "restarts": 0}]}
+    Path(data_dir, "status.json").write_text(json.dumps(status))
+    app = SimpleNamespace(
+        clock=schedulezero.Clock(), started_monotonic=0.0, metrics=metrics,
+        config=schedulezero.Config(data_dir=data_dir),
+        dispatcher=SimpleNamespace(count_waiting=lambda: ({"ready": 0}, None), running=0),
+        gateway=SimpleNamespace(handlers=lambda: [HANDLER], malformed=0),
+        store=SimpleNamespace(commits=0, state="ok"), events=SimpleNamespace(subscribers=0),
+    )  # fmt: skip
+    return list(schedulezero.describe_metrics(app))  # type: ignore[arg-type]
+
+
+def test_the_grafana_dashboard_asks_only_for_what_is_offered(tmp_path: Path) -> None:
+    offered = {
+        family.name + suffix: {label for label, _ in labels} | {"instance"}
+        for family in families_of_a_server(str(tmp_path))
+        for suffix, labels, _ in family.samples
+    }
+    (choice,) = (v["query"] for v in GRAFANA["templating"]["list"] if v["name"] == "instance")
+    for expression, legend in [(choice, ""), *((t["expr"], t["legendFormat"]) for t in TARGETS)]:
+        names = re.findall(r"\b(?:schedulezero|process)_\w+", expression)
+        labels = re.findall(r"{{(\w+)}}", legend) + re.findall(r"by \((\w+)\)", expression)
+        assert names and set(names) <= offered.keys()
+        assert all(set(labels) <= offered[name] for name in names)
+
+
+def test_each_panel_of_the_grafana_dashboard_has_a_place_and_follows_its_variables() -> None:
+    panels = GRAFANA["panels"]
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len({panel["id"] for panel in panels}) == len(panels)
+    assert {v["name"] for v in GRAFANA["templating"]["list"]} == {"DS_PROMETHEUS", "instance"}
+    assert {panel["datasource"]["uid"] for panel in panels} == {"${DS_PROMETHEUS}"}
+    assert all('instance=~"$instance"' in target["expr"] for target in TARGETS)
