@@ -208,6 +208,13 @@ class IdTaken(Conflict):
     field = "schedule_id"
 
 
+class Overtaken(Conflict):
+    """Another change came first and nothing was stored; to be tried again from how it is now."""
+
+    def __init__(self, sentence: str = "others keep changing the same; try again") -> None:
+        super().__init__(sentence)
+
+
 class StoreUnavailable(ScheduleZeroError):
     """The database cannot take a change now; nothing of the change was stored."""
 
@@ -4159,10 +4166,8 @@ class Receipt:
     made: str = ""  # what a repeated request is answered with
 
 
-class AlreadyMade(ScheduleZeroError):
-    """There is a receipt for the key; nothing of the change was stored."""
-
-    code = "already_made"
+class AlreadyMade(Overtaken):
+    """There is a receipt for the key."""
 
 
 class PlannedFires(apscheduler.abc.Trigger):
@@ -11002,8 +11007,7 @@ MAX_TITLE_CHARS: Final = 200
 MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
 MAX_RUN_S: Final = 30 * 86_400
 MAX_GRACE_S: Final = 10 * 366 * 86_400
-MAX_EDIT_TRIES: Final = 5
-KEEPS_CHANGING: Final = "the schedule keeps changing while it is being edited; try again"
+MAX_TRIES: Final = 5  # of a change that others overtake
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
 MAX_UPCOMING_HOURS: Final = 7 * 24
@@ -11576,8 +11580,8 @@ def changed_schedule(
     Raises TriggerError.
     """
     values = {**given, "updated_us": now_us}
-    if values.get("retry") is not None:
-        values["retry"] = changed_retry(schedule.retry or config.retry, values["retry"], config)
+    if "retry" in values:
+        values["retry"] = changed_retry(schedule.retry, values["retry"], config)
     if "trigger_config" in values:
         values |= _planned(values["trigger_config"], config, now_us)
     elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
@@ -11585,12 +11589,15 @@ def changed_schedule(
     return replace(schedule, **values)
 
 
-def changed_retry(known: RetryPolicy, given: Mapping[str, Any], config: Config) -> RetryPolicy:
-    """The policy with the given members; one that is None becomes what is configured."""
+def changed_retry(
+    known: RetryPolicy | None, given: Mapping[str, Any] | None, config: Config
+) -> RetryPolicy | None:
+    """The policy with the given members; None, as a whole or of a member, is as configured."""
+    if given is None:
+        return None
     standard = asdict(config.retry)
-    return replace(
-        known, **{name: standard[name] if to is None else to for name, to in given.items()}
-    )
+    members = {name: standard[name] if to is None else to for name, to in given.items()}
+    return replace(known or config.retry, **members)
 
 
 def new_schedule(
@@ -11681,18 +11688,12 @@ def check_target(app: App, handler_id: str, method_name: str) -> None:
         raise InvalidField("method_name", sentence)
 
 
-def check_secrets(app: App, job_params: Any) -> None:
-    """Raise InvalidField for a reference to a secret that is not there."""
-    if has_secrets(job_params):
-        app.dispatcher.secrets.check(job_params)
-
-
 def describe_doubts(app: App, schedule: Schedule) -> list[str]:
     """What a schedule still lacks to run: a handler, a method or a secret that may come later."""
     doubts = []
     for check in (
         partial(check_target, app, schedule.handler_id, schedule.method_name),
-        partial(check_secrets, app, schedule.job_params),
+        partial(app.dispatcher.secrets.check, schedule.job_params),
     ):
         try:
             check()
@@ -11731,11 +11732,6 @@ def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> N
         if (known is not None and ("*" in listed or etag in listed)) != is_wanted:
             is_now = f"its ETag is {etag}" if known else "there is no such schedule"
             raise HttpError(412, "precondition_failed", f"{name}: {asked[:80]} fails: {is_now}")
-
-
-def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
-    """The configured policy with what was given changed."""
-    return changed_retry(app.config.retry, given, app.config) if given else None
 
 
 # What will fire
@@ -11922,28 +11918,23 @@ async def forget_handler(app: App, call: Call) -> Response:
     return json_response(200, {"status": "success", "handler_id": handler_id})
 
 
-RouteStep = Callable[[App, Call, Any], Awaitable[Response]]
-
-
-async def once(app: App, call: Call, act: RouteStep, repeat: RouteStep) -> Response:
-    """What `act` answers, given the receipt to store with its change; for a repeated request what
-    `repeat` does with what was made then. A request that failed has made nothing: it acts anew.
+async def once(
+    app: App, call: Call, make: Callable[[App, Call, Receipt | None], Awaitable[str]]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What `make` has made, given the receipt to store with it; for a repeated request what was
+    made then, and a header that says so. A request that failed has made nothing: it makes anew.
     """
     if IDEMPOTENCY_KEY not in call.request.headers:
-        return await act(app, call, None)
+        return await make(app, call, None), ()
     receipt = read_receipt(app, call)
-    for _ in range(MAX_EDIT_TRIES):
-        if (known := app.store.find_receipt(receipt)) is not None:
-            if known.digest != receipt.digest:
-                sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
-                raise HttpError(422, "idempotency_key_reused", sentence)
-            answer = await repeat(app, call, known.made)
-            answer.headers = (*answer.headers, ("Idempotent-Replayed", "true"))
-            return answer
-        # Of requests at the same time one is committed; the others then find its receipt.
-        with suppress(AlreadyMade):
-            return await act(app, call, receipt)
-    raise Conflict("the same request is being carried out; try again")
+    known = app.store.find_receipt(receipt)
+    if known is None:
+        # Of requests at the same time one is committed; the others try again and find its receipt.
+        return await make(app, call, receipt), ()
+    if known.digest != receipt.digest:
+        sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
+        raise HttpError(422, "idempotency_key_reused", sentence)
+    return known.made, (("Idempotent-Replayed", "true"),)
 
 
 def read_receipt(app: App, call: Call) -> Receipt:
@@ -11959,29 +11950,23 @@ def read_receipt(app: App, call: Call) -> Receipt:
 
 
 async def create_schedule(app: App, call: Call) -> Response:
-    return await once(app, call, _create_schedule, _repeat_created)
+    made, replayed = await once(app, call, _make_schedule)
+    location = location_of(json.loads(made)["schedule_id"])
+    return Response(201, made.encode(), headers=(location, *replayed))
 
 
-async def _create_schedule(app: App, call: Call, receipt: Receipt | None) -> Response:
+async def _make_schedule(app: App, call: Call, receipt: Receipt | None) -> str:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
     check_target(app, given["handler_id"], given["method_name"])
-    check_secrets(app, given.get("job_params"))
+    app.dispatcher.secrets.check(given.get("job_params"))
     schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
-    answer = {
-        "status": "success",
-        "schedule_id": schedule_id,
-        "next_fire_time": iso_of(schedule.next_fire_us),
-    }
-    if receipt is not None:
-        receipt = replace(receipt, made=dump_json(answer))
-    await app.store.add_schedule_record(schedule, receipt)
-    return json_response(201, answer, (location_of(schedule_id),))
-
-
-async def _repeat_created(app: App, call: Call, made: str) -> Response:
-    answer = json.loads(made)
-    return json_response(201, answer, (location_of(answer["schedule_id"]),))
+    next_fire_time = iso_of(schedule.next_fire_us)
+    made = dump_json(
+        {"status": "success", "schedule_id": schedule_id, "next_fire_time": next_fire_time}
+    )
+    await app.store.add_schedule_record(schedule, receipt and replace(receipt, made=made))
+    return made
 
 
 def list_schedules(app: App, call: Call) -> Response:
@@ -12025,44 +12010,44 @@ async def put_schedule(app: App, call: Call) -> Response:
     given = dict(call.body)
     if given.pop("schedule_id", schedule_id) != schedule_id:
         raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
-    for _ in range(MAX_EDIT_TRIES):
-        wanted = declared_schedule(schedule_id, given, app.config, app.clock.now_us())
-        known = app.store.schedule(schedule_id)
-        if known is not None:
-            check_undeclared(known)
-        check_preconditions(call.request.headers, known)
-        is_equal = known is not None and has_definition(known, wanted)
-        if is_equal or await _make_so(app, known, wanted):
-            more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
-            return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
-    raise Conflict(KEEPS_CHANGING)
-
-
-async def _make_so(app: App, known: Schedule | None, wanted: Schedule) -> bool:
-    """Add or replace a schedule; False if someone else was faster."""
+    now_us = app.clock.now_us()
+    wanted = declared_schedule(schedule_id, given, app.config, now_us)
+    known = app.store.schedule(schedule_id)
     if known is not None:
-        changed = redefined_schedule(known, wanted, app.clock.now_us())
-        return await app.store.replace_schedule(changed, known.generation)
+        check_undeclared(known)
+    check_preconditions(call.request.headers, known)
+    is_equal = known is not None and has_definition(known, wanted)
+    if known is None:
+        await _add_schedule(app, wanted)
+    elif not is_equal:
+        await _replace_schedule(app, known, redefined_schedule(known, wanted, now_us))
+    more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
+    return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
+
+
+async def _add_schedule(app: App, schedule: Schedule) -> None:
     try:
-        await app.store.add_schedule_record(wanted)
-    except Conflict:
-        return False
-    return True
+        await app.store.add_schedule_record(schedule)
+    except IdTaken:
+        raise Overtaken from None
+
+
+async def _replace_schedule(app: App, known: Schedule, changed: Schedule) -> None:
+    if not await app.store.replace_schedule(changed, known.generation):
+        raise Overtaken
 
 
 async def change_schedule(app: App, call: Call) -> Response:
-    for _ in range(MAX_EDIT_TRIES):
-        known = find_schedule(app, call)
-        if call.body.keys() - {"paused"}:
-            check_undeclared(known)
-        changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
-        if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
-            check_target(app, changed.handler_id, changed.method_name)
-        check_secrets(app, call.body.get("job_params"))
-        check_preconditions(call.request.headers, known)
-        if await app.store.replace_schedule(changed, known.generation):
-            return _answer_changed(find_schedule(app, call))
-    raise Conflict(KEEPS_CHANGING)
+    known = find_schedule(app, call)
+    if call.body.keys() - {"paused"}:
+        check_undeclared(known)
+    changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
+    if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
+        check_target(app, changed.handler_id, changed.method_name)
+    app.dispatcher.secrets.check(call.body.get("job_params"))
+    check_preconditions(call.request.headers, known)
+    await _replace_schedule(app, known, changed)
+    return _answer_changed(find_schedule(app, call))
 
 
 def _answer_changed(schedule: Schedule, status: int = 200, **more: Any) -> Response:
@@ -12077,15 +12062,14 @@ def location_of(schedule_id: str) -> tuple[str, str]:
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
-    for _ in range(MAX_EDIT_TRIES):
-        schedule = find_schedule(app, call)
-        check_undeclared(schedule)
-        check_preconditions(call.request.headers, schedule)
-        schedule_id = schedule.schedule_id
-        if await app.store.delete_schedule(schedule_id, schedule.generation):
-            app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
-            return json_response(200, {"status": "success", "schedule_id": schedule_id})
-    raise Conflict(KEEPS_CHANGING)
+    schedule = find_schedule(app, call)
+    check_undeclared(schedule)
+    check_preconditions(call.request.headers, schedule)
+    schedule_id = schedule.schedule_id
+    if not await app.store.delete_schedule(schedule_id, schedule.generation):
+        raise Overtaken
+    app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
+    return json_response(200, {"status": "success", "schedule_id": schedule_id})
 
 
 async def pause_schedule(app: App, call: Call) -> Response:
@@ -12116,26 +12100,24 @@ async def run_schedule(app: App, call: Call) -> Response:
 
 
 async def run_now(app: App, call: Call) -> Response:
-    return await once(app, call, _run_now, _answer_run_now)
+    execution_id, replayed = await once(app, call, _submit)
+    answer = await _answer_run(app, execution_id, wait=call.body.get("wait", True))
+    answer.headers += replayed
+    return answer
 
 
-async def _run_now(app: App, call: Call, receipt: Receipt | None) -> Response:
+async def _submit(app: App, call: Call, receipt: Receipt | None) -> str:
     body = call.body
     handler_id, method_name = body["handler_id"], body["method_name"]
     check_target(app, handler_id, method_name)
-    execution_id = await app.dispatcher.submit(
+    return await app.dispatcher.submit(
         handler_id,
         method_name,
         body.get("job_params", {}),
         timeout=body.get("timeout"),
-        retry=retry_of(app, body.get("retry")),
+        retry=changed_retry(None, body.get("retry"), app.config),
         receipt=receipt,
     )
-    return await _answer_run_now(app, call, execution_id)
-
-
-async def _answer_run_now(app: App, call: Call, execution_id: str) -> Response:
-    return await _answer_run(app, execution_id, wait=call.body.get("wait", True))
 
 
 async def _answer_run(app: App, execution_id: str, *, wait: bool) -> Response:
@@ -12750,18 +12732,25 @@ class Api:
         return answer
 
     async def _change(self, route: Route, call: Call) -> HttpAnswer:
-        """Do what is asked, and record that it was; the record is committed with the change."""
-        app = self._app
+        """Do what is asked, and record that it was; the record is committed with the change.
+
+        A change that others overtake is tried again.
+        """
+        app, tries = self._app, 0
         place = app.store.note(self._entry(call.request, route, call.identity))
-        answer = route.run(app, call)
-        assert not isinstance(answer, (Response, StreamResponse)), "changes take time"
-        try:
-            done = await answer
-        except ScheduleZeroError as error:
-            done = answer_failure(error)
-        if isinstance(done, Response) and done.status >= 400:
-            app.store.note_refusal(place, done.status)
-        return done
+        answer: HttpAnswer | None = None
+        while answer is None:
+            tries += 1
+            pending = route.run(app, call)
+            assert not isinstance(pending, (Response, StreamResponse)), "changes take time"
+            try:
+                answer = await pending
+            except ScheduleZeroError as error:
+                if tries == MAX_TRIES or not isinstance(error, Overtaken):
+                    answer = answer_failure(error)
+        if isinstance(answer, Response) and answer.status >= 400:
+            app.store.note_refusal(place, answer.status)
+        return answer
 
     def _refusal(self, request: Request, route: Route, identity: Identity) -> Refused:
         refusal = self._app.access.refusal(identity, route.role)
