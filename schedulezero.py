@@ -9969,13 +9969,8 @@ METHODS: Final = frozenset(
 log_http: Final = logging.getLogger("schedulezero.http")
 
 
-class HttpError(ScheduleZeroError):
-    """A request that is refused: the status to answer with, a code and a sentence."""
-
-    def __init__(self, status: int, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
+class HttpError(Refused):
+    """A request that is refused for what it is, whoever sent it."""
 
 
 # Requests
@@ -12441,6 +12436,7 @@ class Route:
     query: Fields = NO_FIELDS
     body: Fields | None = None
     headers: tuple[Field, ...] = ()  # which the function itself reads
+    content_type: str = JSON_TYPE  # of the answers
 
     @property
     def is_change(self) -> bool:
@@ -12536,9 +12532,10 @@ ROUTES: Final = (
     Route("GET", "/api/ws", stream_websocket, VIEWER,
           "The same events over a WebSocket", {101: {}}, query=WEBSOCKET_QUERY),
     Route("GET", "/api/events", stream_events, VIEWER,
-          "Server-sent events; Last-Event-ID resumes", {200: TEXT}),
+          "Server-sent events; Last-Event-ID resumes", {200: TEXT},
+          content_type="text/event-stream"),
     Route("GET", METRICS_PATH, show_metrics, VIEWER,
-          "What is counted, in Prometheus' text format", {200: TEXT}),
+          "What is counted, in Prometheus' text format", {200: TEXT}, content_type=METRICS_TYPE),
     Route("GET", "/api/openapi.json", show_description, VIEWER,
           "This description", {200: ANY_OBJECT}),
 )  # fmt: skip
@@ -12566,48 +12563,37 @@ def describe_api(routes: Iterable[Route], is_login_required: bool = True) -> dic
 
 
 def describe_route(route: Route) -> dict[str, Any]:
+    fields = [("path", Field(name, NAME)) for name in re.findall(r"{(\w+)}", route.path)]
+    fields += [("query", field) for field in route.query.fields]
+    fields += [("header", field) for field in route.headers]
     described: dict[str, Any] = {
         "operationId": route.run.__name__,
         "summary": route.summary,
         "x-role": route.role,
-        **({"security": []} if route.role is Role.ANYONE else {}),
-        "parameters": [
-            *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
-            *(_describe_field(field, "query") for field in route.query.fields),
-            *(_describe_field(field, "header") for field in route.headers),
-        ],
+        "parameters": [_describe_field(field, place) for place, field in fields],
         "responses": {
-            **{str(status): _describe_answer(route, status) for status in route.answers},
-            "default": {
-                "description": "Refused or failed: why, in a sentence",
-                "content": {JSON_TYPE: {"schema": component("Error")}},
-            },
+            str(status): _describe_content(schema, route.content_type, description=route.summary)
+            for status, schema in route.answers.items()
         },
     }
-    if route.body is not None:
-        described["requestBody"] = {
-            "required": route.body.is_required,
-            "content": {JSON_TYPE: {"schema": route.body.schema}},
-        }
+    described["responses"]["default"] = _describe_content(
+        component("Error"), description="Refused or failed: why, in a sentence"
+    )
+    if route.role is Role.ANYONE:
+        described["security"] = []
+    if (body := route.body) is not None:
+        described["requestBody"] = _describe_content(body.schema, required=body.is_required)
     return described
-
-
-def _describe_path_field(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": NAME.schema}
 
 
 def _describe_field(field: Field, place: str) -> dict[str, Any]:
     about = {"description": field.about} if field.about else {}
-    return {"name": field.name, "in": place, "schema": field.kind.schema, **about}
+    required = {"required": True} if place == "path" else {}
+    return {"name": field.name, "in": place, "schema": field.kind.schema, **about, **required}
 
 
-def _describe_answer(route: Route, status: int) -> dict[str, Any]:
-    other_types = {"/api/events": "text/event-stream", METRICS_PATH: METRICS_TYPE}
-    content_type = other_types.get(route.path, JSON_TYPE)
-    return {
-        "description": route.summary,
-        "content": {content_type: {"schema": route.answers[status]}},
-    }
+def _describe_content(schema: Schema, content_type: str = JSON_TYPE, **more: Any) -> dict[str, Any]:
+    return {"content": {content_type: {"schema": schema}}, **more}
 
 
 # The shell
@@ -12623,26 +12609,13 @@ STATUS_OF: Final = (
 )  # fmt: skip
 
 
-class MethodNotAllowed(HttpError):
-    """The path is right, the method is not; `allowed` is for the Allow header."""
-
-    def __init__(self, allowed: str) -> None:
-        super().__init__(405, "method_not_allowed", f"only {allowed} can be done here")
-        self.allowed = allowed
-
-
 def answer_failure(error: ScheduleZeroError) -> Response:
     """The one place where a failure becomes a status."""
-    if isinstance(error, HttpError):
-        status = error.status
-    else:
-        status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     if isinstance(error, Refused):
         return error_response(error.status, error.code, str(error), error.headers)
-    more = {"field": error.field} if error.field else {}
+    status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     headers = RETRY_AFTER if status in (503, 507) else ()
-    if isinstance(error, MethodNotAllowed):
-        headers = (("Allow", error.allowed),)
+    more = {"field": error.field} if error.field else {}
     return error_response(status, error.code, str(error), headers, **more)
 
 
@@ -12676,7 +12649,8 @@ class Router:
         route = by_method.get("GET" if method == "HEAD" else method)
         if route is None:
             allowed = ", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])}))
-            raise MethodNotAllowed(allowed)
+            sentence = f"only {allowed} can be done here"
+            raise HttpError(405, "method_not_allowed", sentence, (("Allow", allowed),))
         return route, arguments
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
