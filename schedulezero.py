@@ -11545,23 +11545,23 @@ def answer_outcome(execution: Execution) -> Response:
     )
 
 
-def answer_page(
-    name: str, records: Iterable[dict[str, Any]], about: Callable[[int], Mapping[str, Any]]
-) -> Response:
-    """An answer whose list `name` holds as many of the records as fit, but at least one.
-
-    `about(count)` gives the other members, once it is known how many those are.
-    """
-    parts: list[bytes] = []
+def encode_page(records: Iterable[dict[str, Any]]) -> list[bytes]:
+    """As many of the records as fit into one answer, but at least one."""
+    page: list[bytes] = []
     left = MAX_PAGE_BYTES
     for record in records:
-        part = encode_json(record)
-        left -= len(part)
-        if left < 0 and parts:
+        encoded = encode_json(record)
+        left -= len(encoded)
+        if left < 0 and page:
             break
-        parts.append(part)
-    about_page = encode_json({"count": len(parts), **about(len(parts))})
-    return Response(200, b'{"%b":[%b],%b' % (name.encode(), b",".join(parts), about_page[1:]))
+        page.append(encoded)
+    return page
+
+
+def answer_page(name: str, page: Sequence[bytes], **about: Any) -> Response:
+    """An answer whose list `name` holds the encoded records."""
+    about_page = encode_json({"count": len(page), **about})
+    return Response(200, b'{"%b":[%b],%b' % (name.encode(), b",".join(page), about_page[1:]))
 
 
 # Schedules as they are asked for
@@ -11966,13 +11966,12 @@ async def _make_schedule(app: App, call: Call, receipt: Receipt | None) -> str:
 
 def list_schedules(app: App, call: Call) -> Response:
     asked = {"sort": "schedule_id", "limit": MAX_PAGE, "offset": 0, **call.query}
-    page, total = app.store.schedules(**asked)
-
-    def about(count: int) -> dict[str, Any]:
-        end = asked["offset"] + count
-        return {"total": total, "next_offset": end if count and end < total else None}
-
-    return answer_page("schedules", map(render_schedule, page), about)
+    found, total = app.store.schedules(**asked)
+    page = encode_page(map(render_schedule, found))
+    end = asked["offset"] + len(page)
+    return answer_page(
+        "schedules", page, total=total, next_offset=end if page and end < total else None
+    )
 
 
 async def show_upcoming(app: App, call: Call) -> Response:
@@ -12126,11 +12125,9 @@ def list_executions(app: App, call: Call) -> Response:
     asked |= {"before": asked.pop("cursor", None), "since_us": asked.pop("since", None)}
     limit = asked.pop("limit")
     found = app.store.executions(limit=limit + 1, **asked)
-
-    def about(count: int) -> dict[str, Any]:
-        return {"next_cursor": found[count - 1].execution_id if count < len(found) else None}
-
-    return answer_page("records", map(render_execution, found[:limit]), about)
+    page = encode_page(map(render_execution, found[:limit]))
+    cursor = found[len(page) - 1].execution_id if len(page) < len(found) else None
+    return answer_page("records", page, next_cursor=cursor)
 
 
 def show_execution(app: App, call: Call) -> Response:
@@ -12171,7 +12168,7 @@ def show_stats(app: App, call: Call) -> Response:
 
 def list_errors(app: App, call: Call) -> Response:
     found = app.store.errors(call.query.get("limit", 50))
-    return answer_page("records", map(render_execution, found), lambda count: {})
+    return answer_page("records", encode_page(map(render_execution, found)))
 
 
 def preview_trigger(app: App, call: Call) -> Response:
@@ -12258,11 +12255,9 @@ async def list_audit(app: App, call: Call) -> Response:
     await app.store.settle_notes()
     limit = call.query.get("limit", 100)
     found = app.store.audit(limit=limit + 1, before=call.query.get("cursor"))
-
-    def about(count: int) -> dict[str, Any]:
-        return {"next_cursor": found[count - 1].number if count < len(found) else None}
-
-    return answer_page("entries", map(render_audit_entry, found[:limit]), about)
+    page = encode_page(map(render_audit_entry, found[:limit]))
+    cursor = found[len(page) - 1].number if len(page) < len(found) else None
+    return answer_page("entries", page, next_cursor=cursor)
 
 
 def render_audit_entry(entry: AuditEntry) -> dict[str, Any]:
