@@ -99,6 +99,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby
+from operator import attrgetter
 from types import MappingProxyType
 from typing import (
     IO,
@@ -130,6 +131,7 @@ if typing.TYPE_CHECKING:
 
 VERSION: Final = "0.1.0"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH: Final = EPOCH.replace(tzinfo=None)  # a time without a zone is written faster
 MICROSECOND: Final = timedelta(microseconds=1)
 
 EXIT_OK: Final = 0
@@ -265,7 +267,7 @@ def iso_of(us: int | None) -> str | None:
     """ISO 8601 in UTC with `Z`, as every time in the API is written."""
     if us is None:
         return None
-    return at_of(us).isoformat()[:-6] + "Z"
+    return (_NAIVE_EPOCH + timedelta(microseconds=us)).isoformat() + "Z"
 
 
 class Status(enum.StrEnum):
@@ -11386,6 +11388,116 @@ ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 
 
 # How things are shown
 
+TEXT: Final[Schema] = MappingProxyType({"type": "string"})
+COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
+TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
+INTEGER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["integer", "null"]})
+NUMBER: Final[Schema] = MappingProxyType({"type": "number"})
+NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
+TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
+TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
+ANYTHING: Final[Schema] = MappingProxyType({})
+BOOLEAN: Final[Schema] = MappingProxyType({"type": "boolean"})
+OBJECT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["object", "null"]})
+ANY_OBJECT: Final[Schema] = MappingProxyType({"type": "object"})
+
+
+def shape(**members: Schema) -> Schema:
+    """An object that has at least these members."""
+    return {"type": "object", "properties": members, "required": list(members)}
+
+
+def list_of(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def component(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+class View:
+    """How a kind of thing is shown: its members, each with its schema.
+
+    A member is the attribute of the same name, or the one named beside its schema. A time `x`,
+    `x_at` or `x_time` is the database time `x_us`. The schema tells of the members that are
+    `computed` as well; whoever calls `render` adds them.
+    """
+
+    def __init__(
+        self,
+        computed: Mapping[str, Schema] = MappingProxyType({}),
+        **members: Schema | tuple[Schema, str],
+    ) -> None:
+        schemas, attributes = dict(computed), {}
+        for name, member in members.items():
+            schemas[name], attributes[name] = (
+                member if isinstance(member, tuple) else (member, name)
+            )
+        self.schema = shape(**schemas)
+        self._times = [name for name in attributes if schemas[name] in (TIME, TIME_OR_NULL)]
+        attributes |= {name: re.sub("_(at|time)$", "", name) + "_us" for name in self._times}
+        self._names = tuple(attributes)
+        self._read = attrgetter(*attributes.values())
+
+    def render(self, value: Any) -> dict[str, Any]:
+        shown = dict(zip(self._names, self._read(value), strict=True))
+        for name in self._times:
+            shown[name] = iso_of(shown[name])
+        return shown
+
+
+SCHEDULE_VIEW: Final = View(
+    {"trigger": TEXT, "description": TEXT, "retry": OBJECT_OR_NULL,
+     "args": {"type": "array", "minItems": 3, "maxItems": 3}},
+    id=(TEXT, "schedule_id"), schedule_id=TEXT, name=TEXT_OR_NULL, origin=TEXT,
+    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, trigger_config=ANY_OBJECT,
+    next_fire_time=TIME_OR_NULL, last_fire_time=TIME_OR_NULL, paused=BOOLEAN,
+    timeout=NUMBER_OR_NULL, coalesce=TEXT, overlap=TEXT, misfire_grace_time=NUMBER_OR_NULL,
+    max_jitter=NUMBER, quarantined=TEXT_OR_NULL,
+    created_at=TIME, updated_at=TIME, generation=COUNT,
+)  # fmt: skip
+EXECUTION_VIEW: Final = View(
+    {"duration_ms": NUMBER_OR_NULL},
+    execution_id=TEXT, job_id=(TEXT, "execution_id"), schedule_id=TEXT_OR_NULL,
+    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, status=one_of(Status).schema,
+    scheduled_at=TIME, created_at=TIME, due_at=TIME, deadline=TIME_OR_NULL,
+    started_at=TIME_OR_NULL, completed_at=TIME_OR_NULL, attempt_number=(COUNT, "attempt"),
+    max_attempts=(COUNT, "retry.max_attempts"), timeout=NUMBER, instance=TEXT_OR_NULL,
+    result=ANYTHING, error=TEXT_OR_NULL, reason=TEXT_OR_NULL,
+    coalesced=COUNT, coalesced_from=TIME_OR_NULL,
+)  # fmt: skip
+ATTEMPT_VIEW: Final = View(
+    attempt_number=(COUNT, "attempt"), instance=TEXT_OR_NULL, started_at=TIME,
+    ended_at=TIME_OR_NULL, outcome=TEXT, error=TEXT_OR_NULL, traceback=TEXT_OR_NULL,
+)  # fmt: skip
+INSTANCE_VIEW: Final = View(
+    {"heartbeat_age_seconds": NUMBER},
+    instance=TEXT, address=TEXT, status=TEXT, concurrency=COUNT, running=COUNT,
+    registered_at=TIME, last_seen=TIME, clock_skew_seconds=(NUMBER_OR_NULL, "clock_skew_s"),
+    pid=INTEGER_OR_NULL, hostname=TEXT_OR_NULL,
+)  # fmt: skip
+HANDLER_VIEW: Final = View(
+    {"methods": list_of(TEXT), "method_details": list_of(ANY_OBJECT), "capacity": COUNT,
+     "instances": list_of(INSTANCE_VIEW.schema), "last_seen": TIME_OR_NULL},
+    id=(TEXT, "handler_id"), handler_id=TEXT, address=TEXT, status=TEXT, running=COUNT,
+    queued=COUNT,
+)  # fmt: skip
+AUDIT_VIEW: Final = View(
+    number=COUNT, at=TIME, actor=TEXT, address=TEXT, action=TEXT, target=TEXT,
+    status=INTEGER_OR_NULL,
+)  # fmt: skip
+COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
+    {
+        "Error": {
+            **shape(status={"const": "error"}, error=TEXT, code=TEXT),
+            "description": "with `field`, the dotted path of what is wrong, where one value is",
+        },
+        "Handler": HANDLER_VIEW.schema,
+        "Schedule": SCHEDULE_VIEW.schema,
+        "Execution": EXECUTION_VIEW.schema,
+    }
+)
+
 
 def render_trigger_of(schedule: Schedule) -> dict[str, Any]:
     try:
@@ -11397,30 +11509,34 @@ def render_trigger_of(schedule: Schedule) -> dict[str, Any]:
 
 def render_schedule(schedule: Schedule) -> dict[str, Any]:
     return {
-        "id": schedule.schedule_id,
-        "schedule_id": schedule.schedule_id,
-        "name": schedule.name,
+        **SCHEDULE_VIEW.render(schedule),
         **render_trigger_of(schedule),
-        "next_fire_time": iso_of(schedule.next_fire_us),
-        "last_fire_time": iso_of(schedule.last_fire_us),
         "args": [schedule.handler_id, schedule.method_name, schedule.job_params],
-        "handler_id": schedule.handler_id,
-        "method_name": schedule.method_name,
-        "job_params": schedule.job_params,
-        "trigger_config": schedule.trigger_config,
-        "paused": schedule.paused,
-        "timeout": schedule.timeout,
         "retry": asdict(schedule.retry) if schedule.retry else None,
-        "coalesce": schedule.coalesce,
-        "overlap": schedule.overlap,
-        "misfire_grace_time": schedule.misfire_grace_time,
-        "max_jitter": schedule.max_jitter,
-        "origin": schedule.origin,
-        "quarantined": schedule.quarantined,
-        "created_at": iso_of(schedule.created_us),
-        "updated_at": iso_of(schedule.updated_us),
-        "generation": schedule.generation,
     }
+
+
+def render_execution(execution: Execution) -> dict[str, Any]:
+    shown, us = EXECUTION_VIEW.render(execution), execution.duration_us
+    shown["duration_ms"] = None if us is None else us / 1_000
+    return shown
+
+
+def render_handler(info: HandlerInfo, now_us: int) -> dict[str, Any]:
+    connected = [one.concurrency for one in info.instances if one.status == "Connected"]
+    return {
+        **HANDLER_VIEW.render(info),
+        "methods": [method.name for method in info.methods],
+        "method_details": [asdict(method) for method in info.methods],
+        "capacity": sum(connected),
+        "instances": [render_instance(instance, now_us) for instance in info.instances],
+        "last_seen": iso_of(info.last_seen_us or None),
+    }
+
+
+def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
+    age_s = round(max(0, now_us - instance.last_seen_us) / 1e6, 1)
+    return {**INSTANCE_VIEW.render(instance), "heartbeat_age_seconds": age_s}
 
 
 def render_definition(schedule: Schedule) -> dict[str, Any]:
@@ -11442,81 +11558,6 @@ def render_definition(schedule: Schedule) -> dict[str, Any]:
 def etag_of(schedule: Schedule) -> tuple[str, str]:
     """The header that names this state of a definition; what fires do leaves it as it is."""
     return "ETag", f'"{schedule.key}-{schedule.generation}"'
-
-
-def render_execution(execution: Execution) -> dict[str, Any]:
-    e = execution
-    return {
-        "execution_id": e.execution_id,
-        "job_id": e.execution_id,
-        "schedule_id": e.schedule_id,
-        "handler_id": e.handler_id,
-        "method_name": e.method_name,
-        "job_params": e.job_params,
-        "status": e.status,
-        "scheduled_at": iso_of(e.scheduled_us),
-        "created_at": iso_of(e.created_us),
-        "due_at": iso_of(e.due_us),
-        "deadline": iso_of(e.deadline_us),
-        "started_at": iso_of(e.started_us),
-        "completed_at": iso_of(e.completed_us),
-        "duration_ms": None if e.duration_us is None else e.duration_us / 1_000,
-        "attempt_number": e.attempt,
-        "max_attempts": e.retry.max_attempts,
-        "timeout": e.timeout,
-        "instance": e.instance,
-        "result": e.result,
-        "error": e.error,
-        "reason": e.reason,
-        "coalesced": e.coalesced,
-        "coalesced_from": iso_of(e.coalesced_from_us),
-    }
-
-
-def render_attempt(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "attempt_number": attempt.attempt,
-        "instance": attempt.instance,
-        "started_at": iso_of(attempt.started_us),
-        "ended_at": iso_of(attempt.ended_us),
-        "outcome": attempt.outcome,
-        "error": attempt.error,
-        "traceback": attempt.traceback,
-    }
-
-
-def render_handler(info: HandlerInfo, now_us: int) -> dict[str, Any]:
-    return {
-        "id": info.handler_id,
-        "handler_id": info.handler_id,
-        "address": info.address,
-        "status": info.status,
-        "methods": [method.name for method in info.methods],
-        "method_details": [asdict(method) for method in info.methods],
-        "instances": [render_instance(instance, now_us) for instance in info.instances],
-        "running": info.running,
-        "queued": info.queued,
-        "capacity": sum(
-            instance.concurrency for instance in info.instances if instance.status == "Connected"
-        ),
-        "last_seen": iso_of(info.last_seen_us) if info.last_seen_us else None,
-    }
-
-
-def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
-    return {
-        "instance": instance.instance,
-        "address": instance.address,
-        "status": instance.status,
-        "concurrency": instance.concurrency,
-        "running": instance.running,
-        "registered_at": iso_of(instance.registered_us),
-        "last_seen": iso_of(instance.last_seen_us),
-        "heartbeat_age_seconds": round(max(0, now_us - instance.last_seen_us) / 1e6, 1),
-        "clock_skew_seconds": instance.clock_skew_s,
-        "pid": instance.pid,
-        "hostname": instance.hostname,
-    }
 
 
 OUTCOMES: Final[Mapping[Status, tuple[int, str]]] = MappingProxyType(
@@ -12138,7 +12179,7 @@ def show_execution(app: App, call: Call) -> Response:
         200,
         {
             **render_execution(execution),
-            "attempts": [render_attempt(item) for item in app.store.attempts(execution_id)],
+            "attempts": [*map(ATTEMPT_VIEW.render, app.store.attempts(execution_id))],
             "log": (app.store.log(execution_id) or "") + app.dispatcher.live_log(execution_id),
             "progress": {"percent": progress[0], "message": progress[1]} if progress else None,
         },
@@ -12255,21 +12296,9 @@ async def list_audit(app: App, call: Call) -> Response:
     await app.store.settle_notes()
     limit = call.query.get("limit", 100)
     found = app.store.audit(limit=limit + 1, before=call.query.get("cursor"))
-    page = encode_page(map(render_audit_entry, found[:limit]))
+    page = encode_page(map(AUDIT_VIEW.render, found[:limit]))
     cursor = found[len(page) - 1].number if len(page) < len(found) else None
     return answer_page("entries", page, next_cursor=cursor)
-
-
-def render_audit_entry(entry: AuditEntry) -> dict[str, Any]:
-    return {
-        "number": entry.number,
-        "at": iso_of(entry.at_us),
-        "actor": entry.actor,
-        "address": entry.address,
-        "action": entry.action,
-        "target": entry.target,
-        "status": entry.status,
-    }
 
 
 def show_metrics(app: App, call: Call) -> Response:
@@ -12311,92 +12340,16 @@ def show_description(app: App, call: Call) -> Response:
     return json_response(200, describe_api(ROUTES, app.access.is_login_required))
 
 
-# What clients can expect to be shown, for the description
+# What else is answered
 
-TEXT: Final[Schema] = MappingProxyType({"type": "string"})
-COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
-TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
-INTEGER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["integer", "null"]})
-NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
-TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
-TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
-ANYTHING: Final[Schema] = MappingProxyType({})
-ANY_OBJECT: Final[Schema] = MappingProxyType({"type": "object"})
-
-
-def shape(**members: Schema) -> Schema:
-    """An object that has at least these members."""
-    return {"type": "object", "properties": members, "required": list(members)}
-
-
-def list_of(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def component(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
-    {
-        "Error": {
-            **shape(status={"const": "error"}, error=TEXT, code=TEXT),
-            "description": "with `field`, the dotted path of what is wrong, where one value is",
-        },
-        "Handler": shape(
-            id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
-        ),
-        "Schedule": shape(
-            id=TEXT,
-            name=TEXT_OR_NULL,
-            trigger=TEXT,
-            description=TEXT,
-            next_fire_time=TIME_OR_NULL,
-            last_fire_time=TIME_OR_NULL,
-            args={"type": "array", "minItems": 3, "maxItems": 3},
-            handler_id=TEXT,
-            method_name=TEXT,
-            job_params=ANY_OBJECT,
-            trigger_config=ANY_OBJECT,
-            paused={"type": "boolean"},
-            quarantined=TEXT_OR_NULL,
-        ),
-        "Execution": shape(
-            execution_id=TEXT,
-            job_id=TEXT,
-            schedule_id=TEXT_OR_NULL,
-            handler_id=TEXT,
-            method_name=TEXT,
-            status={"type": "string", "enum": [str(status) for status in Status]},
-            scheduled_at=TIME,
-            started_at=TIME_OR_NULL,
-            completed_at=TIME_OR_NULL,
-            duration_ms=NUMBER_OR_NULL,
-            attempt_number=COUNT,
-            result=ANYTHING,
-            error=TEXT_OR_NULL,
-        ),
-    }
-)
-AUDIT_ENTRY: Final = shape(
-    number=COUNT,
-    at=TIME,
-    actor=TEXT,
-    address=TEXT,
-    action=TEXT,
-    target=TEXT,
-    status=INTEGER_OR_NULL,
-)
-SESSION: Final = shape(
-    authenticated={"type": "boolean"}, name=TEXT, role=TEXT, login_required={"type": "boolean"}
-)
+SESSION: Final = shape(authenticated=BOOLEAN, name=TEXT, role=TEXT, login_required=BOOLEAN)
 SCHEDULE_CHANGED: Final = shape(
     status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
 )
 SCHEDULE_PUT: Final = shape(
     status={"const": "success"},
     schedule_id=TEXT,
-    changed={"type": "boolean"},
+    changed=BOOLEAN,
     warnings=list_of(TEXT),
     schedule=component("Schedule"),
 )
@@ -12404,7 +12357,7 @@ RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 UPCOMING: Final = shape(
     begin=TIME,
-    bucket_seconds={"type": "number"},
+    bucket_seconds=NUMBER,
     buckets=list_of(shape(at=TIME, count=COUNT, schedules=list_of(TEXT))),
     soonest=list_of(shape(schedule_id=TEXT, name=TEXT, at=TIME)),
     schedules=COUNT,
@@ -12462,7 +12415,7 @@ ROUTES: Final = (
           "End the session", {200: shape(status={"const": "success"})}),
     Route("GET", "/api/audit", list_audit, ADMIN,
           "Who changed what and from where, and who was refused; newest first",
-          {200: shape(entries=list_of(AUDIT_ENTRY), count=COUNT)}, query=AUDIT_QUERY),
+          {200: shape(entries=list_of(AUDIT_VIEW.schema), count=COUNT)}, query=AUDIT_QUERY),
     Route("POST", "/api/health/acknowledge", acknowledge_health, OPERATOR,
           "Take note of what happened to the database; health tells it no more",
           {200: HEALTH, 503: HEALTH}),
@@ -12482,7 +12435,7 @@ ROUTES: Final = (
           query=SCHEDULES_QUERY),
     Route("PATCH", "/api/schedules", change_schedules, OPERATOR,
           "Pause or resume all schedules that match the query",
-          {200: shape(status={"const": "success"}, paused={"type": "boolean"}, count=COUNT)},
+          {200: shape(status={"const": "success"}, paused=BOOLEAN, count=COUNT)},
           query=Fields(*SCHEDULE_FILTERS), body=MANY_FIELDS),
     Route("GET", "/api/upcoming", show_upcoming, VIEWER,
           "How often schedules that are not paused will fire in each part of the coming hours; "
