@@ -11396,6 +11396,7 @@ NUMBER: Final[Schema] = MappingProxyType({"type": "number"})
 NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
 TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
 TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
+SUCCESS: Final[Schema] = MappingProxyType({"const": "success"})
 ANYTHING: Final[Schema] = MappingProxyType({})
 BOOLEAN: Final[Schema] = MappingProxyType({"type": "boolean"})
 OBJECT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["object", "null"]})
@@ -11542,17 +11543,12 @@ def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
 def render_definition(schedule: Schedule) -> dict[str, Any]:
     """The body that makes such a schedule anew; what is as by default is left out."""
     blank = Schedule("", "", "", {}, {}, {})
-    definition = {
-        field.name: getattr(schedule, field.name)
-        for field in EDIT_FIELDS
-        if getattr(schedule, field.name) != getattr(blank, field.name)
-    }
+    names = (field.name for field in EDIT_FIELDS)
+    shown = {name: to for name in names if (to := getattr(schedule, name)) != getattr(blank, name)}
     if schedule.retry:
-        definition["retry"] = asdict(schedule.retry)
-    return {
-        name: str(value) if isinstance(value, enum.StrEnum) else value
-        for name, value in definition.items()
-    }
+        shown["retry"] = asdict(schedule.retry)
+    # YAML knows no enumerations and no read-only mappings.
+    return dict(json.loads(dump_json(shown)))
 
 
 def etag_of(schedule: Schedule) -> tuple[str, str]:
@@ -11611,18 +11607,28 @@ def answer_page(name: str, page: Sequence[bytes], **about: Any) -> Response:
 def changed_schedule(
     schedule: Schedule, given: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
-    """The schedule with the given fields. A new trigger, or the end of a pause, plans from now.
+    """The schedule with the given fields. A new trigger plans from now. Raises TriggerError."""
+    values = dict(given)
+    if "retry" in given:
+        values["retry"] = changed_retry(schedule.retry, given["retry"], config)
+    if "trigger_config" in given:
+        asked = given["trigger_config"]
+        trigger = parse_trigger(asked, timezone=config.timezone, now=at_of(now_us))
+        values |= {
+            "trigger_config": {**asked, "timezone": asked.get("timezone") or config.timezone},
+            "trigger_state": trigger.__getstate__(),
+            "next_fire_us": next_us(trigger, trigger.cursor_us),
+            "quarantined": None,
+        }
+    return _with_values(schedule, values, now_us)
 
-    Raises TriggerError.
-    """
-    values = {**given, "updated_us": now_us}
-    if "retry" in values:
-        values["retry"] = changed_retry(schedule.retry, values["retry"], config)
-    if "trigger_config" in values:
-        values |= _planned(values["trigger_config"], config, now_us)
-    elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
+
+def _with_values(schedule: Schedule, values: dict[str, Any], now_us: int) -> Schedule:
+    """An unchanged trigger goes on as planned, after a pause from now."""
+    is_resumed = schedule.paused and values.get("paused") is False and not schedule.quarantined
+    if is_resumed and "trigger_state" not in values:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
-    return replace(schedule, **values)
+    return replace(schedule, **values, updated_us=now_us)
 
 
 def changed_retry(
@@ -11680,36 +11686,11 @@ def has_definition(known: Schedule, wanted: Schedule) -> bool:
 
 
 def redefined_schedule(known: Schedule, wanted: Schedule, now_us: int) -> Schedule:
-    """`known` with the definition of `wanted`. An equal trigger goes on as it was planned, after
-    a pause from now.
-    """
-    redefined = replace(
-        wanted,
-        created_us=known.created_us,
-        updated_us=now_us,
-        last_fire_us=known.last_fire_us,
-        generation=known.generation,
-        key=known.key,
-        origin=known.origin,
-    )
+    """`known` with the definition of `wanted`; an equal trigger goes on as planned."""
+    names = [field.name for field in EDIT_FIELDS]
     if known.quarantined is not None or known.trigger_config != wanted.trigger_config:
-        return redefined
-    next_fire_us = known.next_fire_us
-    if known.paused and not wanted.paused:
-        next_fire_us = next_us(load_trigger(known.trigger_state), now_us)
-    return replace(redefined, trigger_state=known.trigger_state, next_fire_us=next_fire_us)
-
-
-def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> dict[str, Any]:
-    """The fields of a schedule that follow from its trigger."""
-    trigger = parse_trigger(trigger_config, timezone=config.timezone, now=at_of(now_us))
-    timezone = trigger_config.get("timezone") or config.timezone
-    return {
-        "trigger_config": {**trigger_config, "timezone": timezone},
-        "trigger_state": trigger.__getstate__(),
-        "next_fire_us": next_us(trigger, trigger.cursor_us),
-        "quarantined": None,
-    }
+        names += ["trigger_state", "next_fire_us", "quarantined"]
+    return _with_values(known, {name: getattr(wanted, name) for name in names}, now_us)
 
 
 def check_target(app: App, handler_id: str, method_name: str) -> None:
@@ -11894,17 +11875,6 @@ class Call:
     identity: Identity = LOOPBACK
 
 
-def show_writes(app: App) -> dict[str, int | None]:
-    """What the server had written to disks; by the hour once that means something."""
-    written = load_written_bytes()
-    up_s = app.clock.monotonic() - app.started_monotonic
-    is_known = written is not None and up_s >= 60
-    return {
-        "disk_written_bytes": written,
-        "disk_bytes_per_hour": round((written or 0) * 3_600 / up_s) if is_known else None,
-    }
-
-
 def show_health(app: App, call: Call) -> Response:
     checks, status = app.health()
     insecurity = app.access.insecurity
@@ -11918,10 +11888,13 @@ def show_health(app: App, call: Call) -> Response:
 
 def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
     """What is for those only who may know the server."""
+    up_s, written = app.clock.monotonic() - app.started_monotonic, load_written_bytes()
+    # By the hour once that means something.
+    hourly = None if written is None or up_s < 60 else round(written * 3_600 / up_s)
     return {
         "checks": checks,
         "version": VERSION,
-        "uptime_seconds": round(app.clock.monotonic() - app.started_monotonic, 1),
+        "uptime_seconds": round(up_s, 1),
         "time": iso_of(app.clock.now_us()),
         "instance_name": app.config.instance_name,
         "deployment": app.config.deployment,
@@ -11929,7 +11902,8 @@ def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
         "waiting": app.dispatcher.waiting,
         "last_backup": iso_of(app.recovery.last_backup_us),
         "memory_bytes": load_rss_bytes(),
-        **show_writes(app),
+        "disk_written_bytes": written,
+        "disk_bytes_per_hour": hourly,
     }
 
 
@@ -12343,17 +12317,15 @@ def show_description(app: App, call: Call) -> Response:
 # What else is answered
 
 SESSION: Final = shape(authenticated=BOOLEAN, name=TEXT, role=TEXT, login_required=BOOLEAN)
-SCHEDULE_CHANGED: Final = shape(
-    status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
-)
+SCHEDULE_CHANGED: Final = shape(status=SUCCESS, schedule_id=TEXT, schedule=component("Schedule"))
 SCHEDULE_PUT: Final = shape(
-    status={"const": "success"},
+    status=SUCCESS,
     schedule_id=TEXT,
+    schedule=component("Schedule"),
     changed=BOOLEAN,
     warnings=list_of(TEXT),
-    schedule=component("Schedule"),
 )
-RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
+RUN_ENDED: Final = shape(status=SUCCESS, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 UPCOMING: Final = shape(
     begin=TIME,
@@ -12412,7 +12384,7 @@ ROUTES: Final = (
           "Begin a session with a token; the cookie is for browsers", {200: SESSION},
           body=Fields(Field("token", TOKEN, required=True))),
     Route("POST", "/api/logout", log_out, ANYONE,
-          "End the session", {200: shape(status={"const": "success"})}),
+          "End the session", {200: shape(status=SUCCESS)}),
     Route("GET", "/api/audit", list_audit, ADMIN,
           "Who changed what and from where, and who was refused; newest first",
           {200: shape(entries=list_of(AUDIT_VIEW.schema), count=COUNT)}, query=AUDIT_QUERY),
@@ -12425,9 +12397,9 @@ ROUTES: Final = (
           "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
     Route("DELETE", "/api/handlers/{handler_id}", forget_handler, ADMIN,
           "Forget a handler that is gone for good",
-          {200: shape(status={"const": "success"}, handler_id=TEXT)}),
+          {200: shape(status=SUCCESS, handler_id=TEXT)}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
-          "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
+          "Make a schedule", {201: shape(status=SUCCESS, schedule_id=TEXT)},
           body=SCHEDULE_FIELDS, headers=(KEY_HEADER,)),
     Route("GET", "/api/schedules", list_schedules, VIEWER,
           "Schedules, by page",
@@ -12435,7 +12407,7 @@ ROUTES: Final = (
           query=SCHEDULES_QUERY),
     Route("PATCH", "/api/schedules", change_schedules, OPERATOR,
           "Pause or resume all schedules that match the query",
-          {200: shape(status={"const": "success"}, paused=BOOLEAN, count=COUNT)},
+          {200: shape(status=SUCCESS, paused=BOOLEAN, count=COUNT)},
           query=Fields(*SCHEDULE_FILTERS), body=MANY_FIELDS),
     Route("GET", "/api/upcoming", show_upcoming, VIEWER,
           "How often schedules that are not paused will fire in each part of the coming hours; "
@@ -12452,7 +12424,7 @@ ROUTES: Final = (
           headers=PRECONDITIONS),
     Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
           "Delete a schedule; queued runs are cancelled, running ones finish",
-          {200: shape(status={"const": "success"}, schedule_id=TEXT)}, headers=PRECONDITIONS),
+          {200: shape(status=SUCCESS, schedule_id=TEXT)}, headers=PRECONDITIONS),
     Route("POST", ONE_SCHEDULE + "/pause", pause_schedule, OPERATOR,
           "Pause a schedule", {200: SCHEDULE_CHANGED}),
     Route("POST", ONE_SCHEDULE + "/resume", resume_schedule, OPERATOR,
@@ -12473,7 +12445,7 @@ ROUTES: Final = (
     Route("GET", ONE_EXECUTION, show_execution, VIEWER,
           "One execution with its attempts and its log", {200: component("Execution")}),
     Route("POST", ONE_EXECUTION + "/cancel", cancel_execution, OPERATOR,
-          "Cancel an execution", {200: shape(status={"const": "success"}, execution_id=TEXT)}),
+          "Cancel an execution", {200: shape(status=SUCCESS, execution_id=TEXT)}),
     Route("POST", "/api/triggers/preview", preview_trigger, VIEWER,
           "The next fire times of a trigger", {200: shape(fire_times=list_of(ANY_OBJECT))},
           body=PREVIEW_FIELDS),
