@@ -11762,8 +11762,10 @@ class ForecastCount:
         self.begin_us = now_us - now_us % bucket_us
         self.end_us = self.begin_us + bucket_us * buckets
         self.schedules = 0
-        self._counts = [0] * buckets
-        self._names: list[list[str]] = [[] for _ in range(buckets)]
+        begins = (self.begin_us + i * bucket_us for i in range(buckets))
+        self._buckets: list[dict[str, Any]] = [
+            {"at": iso_of(at_us), "count": 0, "schedules": []} for at_us in begins
+        ]
         self._soonest: list[tuple[int, str, str]] = []
         self._alike: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
@@ -11784,9 +11786,10 @@ class ForecastCount:
                 self._alike.clear()
             self._alike[alike] = found
         for i, count in found:
-            self._counts[i] += count
-            if len(self._names[i]) < UPCOMING_NAMES:
-                self._names[i].append(row.title)
+            bucket = self._buckets[i]
+            bucket["count"] += count
+            if len(bucket["schedules"]) < UPCOMING_NAMES:
+                bucket["schedules"].append(row.title)
         yield
 
     def _fires(self, row: DueRow) -> Iterator[tuple[int, int]]:
@@ -11804,14 +11807,10 @@ class ForecastCount:
             fire_us = later_us
 
     def render(self, left_out: int) -> dict[str, Any]:
-        counted = enumerate(zip(self._counts, self._names, strict=True))
         return {
             "begin": iso_of(self.begin_us),
             "bucket_seconds": self.bucket_us / 1e6,
-            "buckets": [
-                {"at": iso_of(self.begin_us + i * self.bucket_us), "count": n, "schedules": names}
-                for i, (n, names) in counted
-            ],
+            "buckets": self._buckets,
             "soonest": [
                 {"schedule_id": schedule_id, "name": title, "at": iso_of(at_us)}
                 for at_us, schedule_id, title in self._soonest
@@ -12396,8 +12395,7 @@ ROUTES: Final = (
     Route("GET", "/api/handlers", list_handlers, VIEWER,
           "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
     Route("DELETE", "/api/handlers/{handler_id}", forget_handler, ADMIN,
-          "Forget a handler that is gone for good",
-          {200: shape(status=SUCCESS, handler_id=TEXT)}),
+          "Forget a handler that is gone for good", {200: shape(status=SUCCESS, handler_id=TEXT)}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
           "Make a schedule", {201: shape(status=SUCCESS, schedule_id=TEXT)},
           body=SCHEDULE_FIELDS, headers=(KEY_HEADER,)),
@@ -12438,8 +12436,7 @@ ROUTES: Final = (
     Route("GET", "/api/executions", list_executions, VIEWER,
           "Executions, newest first", {200: RECORDS}, query=EXECUTIONS_QUERY),
     Route("GET", "/api/executions/stats", show_stats, VIEWER,
-          "Totals, rates and durations", {200: shape(since=TIME, total=COUNT)},
-          query=STATS_QUERY),
+          "Totals, rates and durations", {200: shape(since=TIME, total=COUNT)}, query=STATS_QUERY),
     Route("GET", "/api/executions/errors", list_errors, VIEWER,
           "What failed lately", {200: RECORDS}, query=ERRORS_QUERY),
     Route("GET", ONE_EXECUTION, show_execution, VIEWER,
@@ -12539,6 +12536,7 @@ def answer_failure(error: ScheduleZeroError) -> Response:
     return error_response(status, error.code, str(error), headers, **more)
 
 
+JSON_CONTENT: Final = re.compile(r'application/json *(; *(charset="?utf-?8"?)? *)?', re.IGNORECASE)
 PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
     (
@@ -12674,26 +12672,16 @@ def read_body(route: Route, request: Request) -> Mapping[str, Any]:
     """The checked members of a request's body; empty where the route takes none."""
     if route.method == "GET":
         return {}
-    content_type = request.headers.get("content-type")
+    content_type = request.headers.get("content-type", "" if request.body else JSON_TYPE)
     # Browsers send forms to any site without asking; they cannot send JSON so.
-    if (content_type is not None or request.body) and not _is_json_type(content_type or ""):
+    if content_type != JSON_TYPE and not JSON_CONTENT.fullmatch(content_type):
         raise HttpError(415, "unsupported_media_type", "send JSON as content-type application/json")
-    if route.body is None:
-        return {}
-    if not request.body and not route.body.is_required:
+    if route.body is None or not (request.body or route.body.is_required):
         return {}
     value = decode_json(request.body)
     if not isinstance(value, dict):
         raise BadJson("the body must be a JSON object")
     return route.body.read(value)
-
-
-def _is_json_type(content_type: str) -> bool:
-    if content_type == JSON_TYPE:
-        return True
-    name, _, parameter = content_type.lower().partition(";")
-    charset = parameter.strip().replace('"', "")
-    return name.strip() == JSON_TYPE and charset in ("", "charset=utf-8", "charset=utf8")
 
 
 # --- Server -----------------------------------------------------------------------------------
