@@ -11568,13 +11568,15 @@ OUTCOMES: Final[Mapping[Status, tuple[int, str]]] = MappingProxyType(
 )
 
 
+def answer_done(**members: Any) -> Response:
+    return json_response(200, {"status": "success", **members})
+
+
 def answer_outcome(execution: Execution) -> Response:
     """What waiting for an execution ends with."""
     execution_id = execution.execution_id
     if execution.status is Status.SUCCESS:
-        return json_response(
-            200, {"status": "success", "result": execution.result, "execution_id": execution_id}
-        )
+        return answer_done(result=execution.result, execution_id=execution_id)
     status, code = OUTCOMES[execution.status]
     sentence = execution.error or f"the execution ended as {execution.status}"
     return error_response(
@@ -11646,8 +11648,7 @@ def new_schedule(
     schedule_id: str, given: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
     """A schedule of checked fields. Raises TriggerError."""
-    call = (given["handler_id"], given["method_name"], given.get("job_params", {}))
-    blank = Schedule(schedule_id, *call, {}, {}, created_us=now_us)
+    blank = Schedule(schedule_id, "", "", {}, {}, {}, created_us=now_us)
     return changed_schedule(blank, given, config, now_us)
 
 
@@ -11924,7 +11925,7 @@ def list_handlers(app: App, call: Call) -> Response:
 async def forget_handler(app: App, call: Call) -> Response:
     handler_id = call.path["handler_id"]
     await app.gateway.forget(handler_id)
-    return json_response(200, {"status": "success", "handler_id": handler_id})
+    return answer_done(handler_id=handler_id)
 
 
 async def once(
@@ -12001,7 +12002,7 @@ async def change_schedules(app: App, call: Call) -> Response:
     for i in range(0, len(ids), CHANGED_AT_ONCE):
         some = ids[i : i + CHANGED_AT_ONCE]
         await asyncio.gather(*(app.store.set_paused(schedule_id, paused) for schedule_id in some))
-    return json_response(200, {"status": "success", "paused": paused, "count": len(ids)})
+    return answer_done(paused=paused, count=len(ids))
 
 
 def show_schedule(app: App, call: Call) -> Response:
@@ -12077,7 +12078,7 @@ async def delete_schedule(app: App, call: Call) -> Response:
     if not await app.store.delete_schedule(schedule_id, schedule.generation):
         raise Overtaken
     app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
-    return json_response(200, {"status": "success", "schedule_id": schedule_id})
+    return answer_done(schedule_id=schedule_id)
 
 
 async def pause_schedule(app: App, call: Call) -> Response:
@@ -12171,8 +12172,7 @@ async def cancel_execution(app: App, call: Call) -> Response:
     execution_id = find_execution(app, call).execution_id
     await app.dispatcher.cancel(execution_id, "by request")
     execution = render_execution(find_execution(app, call))
-    answer = {"status": "success", "execution_id": execution_id, "execution": execution}
-    return json_response(200, answer)
+    return answer_done(execution_id=execution_id, execution=execution)
 
 
 def show_stats(app: App, call: Call) -> Response:
@@ -12186,8 +12186,7 @@ def list_errors(app: App, call: Call) -> Response:
 
 
 def preview_trigger(app: App, call: Call) -> Response:
-    now_us = app.clock.now_us()
-    now = at_of(now_us)
+    now = app.clock.now()
     trigger = parse_trigger(call.body["trigger_config"], timezone=app.config.timezone, now=now)
     previews = preview_fire_times(trigger, now, call.body.get("count", 10))
     return json_response(
@@ -12340,6 +12339,7 @@ RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
 # The table
 
 RouteFunction = Callable[[App, Call], HttpAnswer | Awaitable[HttpAnswer]]
+ANYONE, VIEWER, OPERATOR, ADMIN = Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -12360,10 +12360,9 @@ class Route:
     @property
     def is_change(self) -> bool:
         """Whether it may change anything; those who only look need not be recorded."""
-        return self.method != "GET" and self.role.includes(Role.OPERATOR)
+        return self.method != "GET" and self.role in (OPERATOR, ADMIN)
 
 
-ANYONE, VIEWER, OPERATOR, ADMIN = Role
 ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
 ONE_EXECUTION: Final = "/api/executions/{execution_id}"
 HEALTH: Final = shape(status=TEXT)
