@@ -11872,7 +11872,7 @@ class Call:
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Mapping[str, Any]
-    identity: Identity = LOOPBACK
+    identity: Identity
 
 
 def show_health(app: App, call: Call) -> Response:
@@ -12097,13 +12097,9 @@ async def _set_paused(app: App, call: Call, paused: bool) -> Response:
 async def run_schedule(app: App, call: Call) -> Response:
     schedule = find_schedule(app, call)
     check_target(app, schedule.handler_id, schedule.method_name)
+    called = schedule.handler_id, schedule.method_name, schedule.job_params
     execution_id = await app.dispatcher.submit(
-        schedule.handler_id,
-        schedule.method_name,
-        schedule.job_params,
-        timeout=schedule.timeout,
-        retry=schedule.retry,
-        schedule=schedule,
+        *called, timeout=schedule.timeout, retry=schedule.retry, schedule=schedule
     )
     return await _answer_run(app, execution_id, wait=call.body.get("wait", False))
 
@@ -12317,22 +12313,15 @@ def show_description(app: App, call: Call) -> Response:
 SESSION: Final = shape(authenticated=BOOLEAN, name=TEXT, role=TEXT, login_required=BOOLEAN)
 SCHEDULE_CHANGED: Final = shape(status=SUCCESS, schedule_id=TEXT, schedule=component("Schedule"))
 SCHEDULE_PUT: Final = shape(
-    status=SUCCESS,
-    schedule_id=TEXT,
-    schedule=component("Schedule"),
-    changed=BOOLEAN,
-    warnings=list_of(TEXT),
+    **SCHEDULE_CHANGED["properties"], changed=BOOLEAN, warnings=list_of(TEXT)
 )
 RUN_ENDED: Final = shape(status=SUCCESS, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 UPCOMING: Final = shape(
-    begin=TIME,
-    bucket_seconds=NUMBER,
+    begin=TIME, bucket_seconds=NUMBER, schedules=COUNT, left_out=COUNT,
     buckets=list_of(shape(at=TIME, count=COUNT, schedules=list_of(TEXT))),
     soonest=list_of(shape(schedule_id=TEXT, name=TEXT, at=TIME)),
-    schedules=COUNT,
-    left_out=COUNT,
-)
+)  # fmt: skip
 RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
 
 
@@ -12522,7 +12511,7 @@ STATUS_OF: Final = (
     (Overloaded, 503),
     (InvalidField, 400),
     (BadJson, 400),
-)  # fmt: skip
+)
 
 
 def answer_failure(error: ScheduleZeroError) -> Response:
@@ -12582,11 +12571,11 @@ class Router:
 class Api:
     """Answers requests: those to `/api/` by the table, all others with the dashboard's files."""
 
-    def __init__(self, app: App, static_directory: str | None = None) -> None:
+    def __init__(self, app: App) -> None:
         here = os.path.dirname(os.path.abspath(__file__))
         self._app = app
         self._router = Router(ROUTES)
-        self._static = StaticFiles(static_directory or os.path.join(here, "static"))
+        self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
         """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
