@@ -11747,7 +11747,7 @@ def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> N
             continue
         # If-None-Match compares weakly: a proxy that compresses may have weakened the tag.
         listed = [tag.strip() for tag in asked.replace("" if is_wanted else "W/", "").split(",")]
-        if (known is not None and ("*" in listed or etag in listed)) != is_wanted:
+        if bool(known and {"*", etag}.intersection(listed)) != is_wanted:
             is_now = f"its ETag is {etag}" if known else "there is no such schedule"
             raise HttpError(412, "precondition_failed", f"{name}: {asked[:80]} fails: {is_now}")
 
@@ -11984,9 +11984,8 @@ def list_schedules(app: App, call: Call) -> Response:
     found, total = app.store.schedules(**asked)
     page = encode_page(map(render_schedule, found))
     end = asked["offset"] + len(page)
-    return answer_page(
-        "schedules", page, total=total, next_offset=end if page and end < total else None
-    )
+    next_offset = end if page and end < total else None
+    return answer_page("schedules", page, total=total, next_offset=next_offset)
 
 
 async def show_upcoming(app: App, call: Call) -> Response:
