@@ -11576,7 +11576,8 @@ def answer_outcome(execution: Execution) -> Response:
     """What waiting for an execution ends with."""
     execution_id = execution.execution_id
     if execution.status is Status.SUCCESS:
-        return answer_done(result=execution.result, execution_id=execution_id)
+        done = {"status": "success", "result": execution.result, "execution_id": execution_id}
+        return json_response(200, done)
     status, code = OUTCOMES[execution.status]
     sentence = execution.error or f"the execution ended as {execution.status}"
     return error_response(
