@@ -126,7 +126,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby, islice
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import (
     IO,
     Any,
@@ -161,6 +161,7 @@ vars(asyncio)["sslproto"] = sys.modules["asyncio.sslproto"]  # as the import of 
 
 VERSION: Final = "0.1.0"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH: Final = EPOCH.replace(tzinfo=None)  # a time without a zone is written faster
 MICROSECOND: Final = timedelta(microseconds=1)
 
 EXIT_OK: Final = 0
@@ -239,6 +240,13 @@ class IdTaken(Conflict):
     field = "schedule_id"
 
 
+class Overtaken(Conflict):
+    """Another change came first and nothing was stored; to be tried again from how it is now."""
+
+    def __init__(self, sentence: str = "others keep changing the same; try again") -> None:
+        super().__init__(sentence)
+
+
 class StoreUnavailable(ScheduleZeroError):
     """The database cannot take a change now; nothing of the change was stored."""
 
@@ -289,7 +297,7 @@ def iso_of(us: int | None) -> str | None:
     """ISO 8601 in UTC with `Z`, as every time in the API is written."""
     if us is None:
         return None
-    return at_of(us).isoformat()[:-6] + "Z"
+    return (_NAIVE_EPOCH + timedelta(microseconds=us)).isoformat() + "Z"
 
 
 class Status(enum.StrEnum):
@@ -4067,10 +4075,8 @@ class Receipt:
     made: str = ""  # what a repeated request is answered with
 
 
-class AlreadyMade(ScheduleZeroError):
-    """There is a receipt for the key; nothing of the change was stored."""
-
-    code = "already_made"
+class AlreadyMade(Overtaken):
+    """There is a receipt for the key."""
 
 
 class PlannedFires(apscheduler.abc.Trigger):
@@ -9853,13 +9859,8 @@ METHODS: Final = frozenset(
 log_http: Final = logging.getLogger("schedulezero.http")
 
 
-class HttpError(ScheduleZeroError):
-    """A request that is refused: the status to answer with, a code and a sentence."""
-
-    def __init__(self, status: int, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
+class HttpError(Refused):
+    """A request that is refused for what it is, whoever sent it."""
 
 
 # Requests
@@ -10891,8 +10892,7 @@ MAX_TITLE_CHARS: Final = 200
 MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
 MAX_RUN_S: Final = 30 * 86_400
 MAX_GRACE_S: Final = 10 * 366 * 86_400
-MAX_EDIT_TRIES: Final = 5
-KEEPS_CHANGING: Final = "the schedule keeps changing while it is being edited; try again"
+MAX_TRIES: Final = 5  # of a change that others overtake
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
 MAX_UPCOMING_HOURS: Final = 7 * 24
@@ -11276,6 +11276,117 @@ ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 
 
 # How things are shown
 
+TEXT: Final[Schema] = MappingProxyType({"type": "string"})
+COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
+TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
+INTEGER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["integer", "null"]})
+NUMBER: Final[Schema] = MappingProxyType({"type": "number"})
+NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
+TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
+TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
+SUCCESS: Final[Schema] = MappingProxyType({"const": "success"})
+ANYTHING: Final[Schema] = MappingProxyType({})
+BOOLEAN: Final[Schema] = MappingProxyType({"type": "boolean"})
+OBJECT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["object", "null"]})
+ANY_OBJECT: Final[Schema] = MappingProxyType({"type": "object"})
+
+
+def shape(**members: Schema) -> Schema:
+    """An object that has at least these members."""
+    return {"type": "object", "properties": members, "required": list(members)}
+
+
+def list_of(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def component(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+class View:
+    """How a kind of thing is shown: its members, each with its schema.
+
+    A member is the attribute of the same name, or the one named beside its schema. A time `x`,
+    `x_at` or `x_time` is the database time `x_us`. The schema tells of the members that are
+    `computed` as well; whoever calls `render` adds them.
+    """
+
+    def __init__(
+        self,
+        computed: Mapping[str, Schema] = MappingProxyType({}),
+        **members: Schema | tuple[Schema, str],
+    ) -> None:
+        schemas, attributes = dict(computed), {}
+        for name, member in members.items():
+            schemas[name], attributes[name] = (
+                member if isinstance(member, tuple) else (member, name)
+            )
+        self.schema = shape(**schemas)
+        self._times = [name for name in attributes if schemas[name] in (TIME, TIME_OR_NULL)]
+        attributes |= {name: re.sub("_(at|time)$", "", name) + "_us" for name in self._times}
+        self._names = tuple(attributes)
+        self._read = attrgetter(*attributes.values())
+
+    def render(self, value: Any) -> dict[str, Any]:
+        shown = dict(zip(self._names, self._read(value), strict=True))
+        for name in self._times:
+            shown[name] = iso_of(shown[name])
+        return shown
+
+
+SCHEDULE_VIEW: Final = View(
+    {"trigger": TEXT, "description": TEXT, "retry": OBJECT_OR_NULL,
+     "args": {"type": "array", "minItems": 3, "maxItems": 3}},
+    id=(TEXT, "schedule_id"), schedule_id=TEXT, name=TEXT_OR_NULL, origin=TEXT,
+    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, trigger_config=ANY_OBJECT,
+    next_fire_time=TIME_OR_NULL, last_fire_time=TIME_OR_NULL, paused=BOOLEAN,
+    timeout=NUMBER_OR_NULL, coalesce=TEXT, overlap=TEXT, misfire_grace_time=NUMBER_OR_NULL,
+    max_jitter=NUMBER, quarantined=TEXT_OR_NULL,
+    created_at=TIME, updated_at=TIME, generation=COUNT,
+)  # fmt: skip
+EXECUTION_VIEW: Final = View(
+    {"duration_ms": NUMBER_OR_NULL},
+    execution_id=TEXT, job_id=(TEXT, "execution_id"), schedule_id=TEXT_OR_NULL,
+    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, status=one_of(Status).schema,
+    scheduled_at=TIME, created_at=TIME, due_at=TIME, deadline=TIME_OR_NULL,
+    started_at=TIME_OR_NULL, completed_at=TIME_OR_NULL, attempt_number=(COUNT, "attempt"),
+    max_attempts=(COUNT, "retry.max_attempts"), timeout=NUMBER, instance=TEXT_OR_NULL,
+    result=ANYTHING, error=TEXT_OR_NULL, reason=TEXT_OR_NULL,
+    coalesced=COUNT, coalesced_from=TIME_OR_NULL,
+)  # fmt: skip
+ATTEMPT_VIEW: Final = View(
+    attempt_number=(COUNT, "attempt"), instance=TEXT_OR_NULL, started_at=TIME,
+    ended_at=TIME_OR_NULL, outcome=TEXT, error=TEXT_OR_NULL, traceback=TEXT_OR_NULL,
+)  # fmt: skip
+INSTANCE_VIEW: Final = View(
+    {"heartbeat_age_seconds": NUMBER},
+    instance=TEXT, address=TEXT, status=TEXT, concurrency=COUNT, running=COUNT,
+    registered_at=TIME, last_seen=TIME, clock_skew_seconds=(NUMBER_OR_NULL, "clock_skew_s"),
+    pid=INTEGER_OR_NULL, hostname=TEXT_OR_NULL,
+)  # fmt: skip
+HANDLER_VIEW: Final = View(
+    {"methods": list_of(TEXT), "method_details": list_of(ANY_OBJECT), "capacity": COUNT,
+     "instances": list_of(INSTANCE_VIEW.schema), "last_seen": TIME_OR_NULL},
+    id=(TEXT, "handler_id"), handler_id=TEXT, address=TEXT, status=TEXT, running=COUNT,
+    queued=COUNT,
+)  # fmt: skip
+AUDIT_VIEW: Final = View(
+    number=COUNT, at=TIME, actor=TEXT, address=TEXT, action=TEXT, target=TEXT,
+    status=INTEGER_OR_NULL,
+)  # fmt: skip
+COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
+    {
+        "Error": {
+            **shape(status={"const": "error"}, error=TEXT, code=TEXT),
+            "description": "with `field`, the dotted path of what is wrong, where one value is",
+        },
+        "Handler": HANDLER_VIEW.schema,
+        "Schedule": SCHEDULE_VIEW.schema,
+        "Execution": EXECUTION_VIEW.schema,
+    }
+)
+
 
 def render_trigger_of(schedule: Schedule) -> dict[str, Any]:
     try:
@@ -11287,126 +11398,50 @@ def render_trigger_of(schedule: Schedule) -> dict[str, Any]:
 
 def render_schedule(schedule: Schedule) -> dict[str, Any]:
     return {
-        "id": schedule.schedule_id,
-        "schedule_id": schedule.schedule_id,
-        "name": schedule.name,
+        **SCHEDULE_VIEW.render(schedule),
         **render_trigger_of(schedule),
-        "next_fire_time": iso_of(schedule.next_fire_us),
-        "last_fire_time": iso_of(schedule.last_fire_us),
         "args": [schedule.handler_id, schedule.method_name, schedule.job_params],
-        "handler_id": schedule.handler_id,
-        "method_name": schedule.method_name,
-        "job_params": schedule.job_params,
-        "trigger_config": schedule.trigger_config,
-        "paused": schedule.paused,
-        "timeout": schedule.timeout,
         "retry": asdict(schedule.retry) if schedule.retry else None,
-        "coalesce": schedule.coalesce,
-        "overlap": schedule.overlap,
-        "misfire_grace_time": schedule.misfire_grace_time,
-        "max_jitter": schedule.max_jitter,
-        "origin": schedule.origin,
-        "quarantined": schedule.quarantined,
-        "created_at": iso_of(schedule.created_us),
-        "updated_at": iso_of(schedule.updated_us),
-        "generation": schedule.generation,
     }
+
+
+def render_execution(execution: Execution) -> dict[str, Any]:
+    shown, us = EXECUTION_VIEW.render(execution), execution.duration_us
+    shown["duration_ms"] = None if us is None else us / 1_000
+    return shown
+
+
+def render_handler(info: HandlerInfo, now_us: int) -> dict[str, Any]:
+    connected = [one.concurrency for one in info.instances if one.status == "Connected"]
+    return {
+        **HANDLER_VIEW.render(info),
+        "methods": [method.name for method in info.methods],
+        "method_details": [asdict(method) for method in info.methods],
+        "capacity": sum(connected),
+        "instances": [render_instance(instance, now_us) for instance in info.instances],
+        "last_seen": iso_of(info.last_seen_us or None),
+    }
+
+
+def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
+    age_s = round(max(0, now_us - instance.last_seen_us) / 1e6, 1)
+    return {**INSTANCE_VIEW.render(instance), "heartbeat_age_seconds": age_s}
 
 
 def render_definition(schedule: Schedule) -> dict[str, Any]:
     """The body that makes such a schedule anew; what is as by default is left out."""
     blank = Schedule("", "", "", {}, {}, {})
-    definition = {
-        field.name: getattr(schedule, field.name)
-        for field in EDIT_FIELDS
-        if getattr(schedule, field.name) != getattr(blank, field.name)
-    }
+    names = (field.name for field in EDIT_FIELDS)
+    shown = {name: to for name in names if (to := getattr(schedule, name)) != getattr(blank, name)}
     if schedule.retry:
-        definition["retry"] = asdict(schedule.retry)
-    return {
-        name: str(value) if isinstance(value, enum.StrEnum) else value
-        for name, value in definition.items()
-    }
+        shown["retry"] = asdict(schedule.retry)
+    # YAML knows no enumerations and no read-only mappings.
+    return dict(json.loads(dump_json(shown)))
 
 
 def etag_of(schedule: Schedule) -> tuple[str, str]:
     """The header that names this state of a definition; what fires do leaves it as it is."""
     return "ETag", f'"{schedule.key}-{schedule.generation}"'
-
-
-def render_execution(execution: Execution) -> dict[str, Any]:
-    e = execution
-    return {
-        "execution_id": e.execution_id,
-        "job_id": e.execution_id,
-        "schedule_id": e.schedule_id,
-        "handler_id": e.handler_id,
-        "method_name": e.method_name,
-        "job_params": e.job_params,
-        "status": e.status,
-        "scheduled_at": iso_of(e.scheduled_us),
-        "created_at": iso_of(e.created_us),
-        "due_at": iso_of(e.due_us),
-        "deadline": iso_of(e.deadline_us),
-        "started_at": iso_of(e.started_us),
-        "completed_at": iso_of(e.completed_us),
-        "duration_ms": None if e.duration_us is None else e.duration_us / 1_000,
-        "attempt_number": e.attempt,
-        "max_attempts": e.retry.max_attempts,
-        "timeout": e.timeout,
-        "instance": e.instance,
-        "result": e.result,
-        "error": e.error,
-        "reason": e.reason,
-        "coalesced": e.coalesced,
-        "coalesced_from": iso_of(e.coalesced_from_us),
-    }
-
-
-def render_attempt(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "attempt_number": attempt.attempt,
-        "instance": attempt.instance,
-        "started_at": iso_of(attempt.started_us),
-        "ended_at": iso_of(attempt.ended_us),
-        "outcome": attempt.outcome,
-        "error": attempt.error,
-        "traceback": attempt.traceback,
-    }
-
-
-def render_handler(info: HandlerInfo, now_us: int) -> dict[str, Any]:
-    return {
-        "id": info.handler_id,
-        "handler_id": info.handler_id,
-        "address": info.address,
-        "status": info.status,
-        "methods": [method.name for method in info.methods],
-        "method_details": [asdict(method) for method in info.methods],
-        "instances": [render_instance(instance, now_us) for instance in info.instances],
-        "running": info.running,
-        "queued": info.queued,
-        "capacity": sum(
-            instance.concurrency for instance in info.instances if instance.status == "Connected"
-        ),
-        "last_seen": iso_of(info.last_seen_us) if info.last_seen_us else None,
-    }
-
-
-def render_instance(instance: InstanceInfo, now_us: int) -> dict[str, Any]:
-    return {
-        "instance": instance.instance,
-        "address": instance.address,
-        "status": instance.status,
-        "concurrency": instance.concurrency,
-        "running": instance.running,
-        "registered_at": iso_of(instance.registered_us),
-        "last_seen": iso_of(instance.last_seen_us),
-        "heartbeat_age_seconds": round(max(0, now_us - instance.last_seen_us) / 1e6, 1),
-        "clock_skew_seconds": instance.clock_skew_s,
-        "pid": instance.pid,
-        "hostname": instance.hostname,
-    }
 
 
 OUTCOMES: Final[Mapping[Status, tuple[int, str]]] = MappingProxyType(
@@ -11421,13 +11456,16 @@ OUTCOMES: Final[Mapping[Status, tuple[int, str]]] = MappingProxyType(
 )
 
 
+def answer_done(**members: Any) -> Response:
+    return json_response(200, {"status": "success", **members})
+
+
 def answer_outcome(execution: Execution) -> Response:
     """What waiting for an execution ends with."""
     execution_id = execution.execution_id
     if execution.status is Status.SUCCESS:
-        return json_response(
-            200, {"status": "success", "result": execution.result, "execution_id": execution_id}
-        )
+        done = {"status": "success", "result": execution.result, "execution_id": execution_id}
+        return json_response(200, done)
     status, code = OUTCOMES[execution.status]
     sentence = execution.error or f"the execution ended as {execution.status}"
     return error_response(
@@ -11439,23 +11477,23 @@ def answer_accepted(execution_id: str) -> Response:
     return json_response(202, {"status": "accepted", "execution_id": execution_id})
 
 
-def answer_page(
-    name: str, records: Iterable[dict[str, Any]], about: Callable[[int], Mapping[str, Any]]
-) -> Response:
-    """An answer whose list `name` holds as many of the records as fit, but at least one.
-
-    `about(count)` gives the other members, once it is known how many those are.
-    """
-    parts: list[bytes] = []
+def encode_page(records: Iterable[dict[str, Any]]) -> list[bytes]:
+    """As many of the records as fit into one answer, but at least one."""
+    page: list[bytes] = []
     left = MAX_PAGE_BYTES
     for record in records:
-        part = encode_json(record)
-        left -= len(part)
-        if left < 0 and parts:
+        encoded = encode_json(record)
+        left -= len(encoded)
+        if left < 0 and page:
             break
-        parts.append(part)
-    about_page = encode_json({"count": len(parts), **about(len(parts))})
-    return Response(200, b'{"%b":[%b],%b' % (name.encode(), b",".join(parts), about_page[1:]))
+        page.append(encoded)
+    return page
+
+
+def answer_page(name: str, page: Sequence[bytes], **about: Any) -> Response:
+    """An answer whose list `name` holds the encoded records."""
+    about_page = encode_json({"count": len(page), **about})
+    return Response(200, b'{"%b":[%b],%b' % (name.encode(), b",".join(page), about_page[1:]))
 
 
 # Schedules as they are asked for
@@ -11464,34 +11502,46 @@ def answer_page(
 def changed_schedule(
     schedule: Schedule, given: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
-    """The schedule with the given fields. A new trigger, or the end of a pause, plans from now.
+    """The schedule with the given fields. A new trigger plans from now. Raises TriggerError."""
+    values = dict(given)
+    if "retry" in given:
+        values["retry"] = changed_retry(schedule.retry, given["retry"], config)
+    if "trigger_config" in given:
+        asked = given["trigger_config"]
+        trigger = parse_trigger(asked, timezone=config.timezone, now=at_of(now_us))
+        values |= {
+            "trigger_config": {**asked, "timezone": asked.get("timezone") or config.timezone},
+            "trigger_state": trigger.__getstate__(),
+            "next_fire_us": next_us(trigger, trigger.cursor_us),
+            "quarantined": None,
+        }
+    return _with_values(schedule, values, now_us)
 
-    Raises TriggerError.
-    """
-    values = {**given, "updated_us": now_us}
-    if values.get("retry") is not None:
-        values["retry"] = changed_retry(schedule.retry or config.retry, values["retry"], config)
-    if "trigger_config" in values:
-        values |= _planned(values["trigger_config"], config, now_us)
-    elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
+
+def _with_values(schedule: Schedule, values: dict[str, Any], now_us: int) -> Schedule:
+    """An unchanged trigger goes on as planned, after a pause from now."""
+    is_resumed = schedule.paused and values.get("paused") is False and not schedule.quarantined
+    if is_resumed and "trigger_state" not in values:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
-    return replace(schedule, **values)
+    return replace(schedule, **values, updated_us=now_us)
 
 
-def changed_retry(known: RetryPolicy, given: Mapping[str, Any], config: Config) -> RetryPolicy:
-    """The policy with the given members; one that is None becomes what is configured."""
+def changed_retry(
+    known: RetryPolicy | None, given: Mapping[str, Any] | None, config: Config
+) -> RetryPolicy | None:
+    """The policy with the given members; None, as a whole or of a member, is as configured."""
+    if given is None:
+        return None
     standard = asdict(config.retry)
-    return replace(
-        known, **{name: standard[name] if to is None else to for name, to in given.items()}
-    )
+    members = {name: standard[name] if to is None else to for name, to in given.items()}
+    return replace(known or config.retry, **members)
 
 
 def new_schedule(
     schedule_id: str, given: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
     """A schedule of checked fields. Raises TriggerError."""
-    call = (given["handler_id"], given["method_name"], given.get("job_params", {}))
-    blank = Schedule(schedule_id, *call, {}, {}, created_us=now_us)
+    blank = Schedule(schedule_id, "", "", {}, {}, {}, created_us=now_us)
     return changed_schedule(blank, given, config, now_us)
 
 
@@ -11530,36 +11580,11 @@ def has_definition(known: Schedule, wanted: Schedule) -> bool:
 
 
 def redefined_schedule(known: Schedule, wanted: Schedule, now_us: int) -> Schedule:
-    """`known` with the definition of `wanted`. An equal trigger goes on as it was planned, after
-    a pause from now.
-    """
-    redefined = replace(
-        wanted,
-        created_us=known.created_us,
-        updated_us=now_us,
-        last_fire_us=known.last_fire_us,
-        generation=known.generation,
-        key=known.key,
-        origin=known.origin,
-    )
+    """`known` with the definition of `wanted`; an equal trigger goes on as planned."""
+    names = [field.name for field in EDIT_FIELDS]
     if known.quarantined is not None or known.trigger_config != wanted.trigger_config:
-        return redefined
-    next_fire_us = known.next_fire_us
-    if known.paused and not wanted.paused:
-        next_fire_us = next_us(load_trigger(known.trigger_state), now_us)
-    return replace(redefined, trigger_state=known.trigger_state, next_fire_us=next_fire_us)
-
-
-def _planned(trigger_config: Mapping[str, Any], config: Config, now_us: int) -> dict[str, Any]:
-    """The fields of a schedule that follow from its trigger."""
-    trigger = parse_trigger(trigger_config, timezone=config.timezone, now=at_of(now_us))
-    timezone = trigger_config.get("timezone") or config.timezone
-    return {
-        "trigger_config": {**trigger_config, "timezone": timezone},
-        "trigger_state": trigger.__getstate__(),
-        "next_fire_us": next_us(trigger, trigger.cursor_us),
-        "quarantined": None,
-    }
+        names += ["trigger_state", "next_fire_us", "quarantined"]
+    return _with_values(known, {name: getattr(wanted, name) for name in names}, now_us)
 
 
 def check_target(app: App, handler_id: str, method_name: str) -> None:
@@ -11574,18 +11599,12 @@ def check_target(app: App, handler_id: str, method_name: str) -> None:
         raise InvalidField("method_name", sentence)
 
 
-def check_secrets(app: App, job_params: Any) -> None:
-    """Raise InvalidField for a reference to a secret that is not there."""
-    if has_secrets(job_params):
-        app.dispatcher.secrets.check(job_params)
-
-
 def describe_doubts(app: App, schedule: Schedule) -> list[str]:
     """What a schedule still lacks to run: a handler, a method or a secret that may come later."""
     doubts = []
     for check in (
         partial(check_target, app, schedule.handler_id, schedule.method_name),
-        partial(check_secrets, app, schedule.job_params),
+        partial(app.dispatcher.secrets.check, schedule.job_params),
     ):
         try:
             check()
@@ -11621,14 +11640,9 @@ def check_preconditions(headers: Mapping[str, str], known: Schedule | None) -> N
             continue
         # If-None-Match compares weakly: a proxy that compresses may have weakened the tag.
         listed = [tag.strip() for tag in asked.replace("" if is_wanted else "W/", "").split(",")]
-        if (known is not None and ("*" in listed or etag in listed)) != is_wanted:
+        if bool(known and {"*", etag}.intersection(listed)) != is_wanted:
             is_now = f"its ETag is {etag}" if known else "there is no such schedule"
             raise HttpError(412, "precondition_failed", f"{name}: {asked[:80]} fails: {is_now}")
-
-
-def retry_of(app: App, given: Mapping[str, Any] | None) -> RetryPolicy | None:
-    """The configured policy with what was given changed."""
-    return changed_retry(app.config.retry, given, app.config) if given else None
 
 
 # What will fire
@@ -11642,8 +11656,10 @@ class ForecastCount:
         self.begin_us = now_us - now_us % bucket_us
         self.end_us = self.begin_us + bucket_us * buckets
         self.schedules = 0
-        self._counts = [0] * buckets
-        self._names: list[list[str]] = [[] for _ in range(buckets)]
+        begins = (self.begin_us + i * bucket_us for i in range(buckets))
+        self._buckets: list[dict[str, Any]] = [
+            {"at": iso_of(at_us), "count": 0, "schedules": []} for at_us in begins
+        ]
         self._soonest: list[tuple[int, str, str]] = []
         self._alike: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
@@ -11664,9 +11680,10 @@ class ForecastCount:
                 self._alike.clear()
             self._alike[alike] = found
         for i, count in found:
-            self._counts[i] += count
-            if len(self._names[i]) < UPCOMING_NAMES:
-                self._names[i].append(row.title)
+            bucket = self._buckets[i]
+            bucket["count"] += count
+            if len(bucket["schedules"]) < UPCOMING_NAMES:
+                bucket["schedules"].append(row.title)
         yield
 
     def _fires(self, row: DueRow) -> Iterator[tuple[int, int]]:
@@ -11684,14 +11701,10 @@ class ForecastCount:
             fire_us = later_us
 
     def render(self, left_out: int) -> dict[str, Any]:
-        counted = enumerate(zip(self._counts, self._names, strict=True))
         return {
             "begin": iso_of(self.begin_us),
             "bucket_seconds": self.bucket_us / 1e6,
-            "buckets": [
-                {"at": iso_of(self.begin_us + i * self.bucket_us), "count": n, "schedules": names}
-                for i, (n, names) in counted
-            ],
+            "buckets": self._buckets,
             "soonest": [
                 {"schedule_id": schedule_id, "name": title, "at": iso_of(at_us)}
                 for at_us, schedule_id, title in self._soonest
@@ -11752,18 +11765,7 @@ class Call:
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Mapping[str, Any]
-    identity: Identity = LOOPBACK
-
-
-def show_writes(app: App) -> dict[str, int | None]:
-    """What the server had written to disks; by the hour once that means something."""
-    written = load_written_bytes()
-    up_s = app.clock.monotonic() - app.started_monotonic
-    is_known = written is not None and up_s >= 60
-    return {
-        "disk_written_bytes": written,
-        "disk_bytes_per_hour": round((written or 0) * 3_600 / up_s) if is_known else None,
-    }
+    identity: Identity
 
 
 def show_health(app: App, call: Call) -> Response:
@@ -11779,10 +11781,13 @@ def show_health(app: App, call: Call) -> Response:
 
 def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
     """What is for those only who may know the server."""
+    up_s, written = app.clock.monotonic() - app.started_monotonic, load_written_bytes()
+    # By the hour once that means something.
+    hourly = None if written is None or up_s < 60 else round(written * 3_600 / up_s)
     return {
         "checks": checks,
         "version": VERSION,
-        "uptime_seconds": round(app.clock.monotonic() - app.started_monotonic, 1),
+        "uptime_seconds": round(up_s, 1),
         "time": iso_of(app.clock.now_us()),
         "instance_name": app.config.instance_name,
         "deployment": app.config.deployment,
@@ -11790,7 +11795,8 @@ def describe_health(app: App, checks: Mapping[str, str]) -> dict[str, Any]:
         "waiting": app.dispatcher.waiting,
         "last_backup": iso_of(app.recovery.last_backup_us),
         "memory_bytes": load_rss_bytes(),
-        **show_writes(app),
+        "disk_written_bytes": written,
+        "disk_bytes_per_hour": hourly,
     }
 
 
@@ -11812,31 +11818,26 @@ def list_handlers(app: App, call: Call) -> Response:
 async def forget_handler(app: App, call: Call) -> Response:
     handler_id = call.path["handler_id"]
     await app.gateway.forget(handler_id)
-    return json_response(200, {"status": "success", "handler_id": handler_id})
+    return answer_done(handler_id=handler_id)
 
 
-RouteStep = Callable[[App, Call, Any], Awaitable[Response]]
-
-
-async def once(app: App, call: Call, act: RouteStep, repeat: RouteStep) -> Response:
-    """What `act` answers, given the receipt to store with its change; for a repeated request what
-    `repeat` does with what was made then. A request that failed has made nothing: it acts anew.
+async def once(
+    app: App, call: Call, make: Callable[[App, Call, Receipt | None], Awaitable[str]]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """What `make` has made, given the receipt to store with it; for a repeated request what was
+    made then, and a header that says so. A request that failed has made nothing: it makes anew.
     """
     if IDEMPOTENCY_KEY not in call.request.headers:
-        return await act(app, call, None)
+        return await make(app, call, None), ()
     receipt = read_receipt(app, call)
-    for _ in range(MAX_EDIT_TRIES):
-        if (known := app.store.find_receipt(receipt)) is not None:
-            if known.digest != receipt.digest:
-                sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
-                raise HttpError(422, "idempotency_key_reused", sentence)
-            answer = await repeat(app, call, known.made)
-            answer.headers = (*answer.headers, ("Idempotent-Replayed", "true"))
-            return answer
-        # Of requests at the same time one is committed; the others then find its receipt.
-        with suppress(AlreadyMade):
-            return await act(app, call, receipt)
-    raise Conflict("the same request is being carried out; try again")
+    known = app.store.find_receipt(receipt)
+    if known is None:
+        # Of requests at the same time one is committed; the others try again and find its receipt.
+        return await make(app, call, receipt), ()
+    if known.digest != receipt.digest:
+        sentence = f"the Idempotency-Key {receipt.key} was sent with another body"
+        raise HttpError(422, "idempotency_key_reused", sentence)
+    return known.made, (("Idempotent-Replayed", "true"),)
 
 
 def read_receipt(app: App, call: Call) -> Receipt:
@@ -11852,40 +11853,32 @@ def read_receipt(app: App, call: Call) -> Receipt:
 
 
 async def create_schedule(app: App, call: Call) -> Response:
-    return await once(app, call, _create_schedule, _repeat_created)
+    made, replayed = await once(app, call, _make_schedule)
+    location = location_of(json.loads(made)["schedule_id"])
+    return Response(201, made.encode(), headers=(location, *replayed))
 
 
-async def _create_schedule(app: App, call: Call, receipt: Receipt | None) -> Response:
+async def _make_schedule(app: App, call: Call, receipt: Receipt | None) -> str:
     given = dict(call.body)
     schedule_id = given.pop("schedule_id", None) or f"schedule-{os.urandom(6).hex()}"
     check_target(app, given["handler_id"], given["method_name"])
-    check_secrets(app, given.get("job_params"))
+    app.dispatcher.secrets.check(given.get("job_params"))
     schedule = new_schedule(schedule_id, given, app.config, app.clock.now_us())
-    answer = {
-        "status": "success",
-        "schedule_id": schedule_id,
-        "next_fire_time": iso_of(schedule.next_fire_us),
-    }
-    if receipt is not None:
-        receipt = replace(receipt, made=dump_json(answer))
-    await app.store.add_schedule_record(schedule, receipt)
-    return json_response(201, answer, (location_of(schedule_id),))
-
-
-async def _repeat_created(app: App, call: Call, made: str) -> Response:
-    answer = json.loads(made)
-    return json_response(201, answer, (location_of(answer["schedule_id"]),))
+    next_fire_time = iso_of(schedule.next_fire_us)
+    made = dump_json(
+        {"status": "success", "schedule_id": schedule_id, "next_fire_time": next_fire_time}
+    )
+    await app.store.add_schedule_record(schedule, receipt and replace(receipt, made=made))
+    return made
 
 
 def list_schedules(app: App, call: Call) -> Response:
     asked = {"sort": "schedule_id", "limit": MAX_PAGE, "offset": 0, **call.query}
-    page, total = app.store.schedules(**asked)
-
-    def about(count: int) -> dict[str, Any]:
-        end = asked["offset"] + count
-        return {"total": total, "next_offset": end if count and end < total else None}
-
-    return answer_page("schedules", map(render_schedule, page), about)
+    found, total = app.store.schedules(**asked)
+    page = encode_page(map(render_schedule, found))
+    end = asked["offset"] + len(page)
+    next_offset = end if page and end < total else None
+    return answer_page("schedules", page, total=total, next_offset=next_offset)
 
 
 async def show_upcoming(app: App, call: Call) -> Response:
@@ -11901,7 +11894,7 @@ async def change_schedules(app: App, call: Call) -> Response:
     for i in range(0, len(ids), CHANGED_AT_ONCE):
         some = ids[i : i + CHANGED_AT_ONCE]
         await asyncio.gather(*(app.store.set_paused(schedule_id, paused) for schedule_id in some))
-    return json_response(200, {"status": "success", "paused": paused, "count": len(ids)})
+    return answer_done(paused=paused, count=len(ids))
 
 
 def show_schedule(app: App, call: Call) -> Response:
@@ -11918,44 +11911,44 @@ async def put_schedule(app: App, call: Call) -> Response:
     given = dict(call.body)
     if given.pop("schedule_id", schedule_id) != schedule_id:
         raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
-    for _ in range(MAX_EDIT_TRIES):
-        wanted = declared_schedule(schedule_id, given, app.config, app.clock.now_us())
-        known = app.store.schedule(schedule_id)
-        if known is not None:
-            check_undeclared(known)
-        check_preconditions(call.request.headers, known)
-        is_equal = known is not None and has_definition(known, wanted)
-        if is_equal or await _make_so(app, known, wanted):
-            more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
-            return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
-    raise Conflict(KEEPS_CHANGING)
-
-
-async def _make_so(app: App, known: Schedule | None, wanted: Schedule) -> bool:
-    """Add or replace a schedule; False if someone else was faster."""
+    now_us = app.clock.now_us()
+    wanted = declared_schedule(schedule_id, given, app.config, now_us)
+    known = app.store.schedule(schedule_id)
     if known is not None:
-        changed = redefined_schedule(known, wanted, app.clock.now_us())
-        return await app.store.replace_schedule(changed, known.generation)
+        check_undeclared(known)
+    check_preconditions(call.request.headers, known)
+    is_equal = known is not None and has_definition(known, wanted)
+    if known is None:
+        await _add_schedule(app, wanted)
+    elif not is_equal:
+        await _replace_schedule(app, known, redefined_schedule(known, wanted, now_us))
+    more = {"changed": not is_equal, "warnings": describe_doubts(app, wanted)}
+    return _answer_changed(find_schedule(app, call), 200 if known else 201, **more)
+
+
+async def _add_schedule(app: App, schedule: Schedule) -> None:
     try:
-        await app.store.add_schedule_record(wanted)
-    except Conflict:
-        return False
-    return True
+        await app.store.add_schedule_record(schedule)
+    except IdTaken:
+        raise Overtaken from None
+
+
+async def _replace_schedule(app: App, known: Schedule, changed: Schedule) -> None:
+    if not await app.store.replace_schedule(changed, known.generation):
+        raise Overtaken
 
 
 async def change_schedule(app: App, call: Call) -> Response:
-    for _ in range(MAX_EDIT_TRIES):
-        known = find_schedule(app, call)
-        if call.body.keys() - {"paused"}:
-            check_undeclared(known)
-        changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
-        if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
-            check_target(app, changed.handler_id, changed.method_name)
-        check_secrets(app, call.body.get("job_params"))
-        check_preconditions(call.request.headers, known)
-        if await app.store.replace_schedule(changed, known.generation):
-            return _answer_changed(find_schedule(app, call))
-    raise Conflict(KEEPS_CHANGING)
+    known = find_schedule(app, call)
+    if call.body.keys() - {"paused"}:
+        check_undeclared(known)
+    changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
+    if (changed.handler_id, changed.method_name) != (known.handler_id, known.method_name):
+        check_target(app, changed.handler_id, changed.method_name)
+    app.dispatcher.secrets.check(call.body.get("job_params"))
+    check_preconditions(call.request.headers, known)
+    await _replace_schedule(app, known, changed)
+    return _answer_changed(find_schedule(app, call))
 
 
 def _answer_changed(schedule: Schedule, status: int = 200, **more: Any) -> Response:
@@ -11970,15 +11963,14 @@ def location_of(schedule_id: str) -> tuple[str, str]:
 
 
 async def delete_schedule(app: App, call: Call) -> Response:
-    for _ in range(MAX_EDIT_TRIES):
-        schedule = find_schedule(app, call)
-        check_undeclared(schedule)
-        check_preconditions(call.request.headers, schedule)
-        schedule_id = schedule.schedule_id
-        if await app.store.delete_schedule(schedule_id, schedule.generation):
-            app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
-            return json_response(200, {"status": "success", "schedule_id": schedule_id})
-    raise Conflict(KEEPS_CHANGING)
+    schedule = find_schedule(app, call)
+    check_undeclared(schedule)
+    check_preconditions(call.request.headers, schedule)
+    schedule_id = schedule.schedule_id
+    if not await app.store.delete_schedule(schedule_id, schedule.generation):
+        raise Overtaken
+    app.dispatcher.cancel_queued(schedule_id, "schedule deleted")
+    return answer_done(schedule_id=schedule_id)
 
 
 async def pause_schedule(app: App, call: Call) -> Response:
@@ -11997,34 +11989,42 @@ async def _set_paused(app: App, call: Call, paused: bool) -> Response:
 async def run_schedule(app: App, call: Call) -> Response:
     schedule = find_schedule(app, call)
     check_target(app, schedule.handler_id, schedule.method_name)
+    called = schedule.handler_id, schedule.method_name, schedule.job_params
     submitted = app.dispatcher.submit(
-        schedule.handler_id,
-        schedule.method_name,
-        schedule.job_params,
-        timeout=schedule.timeout,
-        retry=schedule.retry,
-        schedule=schedule,
+        *called, timeout=schedule.timeout, retry=schedule.retry, schedule=schedule
     )
     return await _answer_submitted(app, submitted, wait=call.body.get("wait", False))
 
 
 async def run_now(app: App, call: Call) -> Response:
-    return await once(app, call, _run_now, _repeat_run_now)
+    wait = call.body.get("wait", True)
+    if IDEMPOTENCY_KEY not in call.request.headers:
+        return await _answer_submitted(app, _submit(app, call), wait=wait)
+    execution_id, replayed = await once(app, call, _submit_once)
+    if wait:
+        answer = answer_outcome(await app.dispatcher.wait(execution_id))
+    else:
+        answer = answer_accepted(execution_id)
+    answer.headers += replayed
+    return answer
 
 
-async def _run_now(app: App, call: Call, receipt: Receipt | None) -> Response:
+def _submit(app: App, call: Call, receipt: Receipt | None = None) -> Commit[Execution]:
     body = call.body
     handler_id, method_name = body["handler_id"], body["method_name"]
     check_target(app, handler_id, method_name)
-    submitted = app.dispatcher.submit(
+    return app.dispatcher.submit(
         handler_id,
         method_name,
         body.get("job_params", {}),
         timeout=body.get("timeout"),
-        retry=retry_of(app, body.get("retry")),
+        retry=changed_retry(None, body.get("retry"), app.config),
         receipt=receipt,
     )
-    return await _answer_submitted(app, submitted, wait=body.get("wait", True))
+
+
+async def _submit_once(app: App, call: Call, receipt: Receipt | None) -> str:
+    return (await _submit(app, call, receipt)).execution_id
 
 
 async def _answer_submitted(app: App, submitted: Commit[Execution], *, wait: bool) -> Response:
@@ -12033,22 +12033,14 @@ async def _answer_submitted(app: App, submitted: Commit[Execution], *, wait: boo
     return answer_accepted((await submitted).execution_id)
 
 
-async def _repeat_run_now(app: App, call: Call, execution_id: str) -> Response:
-    if call.body.get("wait", True):
-        return answer_outcome(await app.dispatcher.wait(execution_id))
-    return answer_accepted(execution_id)
-
-
 def list_executions(app: App, call: Call) -> Response:
     asked = {"limit": 50, **call.query}
     asked |= {"before": asked.pop("cursor", None), "since_us": asked.pop("since", None)}
     limit = asked.pop("limit")
     found = app.store.executions(limit=limit + 1, **asked)
-
-    def about(count: int) -> dict[str, Any]:
-        return {"next_cursor": found[count - 1].execution_id if count < len(found) else None}
-
-    return answer_page("records", map(render_execution, found[:limit]), about)
+    page = encode_page(map(render_execution, found[:limit]))
+    cursor = found[len(page) - 1].execution_id if len(page) < len(found) else None
+    return answer_page("records", page, next_cursor=cursor)
 
 
 def show_execution(app: App, call: Call) -> Response:
@@ -12059,7 +12051,7 @@ def show_execution(app: App, call: Call) -> Response:
         200,
         {
             **render_execution(execution),
-            "attempts": [render_attempt(item) for item in app.store.attempts(execution_id)],
+            "attempts": [*map(ATTEMPT_VIEW.render, app.store.attempts(execution_id))],
             "log": (app.store.log(execution_id) or "") + app.dispatcher.live_log(execution_id),
             "progress": {"percent": progress[0], "message": progress[1]} if progress else None,
         },
@@ -12078,8 +12070,7 @@ async def cancel_execution(app: App, call: Call) -> Response:
     execution_id = find_execution(app, call).execution_id
     await app.dispatcher.cancel(execution_id, "by request")
     execution = render_execution(find_execution(app, call))
-    answer = {"status": "success", "execution_id": execution_id, "execution": execution}
-    return json_response(200, answer)
+    return answer_done(execution_id=execution_id, execution=execution)
 
 
 def show_stats(app: App, call: Call) -> Response:
@@ -12089,12 +12080,11 @@ def show_stats(app: App, call: Call) -> Response:
 
 def list_errors(app: App, call: Call) -> Response:
     found = app.store.errors(call.query.get("limit", 50))
-    return answer_page("records", map(render_execution, found), lambda count: {})
+    return answer_page("records", encode_page(map(render_execution, found)))
 
 
 def preview_trigger(app: App, call: Call) -> Response:
-    now_us = app.clock.now_us()
-    now = at_of(now_us)
+    now = app.clock.now()
     trigger = parse_trigger(call.body["trigger_config"], timezone=app.config.timezone, now=now)
     previews = preview_fire_times(trigger, now, call.body.get("count", 10))
     return json_response(
@@ -12176,23 +12166,9 @@ async def list_audit(app: App, call: Call) -> Response:
     await app.store.settle_notes()
     limit = call.query.get("limit", 100)
     found = app.store.audit(limit=limit + 1, before=call.query.get("cursor"))
-
-    def about(count: int) -> dict[str, Any]:
-        return {"next_cursor": found[count - 1].number if count < len(found) else None}
-
-    return answer_page("entries", map(render_audit_entry, found[:limit]), about)
-
-
-def render_audit_entry(entry: AuditEntry) -> dict[str, Any]:
-    return {
-        "number": entry.number,
-        "at": iso_of(entry.at_us),
-        "actor": entry.actor,
-        "address": entry.address,
-        "action": entry.action,
-        "target": entry.target,
-        "status": entry.status,
-    }
+    page = encode_page(map(AUDIT_VIEW.render, found[:limit]))
+    cursor = found[len(page) - 1].number if len(page) < len(found) else None
+    return answer_page("entries", page, next_cursor=cursor)
 
 
 def show_metrics(app: App, call: Call) -> Response:
@@ -12234,111 +12210,27 @@ def show_description(app: App, call: Call) -> Response:
     return json_response(200, describe_api(ROUTES, app.access.is_login_required))
 
 
-# What clients can expect to be shown, for the description
+# What else is answered
 
-TEXT: Final[Schema] = MappingProxyType({"type": "string"})
-COUNT: Final[Schema] = MappingProxyType({"type": "integer", "minimum": 0})
-TEXT_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"]})
-INTEGER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["integer", "null"]})
-NUMBER_OR_NULL: Final[Schema] = MappingProxyType({"type": ["number", "null"]})
-TIME: Final[Schema] = MappingProxyType({"type": "string", "format": "date-time"})
-TIME_OR_NULL: Final[Schema] = MappingProxyType({"type": ["string", "null"], "format": "date-time"})
-ANYTHING: Final[Schema] = MappingProxyType({})
-ANY_OBJECT: Final[Schema] = MappingProxyType({"type": "object"})
-
-
-def shape(**members: Schema) -> Schema:
-    """An object that has at least these members."""
-    return {"type": "object", "properties": members, "required": list(members)}
-
-
-def list_of(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def component(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-COMPONENTS: Final[Mapping[str, Schema]] = MappingProxyType(
-    {
-        "Error": {
-            **shape(status={"const": "error"}, error=TEXT, code=TEXT),
-            "description": "with `field`, the dotted path of what is wrong, where one value is",
-        },
-        "Handler": shape(
-            id=TEXT, address=TEXT, status=TEXT, methods=list_of(TEXT), instances=list_of(ANY_OBJECT)
-        ),
-        "Schedule": shape(
-            id=TEXT,
-            name=TEXT_OR_NULL,
-            trigger=TEXT,
-            description=TEXT,
-            next_fire_time=TIME_OR_NULL,
-            last_fire_time=TIME_OR_NULL,
-            args={"type": "array", "minItems": 3, "maxItems": 3},
-            handler_id=TEXT,
-            method_name=TEXT,
-            job_params=ANY_OBJECT,
-            trigger_config=ANY_OBJECT,
-            paused={"type": "boolean"},
-            quarantined=TEXT_OR_NULL,
-        ),
-        "Execution": shape(
-            execution_id=TEXT,
-            job_id=TEXT,
-            schedule_id=TEXT_OR_NULL,
-            handler_id=TEXT,
-            method_name=TEXT,
-            status={"type": "string", "enum": [str(status) for status in Status]},
-            scheduled_at=TIME,
-            started_at=TIME_OR_NULL,
-            completed_at=TIME_OR_NULL,
-            duration_ms=NUMBER_OR_NULL,
-            attempt_number=COUNT,
-            result=ANYTHING,
-            error=TEXT_OR_NULL,
-        ),
-    }
-)
-AUDIT_ENTRY: Final = shape(
-    number=COUNT,
-    at=TIME,
-    actor=TEXT,
-    address=TEXT,
-    action=TEXT,
-    target=TEXT,
-    status=INTEGER_OR_NULL,
-)
-SESSION: Final = shape(
-    authenticated={"type": "boolean"}, name=TEXT, role=TEXT, login_required={"type": "boolean"}
-)
-SCHEDULE_CHANGED: Final = shape(
-    status={"const": "success"}, schedule_id=TEXT, schedule=component("Schedule")
-)
+SESSION: Final = shape(authenticated=BOOLEAN, name=TEXT, role=TEXT, login_required=BOOLEAN)
+SCHEDULE_CHANGED: Final = shape(status=SUCCESS, schedule_id=TEXT, schedule=component("Schedule"))
 SCHEDULE_PUT: Final = shape(
-    status={"const": "success"},
-    schedule_id=TEXT,
-    changed={"type": "boolean"},
-    warnings=list_of(TEXT),
-    schedule=component("Schedule"),
+    **SCHEDULE_CHANGED["properties"], changed=BOOLEAN, warnings=list_of(TEXT)
 )
-RUN_ENDED: Final = shape(status={"const": "success"}, result=ANYTHING, execution_id=TEXT)
+RUN_ENDED: Final = shape(status=SUCCESS, result=ANYTHING, execution_id=TEXT)
 RUN_ACCEPTED: Final = shape(status={"const": "accepted"}, execution_id=TEXT)
 UPCOMING: Final = shape(
-    begin=TIME,
-    bucket_seconds={"type": "number"},
+    begin=TIME, bucket_seconds=NUMBER, schedules=COUNT, left_out=COUNT,
     buckets=list_of(shape(at=TIME, count=COUNT, schedules=list_of(TEXT))),
     soonest=list_of(shape(schedule_id=TEXT, name=TEXT, at=TIME)),
-    schedules=COUNT,
-    left_out=COUNT,
-)
+)  # fmt: skip
 RECORDS: Final = shape(records=list_of(component("Execution")), count=COUNT)
 
 
 # The table
 
 RouteFunction = Callable[[App, Call], HttpAnswer | Awaitable[HttpAnswer]]
+ANYONE, VIEWER, OPERATOR, ADMIN = Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -12354,14 +12246,14 @@ class Route:
     query: Fields = NO_FIELDS
     body: Fields | None = None
     headers: tuple[Field, ...] = ()  # which the function itself reads
+    content_type: str = JSON_TYPE  # of the answers
 
     @property
     def is_change(self) -> bool:
         """Whether it may change anything; those who only look need not be recorded."""
-        return self.method != "GET" and self.role.includes(Role.OPERATOR)
+        return self.method != "GET" and self.role in (OPERATOR, ADMIN)
 
 
-ANYONE, VIEWER, OPERATOR, ADMIN = Role
 ONE_SCHEDULE: Final = "/api/schedules/{schedule_id}"
 ONE_EXECUTION: Final = "/api/executions/{execution_id}"
 HEALTH: Final = shape(status=TEXT)
@@ -12381,10 +12273,10 @@ ROUTES: Final = (
           "Begin a session with a token; the cookie is for browsers", {200: SESSION},
           body=Fields(Field("token", TOKEN, required=True))),
     Route("POST", "/api/logout", log_out, ANYONE,
-          "End the session", {200: shape(status={"const": "success"})}),
+          "End the session", {200: shape(status=SUCCESS)}),
     Route("GET", "/api/audit", list_audit, ADMIN,
           "Who changed what and from where, and who was refused; newest first",
-          {200: shape(entries=list_of(AUDIT_ENTRY), count=COUNT)}, query=AUDIT_QUERY),
+          {200: shape(entries=list_of(AUDIT_VIEW.schema), count=COUNT)}, query=AUDIT_QUERY),
     Route("POST", "/api/health/acknowledge", acknowledge_health, OPERATOR,
           "Take note of what happened to the database; health tells it no more",
           {200: HEALTH, 503: HEALTH}),
@@ -12393,10 +12285,9 @@ ROUTES: Final = (
     Route("GET", "/api/handlers", list_handlers, VIEWER,
           "All handlers ever registered", {200: shape(handlers=list_of(component("Handler")))}),
     Route("DELETE", "/api/handlers/{handler_id}", forget_handler, ADMIN,
-          "Forget a handler that is gone for good",
-          {200: shape(status={"const": "success"}, handler_id=TEXT)}),
+          "Forget a handler that is gone for good", {200: shape(status=SUCCESS, handler_id=TEXT)}),
     Route("POST", "/api/schedule", create_schedule, ADMIN,
-          "Make a schedule", {201: shape(status={"const": "success"}, schedule_id=TEXT)},
+          "Make a schedule", {201: shape(status=SUCCESS, schedule_id=TEXT)},
           body=SCHEDULE_FIELDS, headers=(KEY_HEADER,)),
     Route("GET", "/api/schedules", list_schedules, VIEWER,
           "Schedules, by page",
@@ -12404,7 +12295,7 @@ ROUTES: Final = (
           query=SCHEDULES_QUERY),
     Route("PATCH", "/api/schedules", change_schedules, OPERATOR,
           "Pause or resume all schedules that match the query",
-          {200: shape(status={"const": "success"}, paused={"type": "boolean"}, count=COUNT)},
+          {200: shape(status=SUCCESS, paused=BOOLEAN, count=COUNT)},
           query=Fields(*SCHEDULE_FILTERS), body=MANY_FIELDS),
     Route("GET", "/api/upcoming", show_upcoming, VIEWER,
           "How often schedules that are not paused will fire in each part of the coming hours; "
@@ -12421,7 +12312,7 @@ ROUTES: Final = (
           headers=PRECONDITIONS),
     Route("DELETE", ONE_SCHEDULE, delete_schedule, ADMIN,
           "Delete a schedule; queued runs are cancelled, running ones finish",
-          {200: shape(status={"const": "success"}, schedule_id=TEXT)}, headers=PRECONDITIONS),
+          {200: shape(status=SUCCESS, schedule_id=TEXT)}, headers=PRECONDITIONS),
     Route("POST", ONE_SCHEDULE + "/pause", pause_schedule, OPERATOR,
           "Pause a schedule", {200: SCHEDULE_CHANGED}),
     Route("POST", ONE_SCHEDULE + "/resume", resume_schedule, OPERATOR,
@@ -12435,23 +12326,23 @@ ROUTES: Final = (
     Route("GET", "/api/executions", list_executions, VIEWER,
           "Executions, newest first", {200: RECORDS}, query=EXECUTIONS_QUERY),
     Route("GET", "/api/executions/stats", show_stats, VIEWER,
-          "Totals, rates and durations", {200: shape(since=TIME, total=COUNT)},
-          query=STATS_QUERY),
+          "Totals, rates and durations", {200: shape(since=TIME, total=COUNT)}, query=STATS_QUERY),
     Route("GET", "/api/executions/errors", list_errors, VIEWER,
           "What failed lately", {200: RECORDS}, query=ERRORS_QUERY),
     Route("GET", ONE_EXECUTION, show_execution, VIEWER,
           "One execution with its attempts and its log", {200: component("Execution")}),
     Route("POST", ONE_EXECUTION + "/cancel", cancel_execution, OPERATOR,
-          "Cancel an execution", {200: shape(status={"const": "success"}, execution_id=TEXT)}),
+          "Cancel an execution", {200: shape(status=SUCCESS, execution_id=TEXT)}),
     Route("POST", "/api/triggers/preview", preview_trigger, VIEWER,
           "The next fire times of a trigger", {200: shape(fire_times=list_of(ANY_OBJECT))},
           body=PREVIEW_FIELDS),
     Route("GET", "/api/ws", stream_websocket, VIEWER,
           "The same events over a WebSocket", {101: {}}, query=WEBSOCKET_QUERY),
     Route("GET", "/api/events", stream_events, VIEWER,
-          "Server-sent events; Last-Event-ID resumes", {200: TEXT}),
+          "Server-sent events; Last-Event-ID resumes", {200: TEXT},
+          content_type="text/event-stream"),
     Route("GET", METRICS_PATH, show_metrics, VIEWER,
-          "What is counted, in Prometheus' text format", {200: TEXT}),
+          "What is counted, in Prometheus' text format", {200: TEXT}, content_type=METRICS_TYPE),
     Route("GET", "/api/openapi.json", show_description, VIEWER,
           "This description", {200: ANY_OBJECT}),
 )  # fmt: skip
@@ -12479,48 +12370,37 @@ def describe_api(routes: Iterable[Route], is_login_required: bool = True) -> dic
 
 
 def describe_route(route: Route) -> dict[str, Any]:
+    fields = [("path", Field(name, NAME)) for name in re.findall(r"{(\w+)}", route.path)]
+    fields += [("query", field) for field in route.query.fields]
+    fields += [("header", field) for field in route.headers]
     described: dict[str, Any] = {
         "operationId": route.run.__name__,
         "summary": route.summary,
         "x-role": route.role,
-        **({"security": []} if route.role is Role.ANYONE else {}),
-        "parameters": [
-            *map(_describe_path_field, re.findall(r"{(\w+)}", route.path)),
-            *(_describe_field(field, "query") for field in route.query.fields),
-            *(_describe_field(field, "header") for field in route.headers),
-        ],
+        "parameters": [_describe_field(field, place) for place, field in fields],
         "responses": {
-            **{str(status): _describe_answer(route, status) for status in route.answers},
-            "default": {
-                "description": "Refused or failed: why, in a sentence",
-                "content": {JSON_TYPE: {"schema": component("Error")}},
-            },
+            str(status): _describe_content(schema, route.content_type, description=route.summary)
+            for status, schema in route.answers.items()
         },
     }
-    if route.body is not None:
-        described["requestBody"] = {
-            "required": route.body.is_required,
-            "content": {JSON_TYPE: {"schema": route.body.schema}},
-        }
+    described["responses"]["default"] = _describe_content(
+        component("Error"), description="Refused or failed: why, in a sentence"
+    )
+    if route.role is Role.ANYONE:
+        described["security"] = []
+    if (body := route.body) is not None:
+        described["requestBody"] = _describe_content(body.schema, required=body.is_required)
     return described
-
-
-def _describe_path_field(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": NAME.schema}
 
 
 def _describe_field(field: Field, place: str) -> dict[str, Any]:
     about = {"description": field.about} if field.about else {}
-    return {"name": field.name, "in": place, "schema": field.kind.schema, **about}
+    required = {"required": True} if place == "path" else {}
+    return {"name": field.name, "in": place, "schema": field.kind.schema, **about, **required}
 
 
-def _describe_answer(route: Route, status: int) -> dict[str, Any]:
-    other_types = {"/api/events": "text/event-stream", METRICS_PATH: METRICS_TYPE}
-    content_type = other_types.get(route.path, JSON_TYPE)
-    return {
-        "description": route.summary,
-        "content": {content_type: {"schema": route.answers[status]}},
-    }
+def _describe_content(schema: Schema, content_type: str = JSON_TYPE, **more: Any) -> dict[str, Any]:
+    return {"content": {content_type: {"schema": schema}}, **more}
 
 
 # The shell
@@ -12533,32 +12413,20 @@ STATUS_OF: Final = (
     (Overloaded, 503),
     (InvalidField, 400),
     (BadJson, 400),
-)  # fmt: skip
-
-
-class MethodNotAllowed(HttpError):
-    """The path is right, the method is not; `allowed` is for the Allow header."""
-
-    def __init__(self, allowed: str) -> None:
-        super().__init__(405, "method_not_allowed", f"only {allowed} can be done here")
-        self.allowed = allowed
+)
 
 
 def answer_failure(error: ScheduleZeroError) -> Response:
     """The one place where a failure becomes a status."""
-    if isinstance(error, HttpError):
-        status = error.status
-    else:
-        status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     if isinstance(error, Refused):
         return error_response(error.status, error.code, str(error), error.headers)
-    more = {"field": error.field} if error.field else {}
+    status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     headers = RETRY_AFTER if status in (503, 507) else ()
-    if isinstance(error, MethodNotAllowed):
-        headers = (("Allow", error.allowed),)
+    more = {"field": error.field} if error.field else {}
     return error_response(status, error.code, str(error), headers, **more)
 
 
+JSON_CONTENT: Final = re.compile(r'application/json *(; *(charset="?utf-?8"?)? *)?', re.IGNORECASE)
 PREFLIGHT: Final = (
     ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
     (
@@ -12589,7 +12457,8 @@ class Router:
         route = by_method.get("GET" if method == "HEAD" else method)
         if route is None:
             allowed = ", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])}))
-            raise MethodNotAllowed(allowed)
+            sentence = f"only {allowed} can be done here"
+            raise HttpError(405, "method_not_allowed", sentence, (("Allow", allowed),))
         return route, arguments
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
@@ -12604,11 +12473,11 @@ class Router:
 class Api:
     """Answers requests: those to `/api/` by the table, all others with the dashboard's files."""
 
-    def __init__(self, app: App, static_directory: str | None = None) -> None:
+    def __init__(self, app: App) -> None:
         here = os.path.dirname(os.path.abspath(__file__))
         self._app = app
         self._router = Router(ROUTES)
-        self._static = StaticFiles(static_directory or os.path.join(here, "static"))
+        self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
         """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
@@ -12645,18 +12514,25 @@ class Api:
         return answer
 
     async def _change(self, route: Route, call: Call) -> HttpAnswer:
-        """Do what is asked, and record that it was; the record is committed with the change."""
-        app = self._app
+        """Do what is asked, and record that it was; the record is committed with the change.
+
+        A change that others overtake is tried again.
+        """
+        app, tries = self._app, 0
         place = app.store.note(self._entry(call.request, route, call.identity))
-        answer = route.run(app, call)
-        assert not isinstance(answer, (Response, StreamResponse)), "changes take time"
-        try:
-            done = await answer
-        except ScheduleZeroError as error:
-            done = answer_failure(error)
-        if isinstance(done, Response) and done.status >= 400:
-            app.store.note_refusal(place, done.status)
-        return done
+        answer: HttpAnswer | None = None
+        while answer is None:
+            tries += 1
+            pending = route.run(app, call)
+            assert not isinstance(pending, (Response, StreamResponse)), "changes take time"
+            try:
+                answer = await pending
+            except ScheduleZeroError as error:
+                if tries == MAX_TRIES or not isinstance(error, Overtaken):
+                    answer = answer_failure(error)
+        if isinstance(answer, Response) and answer.status >= 400:
+            app.store.note_refusal(place, answer.status)
+        return answer
 
     def _refusal(self, request: Request, route: Route, identity: Identity) -> Refused:
         refusal = self._app.access.refusal(identity, route.role)
@@ -12686,26 +12562,16 @@ def read_body(route: Route, request: Request) -> Mapping[str, Any]:
     """The checked members of a request's body; empty where the route takes none."""
     if route.method == "GET":
         return {}
-    content_type = request.headers.get("content-type")
+    content_type = request.headers.get("content-type", "" if request.body else JSON_TYPE)
     # Browsers send forms to any site without asking; they cannot send JSON so.
-    if (content_type is not None or request.body) and not _is_json_type(content_type or ""):
+    if content_type != JSON_TYPE and not JSON_CONTENT.fullmatch(content_type):
         raise HttpError(415, "unsupported_media_type", "send JSON as content-type application/json")
-    if route.body is None:
-        return {}
-    if not request.body and not route.body.is_required:
+    if route.body is None or not (request.body or route.body.is_required):
         return {}
     value = decode_json(request.body)
     if not isinstance(value, dict):
         raise BadJson("the body must be a JSON object")
     return route.body.read(value)
-
-
-def _is_json_type(content_type: str) -> bool:
-    if content_type == JSON_TYPE:
-        return True
-    name, _, parameter = content_type.lower().partition(";")
-    charset = parameter.strip().replace('"', "")
-    return name.strip() == JSON_TYPE and charset in ("", "charset=utf-8", "charset=utf8")
 
 
 # --- Server -----------------------------------------------------------------------------------

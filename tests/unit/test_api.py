@@ -196,6 +196,7 @@ class MemoryDispatcher:
     """Ends each execution as `ending` says, when it is waited for."""
 
     running = waiting = 0
+    secrets = sz.Secrets(sz.Config(data_dir="/nonexistent"))
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
