@@ -347,8 +347,9 @@ class Outbox:
         """The batch that is due at monotonic `now`; with `last`, all there is, open lines too."""
         with self._lock:
             if last:
-                for level in [each for each, text in self._partial.items() if text]:
-                    self.write(level, "\n")
+                for level, text in list(self._partial.items()):
+                    if text:
+                        self.write(level, "\n")
             elif now < self.due_at:
                 return None
             if not (self._lines or self._dropped or self._progress):
@@ -1411,28 +1412,28 @@ Done = Callable[[Job, bytes], None]  # hand the result to the socket thread
 
 
 class ThreadPool:
-    """Runs jobs in daemon threads, started when none is idle; the latest to be idle comes first."""
+    """Runs jobs in daemon threads, each started when the others are busy."""
 
     def __init__(self, make_work: Callable[[], Work], done: Done) -> None:
         """`make_work` is called once in each thread."""
         self._make_work = make_work
         self._done = done
-        self._idle: list[SimpleQueue[Job]] = []
+        self._calls: SimpleQueue[Job] = SimpleQueue()
+        self._idle: deque[None] = deque()  # one for each thread without a job
 
     def start(self, job: Job) -> None:
         if self._idle:
-            calls = self._idle.pop()
+            self._idle.pop()
         else:
-            calls = SimpleQueue()
-            threading.Thread(target=self._run, args=(calls,), daemon=True).start()
-        calls.put(job)
+            threading.Thread(target=self._run, daemon=True).start()
+        self._calls.put(job)
 
-    def _run(self, calls: SimpleQueue[Job]) -> None:
+    def _run(self) -> None:
         work = self._make_work()
         while True:
-            job = calls.get()
+            job = self._calls.get()
             body = work(job)
-            self._idle.append(calls)
+            self._idle.append(None)
             self._done(job, body)
 
 
@@ -1695,8 +1696,6 @@ class Worker:
 
 NO_WAIT: Final = int(zmq.NOBLOCK)  # as plain numbers: each use of zmq's enums costs up to 0.7 µs
 SEND_MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
-EVENTS: Final = int(zmq.EVENTS)
-READABLE: Final = int(zmq.POLLIN)
 HANDSHAKE_FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -1887,12 +1886,13 @@ class Dealer:
         """Take messages, at most a hundred, so that results get their turn."""
         if self._socket is None:
             return False
-        taken = 0
-        with suppress(zmq.Again):  # the connection broke in between
-            while taken < 100 and self._socket.get(EVENTS) & READABLE:
-                self._take(self._socket.recv_multipart(NO_WAIT))
-                taken += 1
-        return taken > 0
+        for taken in range(100):
+            try:
+                frames = self._socket.recv_multipart(NO_WAIT)
+            except zmq.Again:
+                return taken > 0
+            self._take(frames)
+        return True
 
     def _take(self, frames: Sequence[bytes]) -> None:
         try:
@@ -1923,10 +1923,12 @@ class Dealer:
         outgoing, socket = self._session.outgoing, self._socket
         if not outgoing:
             return False
-        with suppress(zmq.Again):
+        try:
             while outgoing and socket is not None:
                 socket.send(b"", SEND_MORE)
                 socket.send(outgoing.popleft(), NO_WAIT)
+        except zmq.Again:
+            pass
         outgoing.clear()
         return True
 
