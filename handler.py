@@ -20,8 +20,7 @@ DingDong` does too, but compiles this file at every start, which costs 5 MB that
 
 The id is the class name in kebab case (`backup`) unless `handler_id` or `--id` says otherwise.
 Functions work too: `handler = Handler("backup")`, `@handler.method` above each, `handler.main()`.
-Options of the constructor are the configuration: `--config '{"root": "/srv"}'` calls
-`Backup(root="/srv")`. Subclasses need not call `super().__init__()`.
+`--config '{"root": "/srv"}'` makes `Backup(root="/srv")`; `super().__init__()` need not be called.
 
 A job that is told to stop (cancelled, timed out, replaced) finds `self.job.cancelled` true;
 `self.job.check_cancelled()` and `self.job.wait(seconds)` raise JobCancelled. With `--processes`
@@ -679,7 +678,7 @@ class DingDong(Handler):
         """Say the time and strike it. Styles: plain, cuckoo, westminster, ship."""
         if style not in self._STYLES:
             raise ValueError(f"style {style!r} is none of {', '.join(self._STYLES)}")
-        now = time.localtime(time.time())
+        now = time.localtime()
         said = f"{self._STYLES[style]}, it is {now.tm_hour:02}:{now.tm_min:02}"
         count = (ship_bells if style == "ship" else strokes)(now.tm_hour, now.tm_min)
         print(said)
@@ -687,7 +686,7 @@ class DingDong(Handler):
 
     def announce(self, message: str) -> dict[str, Any]:
         """Say the time in words, then `message`."""
-        now = time.localtime(time.time())
+        now = time.localtime()
         said = f"It is {time_in_words(now.tm_hour, now.tm_min)}. {message}"
         print(said)
         return {"said": said}
@@ -1392,8 +1391,8 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe()
-        os.set_blocking(self.read_fd, False)
-        os.set_blocking(self.write_fd, False)
+        for fd in (self.read_fd, self.write_fd):
+            os.set_blocking(fd, False)
         self.parked = False  # spares a system call when nobody sleeps
 
     def notify(self) -> None:
@@ -1453,7 +1452,6 @@ class Link:
     """
 
     def __init__(self, end: socket.socket) -> None:
-        end.settimeout(GRACE_S)
         self._socket = end
         self._rest = b""
         self._poll = select.poll()
@@ -1510,6 +1508,7 @@ class Nursery:
     def fork(self) -> tuple[int, Link]:
         """A new worker: its pid and the link to it. OSError if there can be none."""
         ours, theirs = self._net.socketpair()
+        ours.settimeout(GRACE_S)
         with theirs:
             pid = self.order(0, theirs.fileno())
         if pid < 0:
@@ -1612,7 +1611,7 @@ class WorkerProcess:
             while True:
                 job = self._job
                 for kind, body in self._link.receive(FLUSH_S if job else None):
-                    self._obey(kind, decode(body))
+                    self._obey(kind, json.loads(body))
                 if job:
                     self._report(job)
         except OSError as error:
@@ -1624,8 +1623,8 @@ class WorkerProcess:
         if kind == b"C":
             self._job = Job(message)
             self._calls.put(self._job)
-        elif self._job and self._job.id in message:  # else it is about an earlier job
-            self._job.cancel(message[self._job.id], time.monotonic())
+        elif (job := self._job) and job.id in message:  # else it is about an earlier job
+            job.cancel(message[job.id], time.monotonic())
 
     def _report(self, job: Job, result: bytes | None = None) -> None:
         with self._sending:

@@ -466,6 +466,10 @@ def test_text_that_is_not_unicode_reaches_a_worker_process_as_it_reaches_a_threa
     start("--processes", target="Example")
     server.call("e1:1", "fail", message="odd \ud800")
     assert server.result("e1:1")["error"] == "odd ?"
+    text = "€" * 300_000
+    call = {"id": "e2:1", "method": "echo", "params": {"text": text}}
+    server.send_raw(b"", json.dumps(call, ensure_ascii=False).encode())
+    assert server.result("e2:1")["result"] == {"text": text}
 
 
 @pytest.mark.parametrize(("how", "words"), [("exit", "exit code 3"), ("crash", "signal 11")])
