@@ -20,8 +20,7 @@ DingDong` does too, but compiles this file at every start, which costs 5 MB that
 
 The id is the class name in kebab case (`backup`) unless `handler_id` or `--id` says otherwise.
 Functions work too: `handler = Handler("backup")`, `@handler.method` above each, `handler.main()`.
-Options of the constructor are the configuration: `--config '{"root": "/srv"}'` calls
-`Backup(root="/srv")`. Subclasses need not call `super().__init__()`.
+`--config '{"root": "/srv"}'` makes `Backup(root="/srv")`; `super().__init__()` need not be called.
 
 A job that is told to stop (cancelled, timed out, replaced) finds `self.job.cancelled` true;
 `self.job.check_cancelled()` and `self.job.wait(seconds)` raise JobCancelled. With `--processes`
@@ -47,7 +46,6 @@ The wire format is that of schedulezero.py, repeated here on purpose: this file 
 
 from __future__ import annotations
 
-import binascii
 import contextvars
 import errno
 import json
@@ -64,8 +62,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import SimpleQueue
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import zmq
@@ -95,6 +94,7 @@ MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the oldes
 LOG_BYTES_PER_S: Final = 64 << 10  # what one flooding job may send
 MAX_UNDELIVERED: Final = 1_000  # results; beyond them or the bytes below calls are refused
 MAX_UNDELIVERED_BYTES: Final = 16 << 20
+MAX_BODY_BYTES: Final = 64 << 10  # of what Http returns of an answer
 MAX_FINISHED_BYTES: Final = 512 << 10  # of results inside one registration; the rest follow it
 
 HEARTBEAT_S: Final = 2.0
@@ -170,9 +170,12 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
-    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON."""
-    return _ENCODER.encode(message).encode()
+def encode(message: Mapping[str, Any], errors: str = "strict") -> bytes:
+    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON.
+
+    With `errors` "replace", text that is not valid Unicode becomes `?`.
+    """
+    return _ENCODER.encode(message).encode("utf-8", errors)
 
 
 def decode(body: bytes) -> dict[str, Any]:
@@ -188,19 +191,14 @@ def decode(body: bytes) -> dict[str, Any]:
     return message
 
 
-def encode_lossy(message: Mapping[str, Any]) -> bytes:
-    """The same for messages about failures: text that is not valid Unicode becomes `?`."""
-    return _ENCODER.encode(message).encode("utf-8", "replace")
-
-
 def request(method: str, **params: Any) -> bytes:
-    return encode_lossy({"method": method, "params": params})
+    return encode({"method": method, "params": params}, "replace")
 
 
 def failure(call_id: str, error: str, **extras: Any) -> bytes:
     """A failed result; `error` is a sentence for the user."""
     error = error[:MAX_ERROR_CHARS]
-    return encode_lossy({"id": call_id, "success": False, "error": error, **extras})
+    return encode({"id": call_id, "success": False, "error": error, **extras}, "replace")
 
 
 def nests_deeper(value: Any, limit: int) -> bool:
@@ -238,13 +236,6 @@ class Method(NamedTuple):
         raise BadParameters(f"{self.name} has no parameter {unknown!r}; its parameters: {takes}")
 
 
-def is_json(value: Any) -> bool:
-    try:
-        return len(encode({"": value})) < MAX_DOC_CHARS
-    except (TypeError, ValueError, RecursionError):
-        return False
-
-
 def describe_method(name: str, function: Callable[..., Any]) -> Method:
     """The Method for a function or bound method, read from its code object.
 
@@ -272,13 +263,17 @@ def describe_method(name: str, function: Callable[..., Any]) -> Method:
 
 def describe_parameter(function: Any, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     about = {"name": name, "required": name not in defaults}
-    hint = function.__annotations__.get(name)
-    if isinstance(hint, type):
-        about["type"] = hint.__name__
-    elif hint:
-        about["type"] = str(hint).replace("typing.", "")
+    if hint := function.__annotations__.get(name):
+        named = isinstance(hint, type)
+        about["type"] = hint.__name__ if named else str(hint).replace("typing.", "")
     if name in defaults:
-        about["default"] = defaults[name] if is_json(defaults[name]) else repr(defaults[name])
+        about["default"] = defaults[name]
+        try:
+            is_shown = len(encode(about)) < MAX_DOC_CHARS
+        except (TypeError, ValueError, RecursionError):
+            is_shown = False
+        if not is_shown:
+            about["default"] = repr(defaults[name])
     return about
 
 
@@ -292,15 +287,6 @@ class Batch(NamedTuple):
     dropped: int
     progress: tuple[float | None, str | None] | None
 
-    def messages(self, call_id: str) -> list[bytes]:
-        found = []
-        if self.lines or self.dropped:
-            found.append(request("log", id=call_id, lines=self.lines, dropped=self.dropped))
-        if self.progress:
-            percent, message = self.progress
-            found.append(request("progress", id=call_id, percent=percent, message=message))
-        return found
-
 
 class Outbox:
     """A job's log lines and progress, between the thread that runs it and the one that sends.
@@ -313,31 +299,22 @@ class Outbox:
     def __init__(self) -> None:
         self.due_at = NEVER
         self.notify: Callable[[], None] | None = None  # called when due_at is set
-        self._not_before = 0.0
-        self._echo_at = 0.0
-        self._echo_bytes = 0.0
         self._lock = threading.RLock()  # re-entered when a finalizer prints during a print
         self._lines: deque[tuple[float, str, str]] = deque()
-        self._bytes = 0
-        self._dropped = 0
+        self._bytes = self._dropped = 0
         self._partial: dict[str, str] = {}
         self._progress: tuple[float | None, str | None] | None = None
+        self._not_before = self._echo_at = self._echo_bytes = 0.0
 
-    def write(self, stream: str, text: str) -> None:
-        """Take what was printed to `stream`; a line goes out when it is complete."""
+    def write(self, level: str, text: str) -> None:
+        """Take text that was printed to a stream or logged; a line goes out when it is complete."""
         with self._lock:
-            *lines, rest = (self._partial.get(stream, "") + text).split("\n")
+            *lines, rest = (self._partial.get(level, "") + text).split("\n")
             if len(rest) > MAX_LINE_CHARS:
                 lines, rest = [*lines, rest], ""
-            self._partial[stream] = rest
+            self._partial[level] = rest
             for line in lines:
-                self._append(time.time(), stream, line)
-        self._announce()
-
-    def add(self, level: str, text: str) -> None:
-        with self._lock:
-            for line in text.split("\n"):
-                self._append(time.time(), level, line)
+                self._append(round(time.time(), 3), level, line)
         self._announce()
 
     def progress(self, percent: float | None, message: str | None) -> None:
@@ -369,10 +346,9 @@ class Outbox:
         """The batch that is due at monotonic `now`; with `last`, all there is, open lines too."""
         with self._lock:
             if last:
-                for stream, text in self._partial.items():
+                for level, text in list(self._partial.items()):
                     if text:
-                        self._append(time.time(), stream, text)
-                self._partial.clear()
+                        self.write(level, "\n")
             elif now < self.due_at:
                 return None
             if not (self._lines or self._dropped or self._progress):
@@ -388,7 +364,7 @@ class Outbox:
     def _append(self, at: float, level: str, text: str) -> None:
         if len(text) > MAX_LINE_CHARS:
             text = f"{text[:MAX_LINE_CHARS]} [{len(text) - MAX_LINE_CHARS} more characters]"
-        self._lines.append((round(at, 3), level, text))
+        self._lines.append((at, level, text))
         self._bytes += len(text) + 32
         while self._bytes > MAX_LOG_BYTES or len(self._lines) > MAX_LOG_LINES:
             self._bytes -= len(self._lines.popleft()[2]) + 32
@@ -409,37 +385,50 @@ class Job:
     methods can be called directly in tests.
     """
 
+    reason: str | None = None  # why it was told to stop
+    cancelled_at = NEVER
+    deadline = NEVER
+    forgotten = False  # the server does not want the result
+
     def __init__(self, call: Mapping[str, Any]) -> None:
-        """Of a call message as `parse_call` returns it."""
+        """Of a call message; ProtocolError names the field that is not of the right type."""
         self.call = call
-        self.id: str = call["id"]
-        self.method: str = call["method"]
-        self.params: dict[str, Any] = call["params"]
-        self.execution_id: str = call["execution_id"]
-        self.attempt: int = call["attempt"]
-        self.timeout: float | None = call["timeout"]
+        self.id: str = call.get("id", "")
+        self.method: str = call.get("method", "")
+        self.params: dict[str, Any] = call.get("params", {})
+        if (
+            type(self.id) is not str
+            or not self.id.isascii()
+            or not 0 < len(self.id) <= MAX_ID_CHARS
+        ):
+            raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} ASCII characters")
+        if type(self.method) is not str or type(self.params) is not dict:
+            raise ProtocolError("method is not a string or params not an object")
+        execution_id, _, attempt = self.id.rpartition(":")
+        self.execution_id = execution_id or self.id
+        self.attempt = int(attempt) if attempt.isdigit() else 1
+        timeout: Any = call.get("timeout")
+        self.timeout = timeout if type(timeout) in (int, float) and timeout > 0 else None
         self.outbox = Outbox()
-        self.deadline = NEVER
-        self.reason: str | None = None
-        self.cancelled_at = NEVER
-        self.forgotten = False  # the server does not want the result
-        self._stop = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
+        self._going_on = threading.Lock()  # held until it is told to stop; an Event costs 3 µs
+        self._going_on.acquire()
 
     @property
     def cancelled(self) -> bool:
         """Whether the job was told to stop; `reason` says why."""
-        return self._stop.is_set()
+        return self.reason is not None
 
     def check_cancelled(self) -> None:
         """Raise JobCancelled if the job was told to stop."""
-        if self._stop.is_set():
+        if self.reason is not None:
             raise JobCancelled(self.reason)
 
     def wait(self, seconds: float) -> None:
         """Sleep; raise JobCancelled as soon as the job is told to stop."""
-        if self._stop.wait(seconds):
-            raise JobCancelled(self.reason)
+        if self._going_on.acquire(timeout=max(0.0, seconds)):
+            self._going_on.release()
+        self.check_cancelled()
 
     def progress(self, percent: float | None, message: str | None = None) -> None:
         """Show how far the job is, 0 to 100, or None when only the message is known."""
@@ -453,14 +442,14 @@ class Job:
         It must not block: heartbeats wait for it.
         """
         self._callbacks.append(callback)
-        if self._stop.is_set():
+        if self.cancelled:
             self._call_back()
 
     def cancel(self, reason: str, now: float) -> None:
-        """Tell the job to stop. The first reason stays."""
-        if not self._stop.is_set():
+        """Tell the job to stop; only one thread may. The first reason stays."""
+        if not self.cancelled:
             self.reason, self.cancelled_at = reason, now
-            self._stop.set()
+            self._going_on.release()
             self._call_back()
 
     def _call_back(self) -> None:
@@ -472,35 +461,26 @@ class Job:
                 except Exception:
                     log.exception("%s: a callback for its cancellation failed", self.id)
 
-
-def parse_call(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a call, each of the right type; ProtocolError names the one that is not."""
-    call_id, params = message.get("id"), message.get("params", {})
-    if type(call_id) is not str or not call_id.isascii() or not 0 < len(call_id) <= MAX_ID_CHARS:
-        raise ProtocolError(f"id is not a string of 1 to {MAX_ID_CHARS} ASCII characters")
-    if type(message.get("method")) is not str or type(params) is not dict:
-        raise ProtocolError("method is not a string or params not an object")
-    execution_id, _, attempt = call_id.rpartition(":")
-    timeout = message.get("timeout")
-    if type(timeout) not in (int, float) or not timeout > 0:  # type: ignore[operator]
-        timeout = None
-    return {
-        "id": call_id,
-        "method": message["method"],
-        "params": params,
-        "execution_id": execution_id or call_id,
-        "attempt": int(attempt) if attempt.isascii() and attempt.isdigit() else 1,
-        "timeout": timeout,
-    }
+    def take_words(self, now: float, *, last: bool = False) -> list[bytes]:
+        """The messages with what it said that are due at monotonic `now`; with `last`, all."""
+        batch = self.outbox.take(now, last=last)
+        if batch is None:
+            return []
+        found = []
+        if batch.lines or batch.dropped:
+            found.append(request("log", id=self.id, lines=batch.lines, dropped=batch.dropped))
+        if batch.progress:
+            percent, message = batch.progress
+            found.append(request("progress", id=self.id, percent=percent, message=message))
+        return found
 
 
 _CURRENT: contextvars.ContextVar[Job] = contextvars.ContextVar("schedulezero_job")
-_NO_CALL: Final = parse_call({"id": "none:1", "method": ""})
 
 
 def current_job() -> Job:
     """The job this thread (or task) is running, or a detached one."""
-    return _CURRENT.get(None) or Job(_NO_CALL)
+    return _CURRENT.get(None) or Job({"id": "none:1"})
 
 
 def perform(job: Job, methods: Mapping[str, Method]) -> bytes:
@@ -516,7 +496,9 @@ def perform(job: Job, methods: Mapping[str, Method]) -> bytes:
         job.check_cancelled()
         value = method.function(**job.params)
         if hasattr(value, "__await__"):
-            value = await_result(value)
+            import asyncio  # only handlers with `async def` methods pay for it
+
+            value = asyncio.run(complete(value))
         return success(job.id, value, elapsed_ms(started))
     except BadParameters as error:
         return failure(job.id, str(error), error_type="BadParameters")
@@ -528,26 +510,12 @@ def perform(job: Job, methods: Mapping[str, Method]) -> bytes:
         _CURRENT.reset(token)
 
 
-def await_result(awaitable: Any) -> Any:
-    import asyncio  # only handlers with `async def` methods pay for it
-
-    async def run() -> Any:
-        return await awaitable
-
-    return asyncio.run(run())
+async def complete(awaitable: Any) -> Any:
+    return await awaitable
 
 
 def elapsed_ms(started: float) -> float:
     return round((time.monotonic() - started) * 1_000, 3)
-
-
-def name_runner(body: bytes, instance: str) -> bytes:
-    """The result with the instance that ran the job, as a later process may have to send it.
-
-    The rare one that has no room for it stays as it is; from another process it would be late.
-    """
-    named = body[:-1] + b',"instance":"%b"}' % instance.encode()
-    return named if len(named) <= MAX_MESSAGE_BYTES else body
 
 
 def success(call_id: str, value: Any, duration_ms: float) -> bytes:
@@ -568,11 +536,11 @@ def success(call_id: str, value: Any, duration_ms: float) -> bytes:
 
 def stopped(job: Job, duration_ms: float) -> bytes:
     """The result of a job that ended because it was told to, or raised JobCancelled itself."""
-    sentence = f"stopped: {job.reason or 'by itself'}"
     if job.reason == "stopping":
         # Not the user's wish: without `cancelled` it is a failed attempt and is tried again.
         sentence = "the handler stopped before the job was finished"
         return failure(job.id, sentence, error_type="HandlerStopped", duration_ms=duration_ms)
+    sentence = f"stopped: {job.reason or 'by itself'}"
     return failure(job.id, sentence, cancelled=True, duration_ms=duration_ms)
 
 
@@ -598,7 +566,7 @@ class _Main:
     def __get__(self, instance: Handler | None, owner: type[Handler]) -> Callable[..., int]:
         def run(argv: Sequence[str] | None = None) -> int:
             """Serve until told to stop; sys.exit with the exit code unless `argv` is given."""
-            code = run_command_line(owner if instance is None else instance, argv)
+            code = main(argv, owner if instance is None else instance)
             return code if argv is not None else sys.exit(code)
 
         return run
@@ -710,7 +678,7 @@ class DingDong(Handler):
         """Say the time and strike it. Styles: plain, cuckoo, westminster, ship."""
         if style not in self._STYLES:
             raise ValueError(f"style {style!r} is none of {', '.join(self._STYLES)}")
-        now = time.localtime(time.time())
+        now = time.localtime()
         said = f"{self._STYLES[style]}, it is {now.tm_hour:02}:{now.tm_min:02}"
         count = (ship_bells if style == "ship" else strokes)(now.tm_hour, now.tm_min)
         print(said)
@@ -718,7 +686,7 @@ class DingDong(Handler):
 
     def announce(self, message: str) -> dict[str, Any]:
         """Say the time in words, then `message`."""
-        now = time.localtime(time.time())
+        now = time.localtime()
         said = f"It is {time_in_words(now.tm_hour, now.tm_min)}. {message}"
         print(said)
         return {"said": said}
@@ -792,8 +760,7 @@ class Shell(Handler):
         super().__init__(handler_id)
         self._allow = [each if isinstance(each, str) else list(each) for each in allow]
         self._allow_any = allow_any
-        self._cwd = cwd
-        self._env = dict(env or {})
+        self._cwd, self._env = cwd, env or {}
 
     def run(
         self,
@@ -814,14 +781,15 @@ class Shell(Handler):
             raise ValueError("give either argv, a list, or command, a command line")
         self._check(argv, command, cwd is not None or env is not None)
         started = [str(each) for each in argv] if argv else ["/bin/sh", "-c", str(command)]
-        program = Program(started, cwd or self._cwd, {**self._env, **(env or {})})
-        try:
-            tail = program.follow(self.job, NEVER if timeout is None else timeout)
-        finally:
-            program.end()
-        if program.exit_code not in expect:
-            raise ProgramFailed(f"{describe_exit(program.exit_code)}: {program.last_words()}")
-        return {"exit_code": program.exit_code, "stdout": tail}
+        program = Program(started, cwd or self._cwd, {**os.environ, **self._env, **(env or {})})
+        with program.process as process:  # which closes the pipes
+            try:
+                program.follow(self.job, NEVER if timeout is None else timeout)
+            finally:
+                program.end()
+        if process.returncode not in expect:
+            raise ProgramFailed(f"{describe_exit(process.returncode)}: {program.last_words()}")
+        return {"exit_code": process.returncode, "stdout": program.tails["stdout"]}
 
     def _check(self, argv: list[str] | None, command: str | None, special: bool) -> None:
         """PermissionError unless the configuration allows the call."""
@@ -829,14 +797,14 @@ class Shell(Handler):
             return
         if special:
             raise PermissionError("cwd and env can be set by calls only with allow_any")
-        allowed = command in self._allow if argv is None else argv in self._allow
+        allowed = (command if argv is None else argv) in self._allow
         if not allowed and not (argv and argv[0] in self._allow):
             what = command if argv is None else argv[:1]
             raise PermissionError(f"{what!r} is not in this handler's `allow`")
 
 
 class Program:
-    """A running program with its process group and its captured output."""
+    """A running program, the leader of its process group, and the ends of what it printed."""
 
     _TAIL_CHARS: Final = 16_384
     _TERM_S: Final = 3.0
@@ -846,66 +814,51 @@ class Program:
         import codecs
         import subprocess  # a third of a megabyte for this handler only
 
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env={**os.environ, **env},
-            start_new_session=True,
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
+        self.process = subprocess.Popen(
+            argv, cwd=cwd, env=env, stdin=null, stdout=pipe, stderr=pipe, start_new_session=True
         )
+        self.tails = {"stdout": "", "stderr": ""}
         self._poll = select.poll()
         self._open: dict[int, tuple[str, Any]] = {}
-        self._tails = {"stdout": "", "stderr": ""}
-        for name, pipe in (("stdout", self._process.stdout), ("stderr", self._process.stderr)):
-            assert pipe is not None
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            self._open[pipe.fileno()] = (name, decoder)
-            self._poll.register(pipe, select.POLLIN)
-
-    @property
-    def exit_code(self) -> int:
-        return int(self._process.wait())
+        for name in self.tails:
+            fd = getattr(self.process, name).fileno()
+            self._open[fd] = (name, codecs.getincrementaldecoder("utf-8")("replace"))
+            self._poll.register(fd, select.POLLIN)
 
     def last_words(self) -> str:
         """The last line of stderr, else of stdout."""
-        words = self._tails["stderr"].strip() or self._tails["stdout"].strip()
+        words = self.tails["stderr"].strip() or self.tails["stdout"].strip()
         return words.rpartition("\n")[2] or "it printed nothing"
 
-    def follow(self, job: Job, timeout_s: float) -> str:
-        """Pass output to the job's log until the program ends; the end of its stdout."""
+    def follow(self, job: Job, timeout_s: float) -> None:
+        """Pass output to the job's log until the program ends."""
         now = time.monotonic()
         give_up_at, leave_at = now + timeout_s, NEVER
-        while now < leave_at and (self._open or self._process.poll() is None):
+        while now < leave_at and (self._open or self.process.poll() is None):
             for fd, _ in self._poll.poll(250 if self._open else 20):
                 self._pass_on(fd, job)
             now = time.monotonic()
             job.check_cancelled()
             if now >= give_up_at:
                 raise TimeoutError(f"still running after {timeout_s:g} s")
-            if leave_at == NEVER and self._process.poll() is not None:
+            if leave_at == NEVER and self.process.poll() is not None:
                 leave_at = now + self._LINGER_S
-        return self._tails["stdout"]
 
     def end(self) -> None:
         """Leave nothing of it behind, unless it ended by itself."""
-        if self._process.poll() is None:
+        if self.process.poll() is None:
             self._signal(signal.SIGTERM)
             give_up_at = time.monotonic() + self._TERM_S
-            while self._process.poll() is None and time.monotonic() < give_up_at:
+            while self.process.poll() is None and time.monotonic() < give_up_at:
                 time.sleep(0.02)
             self._signal(signal.SIGKILL)
-            self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            pipe.close()
 
     def _pass_on(self, fd: int, job: Job) -> None:
         name, decoder = self._open[fd]
         data = os.read(fd, 1 << 16)
         text = decoder.decode(data, final=not data)
-        self._tails[name] = (self._tails[name] + text)[-self._TAIL_CHARS :]
+        self.tails[name] = (self.tails[name] + text)[-self._TAIL_CHARS :]
         job.outbox.write(name, text)
         if not data:
             del self._open[fd]
@@ -913,7 +866,7 @@ class Program:
 
     def _signal(self, signum: int) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signum)
+            os.killpg(self.process.pid, signum)
 
 
 # --- Ready-made: Http -------------------------------------------------------------------------
@@ -930,16 +883,13 @@ class Http(Handler):
     requested, redirects included. `allow_any` allows every URL.
     """
 
-    _MAX_BODY_BYTES: Final = 64 << 10  # of an answer's body that is returned
-    _REDIRECTS: Final = (301, 302, 303, 307, 308)
     _PRIVATE: Final = ("authorization", "cookie", "proxy-authorization")
 
     def __init__(
         self, handler_id: str | None = None, *, allow: Sequence[str] = (), allow_any: bool = False
     ) -> None:
         super().__init__(handler_id)
-        self._allow = list(allow)
-        self._allow_any = allow_any
+        self._allow, self._allow_any = list(allow), allow_any
 
     def request(
         self,
@@ -966,17 +916,17 @@ class Http(Handler):
             exchange = Exchange(self._checked(url), self.job, deadline)
             status, location, answer = exchange.run(method, headers, payload)
             print(f"{method} {url}: {status}")
-            if not location or status not in self._REDIRECTS or status in expect:
+            if not location or status not in (301, 302, 303, 307, 308) or status in expect:
                 break
             if status == 303 or (status < 303 and method == "POST"):
                 method, payload = "GET", None
             url, headers = self._redirected(url, location, headers)
         else:
             raise UnexpectedStatus(f"more than {max_redirects} redirects, the last one to {url}")
-        text = answer[: self._MAX_BODY_BYTES].decode("utf-8", "replace")
+        text = answer[:MAX_BODY_BYTES].decode("utf-8", "replace")
         if status not in expect:
             raise UnexpectedStatus(f"{url} answered {status}: {text[:200]}")
-        truncated = len(answer) > self._MAX_BODY_BYTES
+        truncated = len(answer) > MAX_BODY_BYTES
         return {"status": status, "url": url, "body": text, "truncated": truncated}
 
     def _checked(self, url: str) -> Any:
@@ -996,9 +946,7 @@ class Http(Handler):
             raise PermissionError(f"{url} is not in this handler's `allow`")
         return parts
 
-    def _redirected(
-        self, url: str, location: str, headers: dict[str, str]
-    ) -> tuple[str, dict[str, str]]:
+    def _redirected(self, url: str, location: str, headers: dict[str, str]) -> tuple[str, Any]:
         """Where to go next and with which headers: credentials stay with their origin."""
         from urllib.parse import urljoin, urlsplit
 
@@ -1017,21 +965,20 @@ class Exchange:
 
     def __init__(self, parts: Any, job: Job, deadline: float) -> None:
         """`parts` of the URL as urlsplit has them, `deadline` in monotonic seconds."""
-        self._job, self._deadline = job, deadline
-        self._host, self._port = parts.hostname, parts.port
+        self._parts, self._job, self._deadline = parts, job, deadline
         self._socket: Any = None
-        self._tls = parts.scheme == "https"
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def run(
         self, method: str, headers: Mapping[str, str], payload: bytes | None
     ) -> tuple[int, str | None, bytes]:
         """Status, Location and up to 64 KiB and one byte of the body. OSError, TimeoutError."""
-        import http.client  # several megabytes, as it loads ssl: for this handler only
+        from http import client  # several megabytes, as it loads ssl: for this handler only
 
-        connect = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        url = self._parts
+        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        connect = client.HTTPSConnection if url.scheme == "https" else client.HTTPConnection
         left_s = max(0.001, self._deadline - time.monotonic())
-        connection = connect(self._host, self._port, timeout=left_s)
+        connection = connect(url.hostname, url.port, timeout=left_s)
         timer = threading.Timer(left_s, self._break)
         timer.daemon = True
         timer.start()
@@ -1040,14 +987,14 @@ class Exchange:
             connection.connect()
             self._socket = connection.sock  # http.client may let go of it before the body is read
             self._check()
-            connection.request(method, self._target, payload, dict(headers))
+            connection.request(method, target, payload, dict(headers))
             answer = connection.getresponse()
-            body = answer.read(Http._MAX_BODY_BYTES + 1)
+            body = answer.read(MAX_BODY_BYTES + 1)
             self._check()
             return answer.status, answer.getheader("Location"), body
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, client.HTTPException) as error:
             self._check()
-            raise ConnectionError(f"{self._host}: {error or type(error).__name__}") from error
+            raise ConnectionError(f"{url.hostname}: {error or type(error).__name__}") from error
         finally:
             timer.cancel()
             connection.close()
@@ -1055,7 +1002,7 @@ class Exchange:
     def _check(self) -> None:
         self._job.check_cancelled()
         if time.monotonic() >= self._deadline:
-            raise TimeoutError(f"{self._host} gave no complete answer in time")
+            raise TimeoutError(f"{self._parts.hostname} gave no complete answer in time")
 
     def _break(self) -> None:
         """End a transfer that another thread waits for."""
@@ -1078,13 +1025,11 @@ class CapturedStream:
 
     def write(self, text: str) -> int:
         job = _CURRENT.get(None)
-        if job is not None:
+        if job:
             job.outbox.write(self._name, text)
-            if self._original is not None and job.outbox.may_echo(len(text)):
-                with suppress(OSError, ValueError):  # nobody reads it, or it cannot be encoded
-                    self._original.write(text)
-        elif self._original is not None:
-            self._original.write(text)
+        if self._original is not None and (job is None or job.outbox.may_echo(len(text))):
+            with suppress(OSError, ValueError):  # nobody reads it, or it cannot be encoded
+                self._original.write(text)
         return len(text)
 
     def writelines(self, lines: Sequence[str]) -> None:
@@ -1101,9 +1046,15 @@ class JobLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if job := _CURRENT.get(None):
-                job.outbox.add(record.levelname, self.format(record))
+                job.outbox.write(record.levelname, self.format(record) + "\n")
         except Exception:
             self.handleError(record)
+
+
+def may_echo(record: logging.LogRecord) -> bool:
+    """Logging filter of the handler's own output: a flooding job is cut off there too."""
+    job = _CURRENT.get(None)
+    return job is None or job.outbox.may_echo(len(str(record.msg)) + 80)
 
 
 @contextmanager
@@ -1132,7 +1083,7 @@ class Spool:
         self._directory = directory
         try:
             os.makedirs(directory, exist_ok=True)
-            os.listdir(directory)
+            self._fd = os.open(directory, os.O_RDONLY)
         except OSError as error:
             raise ConfigError(f"the spool directory cannot be used: {error}") from None
 
@@ -1145,7 +1096,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(path + ".tmp", path)
-            self._sync_directory()
+            os.fsync(self._fd)
         except OSError as error:
             log.warning("the result of %s is kept in memory only: %s", call_id, error)
 
@@ -1167,43 +1118,46 @@ class Spool:
                 os.unlink(path)
             elif path.endswith(".result"):
                 try:
-                    body = self._read(path)
-                    found[decode(body)["id"]] = body
-                except (OSError, KeyError, ProtocolError) as error:
+                    with open(path, "rb") as file:
+                        body = file.read(MAX_MESSAGE_BYTES + 1)
+                    call_id = str(decode(body).get("id"))
+                    if path != self._path(call_id):
+                        raise ProtocolError("it is the result of another call")
+                    found[call_id] = body
+                except (OSError, ProtocolError) as error:
                     log.error("%s is set aside: %s", path, error)
                     os.replace(path, path + ".bad")
         return found
 
-    def _read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
-            body = file.read(MAX_MESSAGE_BYTES + 1)
-        if path != self._path(str(decode(body).get("id"))):
-            raise ProtocolError("it is the result of another call")
-        return body
-
     def _path(self, call_id: str) -> str:
         return os.path.join(self._directory, call_id.encode().hex() + ".result")
 
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+def name_runner(body: bytes, instance: str) -> bytes:
+    """The result with the instance that ran the job, as a later process may have to send it.
+
+    The rare one that has no room for it stays as it is; from another process it would be late.
+    """
+    named = body[:-1] + b',"instance":"%b"}' % instance.encode()
+    return named if len(named) <= MAX_MESSAGE_BYTES else body
 
 
 # --- Session: the protocol without a socket ---------------------------------------------------
 
 
 class Finished:
-    """A result that is not acknowledged yet."""
+    """A result that is not acknowledged yet, and what the job said last if that is unsent too."""
 
-    __slots__ = ("body", "log", "sent_at")
+    __slots__ = ("body", "sent_at", "words")
 
-    def __init__(self, body: bytes, log: Sequence[bytes] = ()) -> None:
-        self.body = body
-        self.log = log  # what the job said last, if it could not be sent before the result
+    def __init__(self, body: bytes, words: Sequence[bytes] = ()) -> None:
+        self.body, self.words = body, words
         self.sent_at: float | None = None
+
+
+def strings(value: Any) -> list[str]:
+    """Those in a list that came from outside."""
+    return [each for each in value if type(each) is str] if type(value) is list else []
 
 
 class Session:
@@ -1220,12 +1174,11 @@ class Session:
         self.finished: dict[str, Finished] = {}
         self.registered = False
         self.draining = False
-        self._profile = dict(profile)
+        self._profile = profile
         self._spool = spool
         self._finished_bytes = 0
-        self._heard_at = 0.0
-        self._register_at = self._heartbeat_at = self._resend_at = NEVER
         self._refusal: str | None = None
+        self.closed()
         for call_id, body in (spool.load() if spool else {}).items():
             self._keep(call_id, Finished(body))
 
@@ -1263,26 +1216,20 @@ class Session:
     def finish(self, job: Job, body: bytes, now: float) -> None:
         """A job has ended: keep its result until it is acknowledged."""
         self.running.pop(job.id, None)
-        batch = job.outbox.take(now, last=True)
-        last_words = batch.messages(job.id) if batch else []
-        if job.forgotten:
-            if self._spool:
-                self._spool.remove(job.id)
-            return
-        finished = Finished(body)
-        if self.registered:
-            self.outgoing.extend(last_words)
+        finished = Finished(body, job.take_words(now, last=True))
+        if not job.forgotten:
+            self._keep(job.id, finished)
             self._send(finished, now)
-        else:
-            finished.log = last_words
-        self._keep(job.id, finished)
+        elif self._spool:
+            self._spool.remove(job.id)
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to come back at the latest."""
         if now >= self._register_at:
             self._register(now)
         if now >= self._heartbeat_at:
-            self._heartbeat(now)
+            self._tell("heartbeat", time=time.time(), running=len(self.running))
+            self._heartbeat_at = now + HEARTBEAT_S
         if now >= self._resend_at:
             self._resend(now)
         silent_at = self._heard_at + LIVENESS_S
@@ -1292,9 +1239,7 @@ class Session:
                 job.cancel("timeout", now)
                 job.deadline = NEVER
             if self.registered and job.outbox.due_at < NEVER:
-                batch = job.outbox.take(now)
-                if batch:
-                    self.outgoing.extend(batch.messages(job.id))
+                self.outgoing.extend(job.take_words(now))
                 due_at = min(due_at, job.outbox.due_at)
             due_at = min(due_at, job.deadline)
         return due_at
@@ -1302,29 +1247,29 @@ class Session:
     def drain(self) -> None:
         """From now on refuse calls."""
         self.draining = True
-        self._report("draining")
+        self.report("draining")
+
+    def report(self, status: str) -> None:
+        if self.registered:
+            self._tell("report_status", status=status)
 
     def is_done(self) -> bool:
         """Whether nothing runs and no result waits for the server that is nowhere else."""
         is_delivered = not self.finished or (self._spool and not self.registered)
         return not self.running and bool(is_delivered)
 
-    def leave(self) -> None:
-        self._report("offline")
-
     # What the server says.
 
     def _called(self, message: Mapping[str, Any], now: float) -> Job | None:
-        call = parse_call(message)
-        call_id = call["id"]
-        if call_id in self.running:
+        job = Job(message)
+        if job.id in self.running:
             return None
-        if call_id in self.finished:
-            self._send(self.finished[call_id], now)
+        if job.id in self.finished:
+            self._send(self.finished[job.id], now)
         elif refusal := self._refuse():
-            self.outgoing.append(failure(call_id, refusal, refused=True))
+            self.outgoing.append(failure(job.id, refusal, refused=True))
         else:
-            job = self.running[call_id] = Job(call)
+            self.running[job.id] = job
             if job.timeout is not None:
                 job.deadline = now + job.timeout + TIMEOUT_SLACK_S
             return job
@@ -1342,10 +1287,8 @@ class Session:
         return None
 
     def _acked(self, params: Mapping[str, Any], now: float) -> None:
-        call_ids = params.get("ids")
-        for call_id in call_ids if type(call_ids) is list else (params.get("id"),):
-            if type(call_id) is str and call_id in self.finished:
-                self._drop(call_id)
+        for call_id in strings(params.get("ids", [params.get("id")])):
+            self._drop(call_id)
 
     def _cancelled(self, params: Mapping[str, Any], now: float) -> None:
         call_id, reason = params.get("id"), params.get("reason")
@@ -1372,16 +1315,16 @@ class Session:
         self.registered, self._refusal = True, None
         self._register_at = NEVER
         self._heartbeat_at = now + HEARTBEAT_S
-        unwanted = reply.get("forget")
-        for call_id in unwanted if type(unwanted) is list else ():
-            self._forget(call_id, now)
+        for call_id in strings(reply.get("forget")):
+            self._drop(call_id)
+            if job := self.running.get(call_id):
+                job.forgotten = True
+                job.cancel("forgotten", now)
         for finished in self.finished.values():
             if finished.sent_at is None:
-                self.outgoing.extend(finished.log)
-                finished.log = ()
                 self._send(finished, now)
         if self.draining:
-            self._report("draining")
+            self.report("draining")
 
     def _rejected(self, reply: Mapping[str, Any], now: float) -> None:
         sentence = str(reply.get("error"))[:MAX_DOC_CHARS]
@@ -1389,15 +1332,6 @@ class Session:
             log.error("the server refuses the registration: %s", sentence)
         self._refusal = sentence
         self._register_at = now + REGISTER_S
-
-    def _forget(self, call_id: Any, now: float) -> None:
-        if type(call_id) is not str:
-            return
-        if call_id in self.finished:
-            self._drop(call_id)
-        elif job := self.running.get(call_id):
-            job.forgotten = True
-            job.cancel("forgotten", now)
 
     # What we say.
 
@@ -1407,28 +1341,19 @@ class Session:
         Results that do not fit, or that last words have to precede, are named as running and
         follow when the registration is accepted.
         """
-        bodies, later, size = [], [], 0
+        bodies, running, size = [], list(self.running), 0
         for call_id, finished in self.finished.items():
             size += len(finished.body)
-            if finished.log or size > MAX_FINISHED_BYTES:
+            if finished.words or size > MAX_FINISHED_BYTES:
                 finished.sent_at = None
-                later.append(call_id)
+                running.append(call_id)
             else:
                 finished.sent_at = now
                 bodies.append(finished.body)
-        running = [*self.running, *later]
         head = request("register", **self._profile, running=running)
         self.outgoing.append(head[:-2] + b',"finished":[' + b",".join(bodies) + b"]}}")
         self._register_at = now + REGISTER_S
         self._heartbeat_at = NEVER
-
-    def _heartbeat(self, now: float) -> None:
-        self._tell("heartbeat", time=time.time(), running=len(self.running))
-        self._heartbeat_at = now + HEARTBEAT_S
-
-    def _report(self, status: str) -> None:
-        if self.registered:
-            self._tell("report_status", status=status)
 
     def _tell(self, method: str, **params: Any) -> None:
         who = {name: self._profile[name] for name in ("handler_id", "instance")}
@@ -1436,26 +1361,26 @@ class Session:
 
     def _send(self, finished: Finished, now: float) -> None:
         if self.registered:
+            self.outgoing.extend(finished.words)
             self.outgoing.append(finished.body)
-            finished.sent_at = now
+            finished.words, finished.sent_at = (), now
             self._resend_at = min(self._resend_at, now + RESEND_S)
 
     def _resend(self, now: float) -> None:
-        self._resend_at = NEVER
+        self._resend_at = now + RESEND_S if self.finished else NEVER
         for finished in self.finished.values():
             if finished.sent_at is not None and now >= finished.sent_at + RESEND_S:
                 self._send(finished, now)
-        if self.finished:
-            self._resend_at = min(self._resend_at, now + RESEND_S)
 
     def _keep(self, call_id: str, finished: Finished) -> None:
         self.finished[call_id] = finished
         self._finished_bytes += len(finished.body)
 
     def _drop(self, call_id: str) -> None:
-        self._finished_bytes -= len(self.finished.pop(call_id).body)
-        if self._spool:
-            self._spool.remove(call_id)
+        if finished := self.finished.pop(call_id, None):
+            self._finished_bytes -= len(finished.body)
+            if self._spool:
+                self._spool.remove(call_id)
 
 
 # --- Workers: threads -------------------------------------------------------------------------
@@ -1466,8 +1391,8 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe()
-        os.set_blocking(self.read_fd, False)
-        os.set_blocking(self.write_fd, False)
+        for fd in (self.read_fd, self.write_fd):
+            os.set_blocking(fd, False)
         self.parked = False  # spares a system call when nobody sleeps
 
     def notify(self) -> None:
@@ -1486,30 +1411,27 @@ Done = Callable[[Job, bytes], None]  # hand the result to the socket thread
 
 
 class ThreadPool:
-    """Runs jobs in daemon threads, started when they are first needed."""
+    """Runs jobs in daemon threads, each started when the others are busy."""
 
-    def __init__(self, size: int, work: Work, done: Done) -> None:
-        self._size = size
-        self._work = work
+    def __init__(self, make_work: Callable[[], Work], done: Done) -> None:
+        """`make_work` is called once in each thread."""
+        self._make_work = make_work
         self._done = done
         self._calls: SimpleQueue[Job] = SimpleQueue()
-        self._idle: deque[None] = deque()
-        self._threads = 0
+        self._idle: deque[None] = deque()  # one for each thread without a job
 
     def start(self, job: Job) -> None:
-        try:
+        if self._idle:
             self._idle.pop()
-        except IndexError:
-            if self._threads < self._size:
-                self._threads += 1
-                name = f"worker-{self._threads}"
-                threading.Thread(target=self._run, name=name, daemon=True).start()
+        else:
+            threading.Thread(target=self._run, daemon=True).start()
         self._calls.put(job)
 
     def _run(self) -> None:
+        work = self._make_work()
         while True:
             job = self._calls.get()
-            body = self._work(job)
+            body = work(job)
             self._idle.append(None)
             self._done(job, body)
 
@@ -1518,10 +1440,53 @@ class ThreadPool:
 #
 # A nursery, forked before there are threads and sockets, forks the workers: a clean parent, and
 # the only one that kills and waits. Each worker thread of the pool talks to a worker process of
-# its own, over a socket pair, in lines of a kind and a body of JSON, which holds no line end: C
-# call, X cancel (a call id), L log and progress, R result.
+# its own over a Link.
 
-_ORDER: Final = struct.Struct("!ci")  # to the nursery: F fork, K kill; back: the pid or status
+_ORDER: Final = struct.Struct("!i")  # to the nursery: 0 or whom to kill; back: pid, status, -errno
+
+
+class Link:
+    """One end of a socket pair: lines of a kind and a body of JSON, which holds no line end.
+
+    Kinds: C call, X cancel (a call id and the reason), L log and progress, R result.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._rest = b""
+        self._poll = select.poll()
+        self._poll.register(end, select.POLLIN)
+        self.close = end.close
+
+    def send(self, kind: bytes, body: bytes) -> None:
+        self._socket.sendall(kind + body + b"\n")
+
+    def is_quiet(self, wait_s: float | None = 0) -> bool:
+        """Whether nothing can be read, not even its end, for `wait_s` seconds (None: ever)."""
+        return not self._poll.poll(None if wait_s is None else wait_s * 1_000)
+
+    def receive(self, wait_s: float | None) -> list[tuple[bytes, bytes]]:
+        """The kinds and bodies that came. OSError if the other end is gone."""
+        if self.is_quiet(wait_s):
+            return []
+        data = self._socket.recv(1 << 18)
+        if not data:
+            raise OSError("the other end is gone")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [(line[:1], line[1:]) for line in lines]
+
+
+def fork(child: Callable[[], None]) -> int:
+    """Fork a process that calls `child` and ends; return its pid. OSError if there can be none."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        except Exception:
+            log.exception("a process for workers failed")
+        finally:
+            os._exit(EXIT_ABANDONED)
+    return pid
 
 
 class Nursery:
@@ -1531,92 +1496,74 @@ class Nursery:
         """Fork the nursery. The calling process must have no threads yet."""
         import socket  # half a megabyte that only process workers need
 
+        self._net = socket
+        self._work = work
         self._asking = threading.Lock()
         sys.stdout.flush()
         self._link, theirs = socket.socketpair()
         self._link.settimeout(5.0)
-        self._pid = os.fork()
-        if self._pid == 0:
-            self._link.close()
-            try:
-                self._serve(theirs, work)
-            except Exception:
-                log.exception("the nursery failed")
-            finally:
-                os._exit(EXIT_OK)
+        self._pid = fork(lambda: self._serve(theirs))
         theirs.close()
 
-    def fork(self) -> tuple[int, socket.socket]:
-        """A new worker: its pid and the socket to talk to it. OSError if there can be none."""
-        import socket
-
-        ours, theirs = socket.socketpair()
+    def fork(self) -> tuple[int, Link]:
+        """A new worker: its pid and the link to it. OSError if there can be none."""
+        ours, theirs = self._net.socketpair()
+        ours.settimeout(GRACE_S)
         with theirs:
-            pid = self._ask(b"F", 0, theirs.fileno())
+            pid = self.order(0, theirs.fileno())
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
-        return pid, ours
+        return pid, Link(ours)
 
-    def kill(self, pid: int) -> int:
-        """End a worker and all it started; return its wait status. OSError: no answer."""
-        return self._ask(b"K", pid)
+    def order(self, pid: int, *descriptors: int) -> int:
+        """Kill a worker with all it started: its wait status. Or, if 0, fork one: pid or -errno.
+
+        OSError if the nursery does not answer.
+        """
+        with self._asking:
+            self._net.send_fds(self._link, [_ORDER.pack(pid)], descriptors)
+            answer = self._link.recv(_ORDER.size, self._net.MSG_WAITALL)
+        if len(answer) < _ORDER.size:
+            raise OSError("the nursery is dead")
+        return int(_ORDER.unpack(answer)[0])
 
     def close(self) -> None:
         """End every worker and the nursery."""
         self._link.close()
         os.waitpid(self._pid, 0)
 
-    def _ask(self, order: bytes, number: int, *descriptors: int) -> int:
-        import socket
-
-        with self._asking:
-            socket.send_fds(self._link, [_ORDER.pack(order, number)], descriptors)
-            answer = self._link.recv(_ORDER.size, socket.MSG_WAITALL)
-        if len(answer) < _ORDER.size:
-            raise OSError("the nursery is dead")
-        return int(_ORDER.unpack(answer)[1])
-
-    def _serve(self, link: socket.socket, work: Work) -> None:
+    def _serve(self, link: socket.socket) -> None:
         """In the nursery: obey until the parent closes the link or dies."""
-        import socket
-
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent gets them too and decides
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._link.close()
+        for signum in (signal.SIGTERM, signal.SIGINT):  # the parent gets them too and decides
+            signal.signal(signum, signal.SIG_IGN)
         children: set[int] = set()
         while True:
-            order, descriptors, _, _ = socket.recv_fds(link, _ORDER.size, 1)
+            order, descriptors, _, _ = self._net.recv_fds(link, _ORDER.size, 1)
             if len(order) < _ORDER.size:
                 break
-            kind, number = _ORDER.unpack(order)
-            if kind == b"F":
-                number = self._bear(link, descriptors[0], work)
-                children.add(number)
-            else:
-                children.discard(number)
-                number = end_group(number)
-            link.sendall(_ORDER.pack(kind, number))
+            pid = int(_ORDER.unpack(order)[0])
+            if pid:
+                children.discard(pid)
+                answer = end_group(pid)
+            elif (answer := self._bear(link, descriptors[0])) > 0:
+                children.add(answer)
+            link.sendall(_ORDER.pack(answer))
         for pid in children:
-            if pid > 0:
-                end_group(pid)
+            end_group(pid)
 
-    def _bear(self, link: socket.socket, descriptor: int, work: Work) -> int:
+    def _bear(self, link: socket.socket, descriptor: int) -> int:
         """Fork a worker that talks over `descriptor`: its pid, or -errno."""
-        import socket
 
-        try:
-            pid = os.fork()
-        except OSError as error:
-            os.close(descriptor)
-            return -(error.errno or errno.EAGAIN)
-        if pid == 0:
+        def live() -> None:
             link.close()
+            WorkerProcess(Link(theirs), self._work).run()
+
+        with self._net.socket(fileno=descriptor) as theirs:
             try:
-                WorkerProcess(socket.socket(fileno=descriptor), work).run()
-            except Exception:
-                log.exception("a worker process failed")
-            finally:
-                os._exit(EXIT_ABANDONED)
-        os.close(descriptor)
+                pid = fork(live)
+            except OSError as error:
+                return -(error.errno or errno.EAGAIN)
         with suppress(OSError):
             os.setpgid(pid, pid)  # here as well as in the child: whoever is first
         return pid
@@ -1637,10 +1584,9 @@ def end_group(pid: int) -> int:
 class WorkerProcess:
     """In a worker: runs one job after the other, while a thread keeps talking to the parent."""
 
-    def __init__(self, link: socket.socket, work: Work) -> None:
+    def __init__(self, link: Link, work: Work) -> None:
         self._link = link
         self._work = work
-        self._wakeup = Wakeup()
         self._calls: SimpleQueue[Job] = SimpleQueue()
         self._job: Job | None = None
         self._sending = threading.Lock()
@@ -1657,129 +1603,59 @@ class WorkerProcess:
             body = self._work(job)
             with suppress(OSError):
                 sys.stdout.flush()
-            self._report(job, time.monotonic(), last=True)
-            with self._sending:
-                self._job = None  # what its threads still say is for nobody
-                send_line(self._link, b"R", body)
+            self._report(job, body)
 
     def _converse(self) -> None:
         """Talk to the parent; when that ends, in whatever way, so does this process."""
         try:
-            self._listen()
-        except OSError as error:  # it died with something of ours unread
+            while True:
+                job = self._job
+                for kind, body in self._link.receive(FLUSH_S if job else None):
+                    self._obey(kind, json.loads(body))
+                if job:
+                    self._report(job)
+        except OSError as error:
             log.debug("the handler is gone: %s", error)
         finally:
             os._exit(EXIT_OK)
 
-    def _listen(self) -> None:
-        poll = select.poll()
-        poll.register(self._link, select.POLLIN)
-        poll.register(self._wakeup.read_fd, select.POLLIN)
-        rest = b""
-        while True:
-            job = self._job
-            due_s = min(60.0, job.outbox.due_at - time.monotonic()) if job else 60.0
-            self._wakeup.parked = True
-            ready = dict(poll.poll(max(0.0, due_s) * 1_000))
-            if self._wakeup.read_fd in ready:
-                self._wakeup.clear()
-            if self._link.fileno() in ready:
-                data = self._link.recv(65_536)
-                if not data:
-                    return  # the parent is gone or wants no more of us
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    self._obey(line[:1], line[1:])
-            if job:
-                self._report(job, time.monotonic())
-
-    def _obey(self, kind: bytes, body: bytes) -> None:
+    def _obey(self, kind: bytes, message: dict[str, Any]) -> None:
         if kind == b"C":
-            self._job = Job(parse_call(decode(body)))
-            self._job.outbox.notify = self._wakeup.notify
+            self._job = Job(message)
             self._calls.put(self._job)
-        elif kind == b"X" and self._job:
-            reason = decode(body).get(self._job.id)
-            if reason:  # else it is about an earlier job
-                self._job.cancel(reason, time.monotonic())
+        elif (job := self._job) and job.id in message:  # else it is about an earlier job
+            job.cancel(message[job.id], time.monotonic())
 
-    def _report(self, job: Job, now: float, *, last: bool = False) -> None:
+    def _report(self, job: Job, result: bytes | None = None) -> None:
         with self._sending:
-            batch = job.outbox.take(now, last=last) if job is self._job else None
+            if job is not self._job:
+                return  # what its threads still say is for nobody
+            batch = job.outbox.take(time.monotonic(), last=result is not None)
             if batch:
-                send_line(self._link, b"L", encode_lossy(batch._asdict()))
-
-
-def send_line(link: socket.socket, kind: bytes, body: bytes) -> None:
-    link.sendall(kind + body + b"\n")
+                self._link.send(b"L", encode(batch._asdict(), "replace"))
+            if result is not None:
+                self._job = None
+                self._link.send(b"R", result)
 
 
 class Worker:
-    """The parent's side of one worker process; used by one thread."""
-
-    def __init__(self, nursery: Nursery) -> None:
-        """Start the process. OSError if it cannot be."""
-        self._nursery = nursery
-        self._pid, self._link = nursery.fork()
-        self._link.settimeout(GRACE_S)
-        self._rest = b""
-        self._poll = select.poll()
-        self._poll.register(self._link, select.POLLIN)
-
-    def is_alive(self) -> bool:
-        """Between jobs a worker says nothing: what can be read then is its end."""
-        return not self._poll.poll(0)
-
-    def run(self, job: Job) -> bytes | None:
-        """Run a job to its result; None if the process died or did not stop in time."""
-        try:
-            send_line(self._link, b"C", encode(job.call))
-            job.on_cancel(lambda: self._pass_on(job))
-            while time.monotonic() < job.cancelled_at + GRACE_S:
-                if self._poll.poll(500):
-                    result = self._listen(job)
-                    if result:
-                        return result
-        except OSError as error:
-            log.debug("worker process %d: %s", self._pid, error)
-        return None
-
-    def bury(self) -> str:
-        """Kill the process and all it started; say how it ended."""
-        self._link.close()
-        return describe_exit(os.waitstatus_to_exitcode(self._nursery.kill(self._pid)))
-
-    def _pass_on(self, job: Job) -> None:
-        with suppress(OSError):  # a dead process has stopped already
-            send_line(self._link, b"X", encode_lossy({job.id: job.reason}))
-
-    def _listen(self, job: Job) -> bytes | None:
-        data = self._link.recv(1 << 18)
-        if not data:
-            raise OSError("it is gone")
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if line[:1] == b"R":
-                return line[1:]
-            job.outbox.merge(Batch(**json.loads(line[1:])))
-        return None
-
-
-class ProcessWork:
-    """Work done in processes, one for each thread that calls it."""
+    """Work done in a process of its own, started when there is a job; called by one thread."""
 
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
-        self._mine = threading.local()
+        self._pid = 0
+        self._link: Link | None = None
 
     def __call__(self, job: Job) -> bytes:
         try:
-            worker = self._worker()
-            result = worker.run(job)
+            if self._link and not self._link.is_quiet():  # between jobs only its end can be read
+                log.warning("an idle worker process died: %s", self._bury())
+            if self._link is None:
+                self._pid, self._link = self._nursery.fork()
+            result = self._run(job, self._link)
             if result:
                 return result
-            del self._mine.worker
-            end = worker.bury()
+            end = self._bury()
         except OSError as error:
             return failure(job.id, f"no worker process: {error}", error_type="WorkerDied")
         if job.cancelled:
@@ -1788,24 +1664,55 @@ class ProcessWork:
         sentence = f"the worker process died while it ran {job.method}: {end}"
         return failure(job.id, sentence, error_type="WorkerDied")
 
-    def _worker(self) -> Worker:
-        worker: Worker | None = getattr(self._mine, "worker", None)
-        if worker is not None and not worker.is_alive():
-            log.warning("an idle worker process died: %s", worker.bury())
-            worker = None
-        if worker is None:
-            worker = self._mine.worker = Worker(self._nursery)
-        return worker
+    def _run(self, job: Job, link: Link) -> bytes | None:
+        """Run a job to its result; None if the process died or did not stop in time."""
+
+        def pass_on() -> None:
+            with suppress(OSError):  # a dead process has stopped already
+                link.send(b"X", encode({job.id: job.reason}, "replace"))
+
+        try:
+            link.send(b"C", json.dumps(job.call).encode())
+            job.on_cancel(pass_on)
+            while time.monotonic() < job.cancelled_at + GRACE_S:
+                for kind, body in link.receive(0.5):
+                    if kind == b"R":
+                        return body
+                    job.outbox.merge(Batch(**json.loads(body)))
+        except OSError as error:
+            log.debug("worker process %d: %s", self._pid, error)
+        return None
+
+    def _bury(self) -> str:
+        """Kill the process and all it started; say how it ended."""
+        assert self._link is not None
+        self._link.close()
+        self._link = None
+        return describe_exit(os.waitstatus_to_exitcode(self._nursery.order(self._pid)))
 
 
 # --- Dealer: the socket thread ----------------------------------------------------------------
 
-
+NO_WAIT: Final = int(zmq.NOBLOCK)  # as plain numbers: each use of zmq's enums costs up to 0.7 µs
+SEND_MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 HANDSHAKE_FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+
+
+SOCKET_OPTIONS: Final[Mapping[int, int]] = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,  # queue nothing for a server that is not there
+    zmq.PROBE_ROUTER: 1,  # so that the server notices a reconnection and says hello
+    zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 1_000,
+    zmq.CONNECT_TIMEOUT: 5_000,
+    zmq.HANDSHAKE_IVL: 5_000,
+    zmq.TCP_KEEPALIVE: 1,
+}
 
 
 def open_lifeline() -> int | None:
@@ -1821,43 +1728,31 @@ def open_lifeline() -> int | None:
 class Dealer:
     """Owns the DEALER socket and the loop that connects it with the session and the workers."""
 
-    def __init__(self, options: Options, session: Session, workers: int, work: Work) -> None:
-        self._server = options.server
-        self._join = options.join
-        self._monitor: Any = None
-        self._failure = ""
-        self._drain_s = options.drain_s
+    def __init__(self, options: Options, session: Session, make_work: Callable[[], Work]) -> None:
+        self._options = options
         self._session = session
-        self._wakeup = Wakeup()
-        self._pool = ThreadPool(workers, work, self._done)
+        self._pool = ThreadPool(make_work, self._done)
         self._results: deque[tuple[Job, bytes]] = deque()
+        self._wakeup = Wakeup()
         self._poll = select.poll()
         self._poll.register(self._wakeup.read_fd, select.POLLIN)
-        self._context = zmq.Context()
-        self._socket: Any = None
         self._lifeline = open_lifeline()  # end of file on it: the governor is gone
         if self._lifeline is not None:
             self._poll.register(self._lifeline, select.POLLIN)
+        self._context = zmq.Context()
+        self._socket: Any = None
+        self._monitor: Any = None  # tells of handshakes that failed
+        self._flaw = ""  # the last one
         self._open_at = 0.0
         self._backoff_s = BACKOFF_S[0]
+        self._drain_s = options.drain_s
         self._drain_until = NEVER
         self._stop_signals = 0
         self._malformed = 0
         try:
             self._open(time.monotonic())
         except zmq.ZMQError as error:
-            raise ConfigError(f"the server's address {self._server!r}: {error}") from None
-
-    def _done(self, job: Job, body: bytes) -> None:
-        """Hand over a result; called by workers."""
-        self._results.append((job, body))
-        self._wakeup.notify()
-
-    def _on_signal(self, signum: int, frame: object) -> None:
-        """The first asks for a drain, the second ends the process."""
-        self._stop_signals += 1
-        if self._stop_signals > 1:
-            os._exit(128 + signum)
+            raise ConfigError(f"the server's address {options.server!r}: {error}") from None
 
     def run(self) -> int:
         """Serve until drained; return the exit code. SIGTERM and SIGINT are ours meanwhile."""
@@ -1872,6 +1767,17 @@ class Dealer:
             for each, handler in before.items():
                 signal.signal(each, handler)
 
+    def _on_signal(self, signum: int, frame: object) -> None:
+        """The first asks for a drain, the second ends the process."""
+        self._stop_signals += 1
+        if self._stop_signals > 1:
+            os._exit(128 + signum)
+
+    def _done(self, job: Job, body: bytes) -> None:
+        """Hand over a result; called by workers."""
+        self._results.append((job, body))
+        self._wakeup.notify()
+
     def _serve(self) -> None:
         tick_at = 0.0
         while True:
@@ -1881,14 +1787,15 @@ class Dealer:
             if not busy or now >= tick_at:
                 due_at = self._tick(now)
                 tick_at = now + 0.1
-                if self._is_drained(now):
+                if now >= self._drain_until or (self._session.draining and self._session.is_done()):
                     return
             busy |= self._flush()
             if not busy:
                 self._park(due_at)
 
     def _tick(self, now: float) -> float:
-        if self._stop_signals and self._drain_until == NEVER:
+        """Do what is due; return when to come back at the latest."""
+        if self._stop_signals and not self._session.draining:
             self._begin_drain("told to stop", now, self._drain_s)
         if self._socket is None:
             if now >= self._open_at:
@@ -1900,8 +1807,8 @@ class Dealer:
             for job in self._session.running.values():
                 job.cancel("stopping", now)
             last_call = self._drain_until
-        due_at = min(self._session.tick(now), last_call)
-        return due_at if self._socket is not None else min(due_at, self._open_at)
+        open_at = self._open_at if self._socket is None else NEVER
+        return min(self._session.tick(now), last_call, open_at)
 
     def _begin_drain(self, why: str, now: float, seconds: float) -> None:
         running = len(self._session.running)
@@ -1910,17 +1817,13 @@ class Dealer:
         self._drain_until = min(self._drain_until, now + seconds)
         self._session.drain()
 
-    def _is_drained(self, now: float) -> bool:
-        if self._drain_until == NEVER:
-            return False
-        return now >= self._drain_until or self._session.is_done()
-
     def _close(self) -> int:
         """Say goodbye; return the exit code."""
         session = self._session
-        session.leave()
+        session.report("offline")
         self._flush()
         if self._socket is not None:
+            self._monitor.close()
             self._socket.close(linger=500)
         self._context.term()
         if session.is_done():
@@ -1932,57 +1835,59 @@ class Dealer:
     # The socket.
 
     def _open(self, now: float) -> None:
-        dealer = self._context.socket(zmq.DEALER)
-        options = {
-            zmq.LINGER: 0,
-            zmq.IMMEDIATE: 1,  # queue nothing for a server that is not there
-            zmq.PROBE_ROUTER: 1,  # so that the server notices a reconnection and says hello
-            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES,
-            zmq.RECONNECT_IVL: 100,
-            zmq.RECONNECT_IVL_MAX: 1_000,
-            zmq.CONNECT_TIMEOUT: 5_000,
-            zmq.HANDSHAKE_IVL: 5_000,
-            zmq.TCP_KEEPALIVE: 1,
-        }
-        for option, value in options.items():
+        self._socket = dealer = self._context.socket(zmq.DEALER)
+        for option, value in SOCKET_OPTIONS.items():
             dealer.setsockopt(option, value)
-        if self._join:
-            secret = self._join.secret_key.encode()
-            dealer.curve_serverkey = self._join.server_key.encode()
+        if join := self._options.join:
+            secret = join.secret_key.encode()
+            dealer.curve_serverkey = join.server_key.encode()
             dealer.curve_secretkey, dealer.curve_publickey = secret, zmq.curve_public(secret)
-        if self._join or self._backoff_s > BACKOFF_S[0]:  # else it is just not there yet
-            self._monitor = dealer.get_monitor_socket(HANDSHAKE_FAILED)
-            self._poll.register(self._monitor.getsockopt(zmq.FD), select.POLLIN)
-        dealer.connect(self._server)
-        self._socket = dealer
-        self._poll.register(self._socket.getsockopt(zmq.FD), select.POLLIN)
+        self._monitor = dealer.get_monitor_socket(HANDSHAKE_FAILED)
+        dealer.connect(self._options.server)
+        for socket in (self._monitor, self._socket):
+            self._poll.register(socket.getsockopt(zmq.FD), select.POLLIN)
         self._session.opened(now)
 
     def _abandon(self, now: float) -> None:
         """Close a connection on which nothing is heard, to try another one later."""
         if self._session.registered:
-            log.warning("nothing heard from %s for %g s", self._server, LIVENESS_S)
+            log.warning("nothing heard from %s for %g s", self._options.server, LIVENESS_S)
             self._backoff_s = BACKOFF_S[0]
-        self._poll.unregister(self._socket.getsockopt(zmq.FD))
-        if self._monitor is not None:
-            self._poll.unregister(self._monitor.getsockopt(zmq.FD))
-            self._socket.disable_monitor()
-            self._monitor.close()
-            self._monitor = None
+        for socket in (self._monitor, self._socket):
+            self._poll.unregister(socket.getsockopt(zmq.FD))
+        self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close()
         self._socket = None
         self._session.closed()
         self._open_at = now + self._backoff_s * (0.5 + os.urandom(1)[0] / 256)
         self._backoff_s = min(BACKOFF_S[1], self._backoff_s * 2)
 
+    def _explain(self) -> None:
+        """Log, once, why no connection comes about; ZeroMQ itself does not try again."""
+        try:
+            event, _ = struct.unpack("=hi", self._monitor.recv_multipart(NO_WAIT)[0])
+        except zmq.Again:
+            return
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            flaw = "it does not know this handler's key, or has revoked it"
+        elif self._options.join:
+            flaw = "it is not the server that the join string is for"
+        else:
+            flaw = "it wants an encrypted link: use --join"
+        if flaw != self._flaw and (self._options.join or self._backoff_s > BACKOFF_S[0]):
+            self._flaw = flaw  # without a join string the first one may just be a server's end
+            log.error("%s refuses the connection: %s", self._options.server, flaw)
+        self._session.closed()
+        self._abandon(time.monotonic())
+
     def _receive(self) -> bool:
         """Take messages, at most a hundred, so that results get their turn."""
-        socket = self._socket
-        if socket is None:
+        if self._socket is None:
             return False
         for taken in range(100):
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(NO_WAIT)
             except zmq.Again:
                 return taken > 0
             self._take(frames)
@@ -2019,8 +1924,8 @@ class Dealer:
             return False
         try:
             while outgoing and socket is not None:
-                socket.send(b"", zmq.SNDMORE | zmq.NOBLOCK)
-                socket.send(outgoing.popleft(), zmq.NOBLOCK)
+                socket.send(b"", SEND_MORE)
+                socket.send(outgoing.popleft(), NO_WAIT)
         except zmq.Again:
             pass
         outgoing.clear()
@@ -2029,39 +1934,19 @@ class Dealer:
     def _park(self, due_at: float) -> None:
         """Sleep until something happens or is due.
 
-        Only after a recv that found nothing and no send since: the socket's descriptor signals
-        edges, and a send may take one away.
+        Only after a look that found nothing to read and no send since: the socket's descriptor
+        signals edges, and a send may take one away.
         """
         self._wakeup.parked = True
-        if self._results:
-            self._wakeup.parked = False
-            return
-        for fd, _ in self._poll.poll(min(60.0, max(0.0, due_at - time.monotonic())) * 1_000):
-            if fd == self._wakeup.read_fd:
-                self._wakeup.clear()
-            elif fd == self._lifeline:
-                self._governor_died(fd)
-            elif self._monitor is not None:
-                self._explain()
+        if not self._results:
+            for fd, _ in self._poll.poll(min(60.0, max(0.0, due_at - time.monotonic())) * 1_000):
+                if fd == self._wakeup.read_fd:
+                    self._wakeup.clear()
+                elif fd == self._lifeline:
+                    self._governor_died(fd)
+                elif self._socket is not None:
+                    self._explain()
         self._wakeup.parked = False
-
-    def _explain(self) -> None:
-        """Log, once, why no connection comes about; ZeroMQ itself does not try again."""
-        try:
-            event, *_ = struct.unpack("=hi", self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-        except zmq.Again:
-            return
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            failure = "it does not know this handler's key, or has revoked it"
-        elif self._join:
-            failure = "it is not the server that the join string is for"
-        else:
-            failure = "it wants an encrypted link: use --join"
-        if failure != self._failure:
-            self._failure = failure
-            log.error("%s refuses the connection: %s", self._server, failure)
-        self._session.closed()
-        self._abandon(time.monotonic())
 
     def _governor_died(self, fd: int) -> None:
         if os.read(fd, 1) == b"":
@@ -2091,10 +1976,9 @@ def load_target(target: str) -> type[Handler] | Handler:
     path, _, name = target.rpartition(":")
     here = sys.modules[__name__]
     path = os.path.abspath(path) if path else __file__
-    ours = os.path.basename(path) == "handler.py" and not os.path.exists(path)
-    if ours or (os.path.exists(path) and os.path.samefile(path, __file__)):
-        module = here
-    else:
+    module = here
+    same = os.path.realpath(path) == os.path.realpath(__file__)
+    if not same and (os.path.exists(path) or os.path.basename(path) != "handler.py"):
         sys.modules.setdefault("handler", here)  # what the file means by `from handler import …`
         module = load_module(path)
     found: type[Handler] | Handler | None = getattr(module, name, None)
@@ -2120,9 +2004,8 @@ def load_module(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not os.path.isfile(path):
         raise ConfigError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.path.dirname(path))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -2134,16 +2017,14 @@ def load_module(path: str) -> ModuleType:
 
 def build(subject: type[Handler] | Handler, options: Options) -> Handler:
     """The instance to serve, made with the configuration as keyword arguments."""
-    if isinstance(subject, type):
-        handler = subject.__new__(subject)
-        construct = getattr(handler, "__init__")  # noqa: B009 - mypy forbids the plain spelling
+    handler = subject
+    if isinstance(handler, type):
+        construct = MethodType(handler.__init__, handler)
         try:
-            describe_method(subject.__name__, construct).check(options.config)
-            construct(**options.config)
+            describe_method(handler.__name__, construct).check(options.config)
+            handler = handler(**options.config)
         except (BadParameters, ValueError, TypeError) as error:
             raise ConfigError(f"configuration: {error}") from None
-    else:
-        handler = subject
     if options.handler_id:
         handler.handler_id = options.handler_id
     return handler
@@ -2162,12 +2043,11 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
         raise ConfigError(f"concurrency {concurrency} is not from 1 to {MAX_CONCURRENCY}")
     directory = options.spool or handler.spool
     spool = Spool(os.path.join(directory, handler_id)) if directory else None
-    instance = os.urandom(8).hex()
-    profile = {
+    profile: dict[str, Any] = {
         **({"secret": options.secret} if options.secret else {}),
         "handler_id": handler_id,
         "methods": [method.describe() for method in methods.values()],
-        "instance": instance,
+        "instance": os.urandom(8).hex(),
         "concurrency": concurrency,
         "pid": os.getpid(),
         "hostname": os.uname().nodename,
@@ -2177,15 +2057,15 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
     def work(job: Job) -> bytes:
         body = perform(job, methods)
         if spool:
-            body = name_runner(body, instance)
+            body = name_runner(body, profile["instance"])
             spool.save(job.id, body)
         return body
 
     with captured():
         nursery = Nursery(work) if options.processes or handler.processes else None
         try:
-            done_by = ProcessWork(nursery) if nursery else work
-            dealer = Dealer(options, Session(profile, spool), concurrency, done_by)
+            make_work = partial(Worker, nursery) if nursery else lambda: work
+            dealer = Dealer(options, Session(profile, spool), make_work)
             log.info("%s calls %s: %s", handler_id, options.server, ", ".join(methods))
             return dealer.run()
         finally:
@@ -2203,60 +2083,56 @@ def configure_logging(level: str) -> None:
         handler.addFilter(may_echo)
 
 
-def may_echo(record: logging.LogRecord) -> bool:
-    """Logging filter of the handler's own output: a flooding job is cut off there too."""
-    job = _CURRENT.get(None)
-    return job is None or job.outbox.may_echo(len(str(record.msg)) + 80)
-
-
-def build_parser(subject: Any) -> Any:
+def parse_arguments(argv: Sequence[str] | None, subject: Any) -> tuple[str, Options]:
+    """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
     import argparse
 
     environ = os.environ
     parser = argparse.ArgumentParser(description="Serve a handler's methods to ScheduleZero.")
+    add = parser.add_argument
     if subject is None:
         names = ", ".join(name for name, value in globals().items() if is_handler(value))
-        parser.add_argument("target", metavar="CLASS", help=f"{names}, or path/to/file.py:Class")
-    add = parser.add_argument
-    known = f"(default: the join string's, else {DEFAULT_SERVER})"
-    add("--server", help=f"tcp://host:port of the server {known}")
+        add("target", metavar="CLASS", help=f"{names}, or path/to/file.py:Class")
+    add("--server", help=f"tcp://host:port (default: the join string's, else {DEFAULT_SERVER})")
     join = environ.pop("SCHEDULEZERO_JOIN", "")  # what jobs start must not inherit it
     about = "what `schedulezero.py handler-key create` printed, or @FILE that holds it"
-    add("--join", default=join, metavar="STRING", help=f"{about} (also $SCHEDULEZERO_JOIN)")
-    id_help = "the handler's id (default: the class name in kebab case)"
-    add("--id", dest="handler_id", metavar="ID", help=id_help)
-    add("--concurrency", type=int, metavar="N", help="jobs at the same time")
+    add("--join", metavar="STRING", default=join, help=f"{about} (also $SCHEDULEZERO_JOIN)")
+    add("--id", metavar="ID", dest="handler_id", help="default: the class name in kebab case")
+    add("--concurrency", metavar="N", type=int, help="jobs at the same time")
     about = "run jobs in processes; stuck ones are killed when cancelled"
     add("--processes", action="store_true", help=about)
     add("--spool", metavar="DIR", help="keep undelivered results there")
     about = "how long SIGTERM waits for running jobs (default: %(default)g)"
-    add("--drain", dest="drain_s", type=float, default=DRAIN_S, metavar="SECONDS", help=about)
+    add("--drain", metavar="SECONDS", dest="drain_s", type=float, default=DRAIN_S, help=about)
     add("--log-level", default=environ.get("SCHEDULEZERO_LOG_LEVEL", "INFO"))
     config = environ.get("SCHEDULEZERO_HANDLER_CONFIG", "{}")
-    add("--config", default=config, metavar="JSON", help="arguments of the class's constructor")
-    return parser
+    add("--config", metavar="JSON", default=config, help="arguments of the class's constructor")
+    return complete_options(vars(parser.parse_args(argv)))
 
 
-def parse_arguments(argv: Sequence[str] | None, subject: Any) -> tuple[str, Options]:
-    """The target's name (empty if `subject` is given) and the options; exits 2 on a usage error."""
-    given = vars(build_parser(subject).parse_args(argv))
+def complete_options(given: dict[str, Any]) -> tuple[str, Options]:
+    """What `parse_arguments` returns, of the arguments and the environment."""
     join = given["join"] = read_join(given["join"]) if given["join"] else None
     server = join.server if join else os.environ.get("SCHEDULEZERO_SERVER", DEFAULT_SERVER)
     given["server"] = given["server"] or server
     given["handler_id"] = given["handler_id"] or (join.handler_id if join else None)
-    given["config"] = parse_config(given["config"])
+    try:
+        given["config"] = decode(given["config"].encode("utf-8", "replace"))
+    except ProtocolError as error:
+        raise ConfigError(f"--config is {error}") from None
     secret = os.environ.pop("SCHEDULEZERO_HANDLER_SECRET", None)
     return given.pop("target", ""), Options(secret=secret, **given)
 
 
 def read_join(text: str) -> Join:
     """What a join string says; `@path` names a file, which nobody else may read, that holds it."""
+    from base64 import urlsafe_b64decode
+
     if text.startswith("@"):
         text = read_private(text[1:])
     body = text.strip().removeprefix("sz1.")
     try:
-        standard = body.replace("-", "+").replace("_", "/") + "=" * (-len(body) % 4)
-        parts = json.loads(binascii.a2b_base64(standard))
+        parts = json.loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         if body != text.strip() and [type(part) for part in parts] == [str] * len(Join._fields):
             return Join(*parts)
     except (ValueError, TypeError):
@@ -2274,25 +2150,14 @@ def read_private(path: str) -> str:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-def parse_config(text: str) -> dict[str, Any]:
-    try:
-        return decode(text.encode("utf-8", "replace"))
-    except ProtocolError as error:
-        raise ConfigError(f"--config is {error}") from None
-
-
-def run_command_line(subject: Any, argv: Sequence[str] | None) -> int:
+def main(argv: Sequence[str] | None = None, subject: Any = None) -> int:
+    """Serve `subject`, or else the handler named on the command line; return the exit code."""
     try:
         target, options = parse_arguments(argv, subject)
         return serve_handler(subject or load_target(target), options)
     except ConfigError as error:
         sys.stderr.write(f"handler.py: {error}\n")
         return EXIT_CONFIG
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the handler named on the command line; return the exit code."""
-    return run_command_line(None, argv)
 
 
 if __name__ == "__main__":

@@ -462,6 +462,16 @@ def test_jobs_in_processes_have_results_logs_and_cancellation_too(server, start,
     assert server.result("e5:1")["error_type"] == "SystemExit"
 
 
+def test_text_that_is_not_unicode_reaches_a_worker_process_as_it_reaches_a_thread(server, start):
+    start("--processes", target="Example")
+    server.call("e1:1", "fail", message="odd \ud800")
+    assert server.result("e1:1")["error"] == "odd ?"
+    text = "€" * 300_000
+    call = {"id": "e2:1", "method": "echo", "params": {"text": text}}
+    server.send_raw(b"", json.dumps(call, ensure_ascii=False).encode())
+    assert server.result("e2:1")["result"] == {"text": text}
+
+
 @pytest.mark.parametrize(("how", "words"), [("exit", "exit code 3"), ("crash", "signal 11")])
 def test_a_worker_process_that_dies_fails_its_job_and_is_replaced(server, start, how, words):
     start("--processes")

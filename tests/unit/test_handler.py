@@ -27,7 +27,6 @@ from handler import (
     failure,
     id_of,
     methods_of,
-    parse_call,
     perform,
 )
 
@@ -102,7 +101,7 @@ WHAT = {
 
 
 def job(method="nightly", attempt=1, **params):
-    return Job(parse_call({"id": f"e1:{attempt}", "method": method, "params": params}))
+    return Job({"id": f"e1:{attempt}", "method": method, "params": params})
 
 
 def run(subject, method, **params):
@@ -157,19 +156,19 @@ def test_a_body_that_is_not_one_object_is_a_protocol_error(body):
 )
 def test_a_malformed_call_is_a_protocol_error(call):
     with pytest.raises(ProtocolError):
-        parse_call(call)
+        Job(call)
 
 
 def test_execution_and_attempt_are_read_from_the_call_id():
-    call = parse_call({"id": "a:b:7", "method": "m"})
-    assert (call["execution_id"], call["attempt"]) == ("a:b", 7)
-    assert parse_call({"id": "odd", "method": "m"})["attempt"] == 1
-    assert parse_call({"id": "e:-1", "method": "m"})["attempt"] == 1
+    call = Job({"id": "a:b:7", "method": "m"})
+    assert (call.execution_id, call.attempt) == ("a:b", 7)
+    assert Job({"id": "odd", "method": "m"}).attempt == 1
+    assert Job({"id": "e:-1", "method": "m"}).attempt == 1
 
 
 @pytest.mark.parametrize("timeout", [None, 0, -1, "5", True, [], {}])
 def test_a_timeout_that_is_no_positive_number_means_no_limit(timeout):
-    assert parse_call({"id": "e:1", "method": "m", "timeout": timeout})["timeout"] is None
+    assert Job({"id": "e:1", "method": "m", "timeout": timeout}).timeout is None
 
 
 def test_a_failure_can_carry_text_that_is_not_unicode():
@@ -234,7 +233,7 @@ def test_wrong_parameters_fail_the_attempt_before_the_call(params, sentence):
         method.check(params)
     result = json.loads(
         perform(
-            Job(parse_call({"id": "e:1", "method": "nightly", "params": params})),
+            Job({"id": "e:1", "method": "nightly", "params": params}),
             {"nightly": method},
         )
     )
@@ -404,8 +403,8 @@ def test_a_batch_is_due_soon_after_its_first_line_and_its_arrival_is_told_once()
     outbox, told = Outbox(), []
     outbox.notify = lambda: told.append(1)
     before = time.monotonic()
-    outbox.add("INFO", "one")
-    outbox.add("INFO", "two")
+    outbox.write("INFO", "one\n")
+    outbox.write("INFO", "two\n")
     assert before + 0.19 < outbox.due_at <= time.monotonic() + 0.2
     assert outbox.take(before) is None
     assert told == [1]
