@@ -162,6 +162,9 @@ DRAIN_S: Final = 30.0  # what SIGTERM grants to finish
 # --- Errors -----------------------------------------------------------------------------------
 
 
+KeyPath = tuple[str, ...]  # through mappings, and with numbers through lists
+
+
 class ScheduleZeroError(Exception):
     """Base of every failure with a sentence for the user; `code` is its snake_case name."""
 
@@ -176,14 +179,15 @@ class ConfigError(ScheduleZeroError):
 
 
 class InvalidField(ScheduleZeroError):
-    """A value from outside is refused; `field` says which."""
+    """A value from outside is refused; `field` says which, and `path` key by key."""
 
     code = "invalid_field"
     field: str
 
-    def __init__(self, field: str, sentence: str) -> None:
+    def __init__(self, at: str | KeyPath, sentence: str) -> None:
         super().__init__(sentence)
-        self.field = field
+        self.path = tuple(at.split(".")) if isinstance(at, str) else at
+        self.field = ".".join(self.path)
 
 
 class TriggerError(InvalidField):
@@ -632,23 +636,290 @@ _JSON_ENCODE: Final[Callable[[Any, int], Iterable[str]]] = json.encoder.c_make_e
 )
 
 
+# --- Fields -----------------------------------------------------------------------------------
+#
+# What values from outside may be: in the configuration, in files of schedules, in requests.
+
+MASK: Final = "***"
+MAX_TITLE_CHARS: Final = 200
+MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
+MAX_RUN_S: Final = 30 * 86_400
+MAX_GRACE_S: Final = 10 * 366 * 86_400
+TRIGGER_TYPES: Final = ("date", "interval", "cron", "calendar_interval", "and", "or")
+
+_SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
+
+Schema = Mapping[str, Any]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a word close to a known one, else nothing."""
+    close = difflib.get_close_matches(word[:MAX_NAME_CHARS], list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def render_value(path: KeyPath, value: Any, write: Callable[[Any], str] = repr) -> str:
+    """The beginning of a value as `write` has it, unless its key says that it is a secret."""
+    is_secret = "env" in path or _SECRET.search(path[-1])
+    return MASK if is_secret else _shorten(write(value))
+
+
+class WrongValue(InvalidField):
+    """The value at `path` is not what is `allowed`, such as `a text`; `hint` may add to that."""
+
+    def __init__(self, path: KeyPath, allowed: str, value: Any, known: Iterable[str] = ()) -> None:
+        super().__init__(path, allowed)
+        self.allowed = allowed
+        self.value = value
+        self.hint = suggest(value, known) if isinstance(value, str) else ""
+
+    def __str__(self) -> str:
+        shown = render_value(self.path, self.value, lambda value: encode_json(value).decode())
+        return f"{self.field} must be {self.allowed}, not {shown}{self.hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value may be.
+
+    `check(path, value)` returns it ready for use or raises InvalidField; `schema` tells clients
+    the same.
+    """
+
+    check: Callable[[KeyPath, Any], Any]
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One member of an object, or one field of a query."""
+
+    name: str
+    kind: Kind
+    about: str = ""
+    required: bool = False
+    alias: str | None = None
+
+
+class Fields:
+    """The members an object may have. `read` checks them and keeps what was given."""
+
+    def __init__(self, *fields: Field) -> None:
+        self.fields = fields
+        self._by_name = {field.name: field for field in fields}
+        self._by_name |= {field.alias: field for field in fields if field.alias}
+        self._required = tuple(field.name for field in fields if field.required)
+
+    def read(self, given: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
+        """The checked members by name. Raises InvalidField."""
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            field = self._by_name.get(key)
+            if field is None:
+                raise self._unknown((*path, key[:MAX_NAME_CHARS]), value)
+            if field.name in values:
+                sentence = f"{field.alias} is another name of {field.name}"
+                raise InvalidField((*path, key), sentence)
+            values[field.name] = field.kind.check((*path, key), value)
+        for name in self._required:
+            if name not in values:
+                where = ".".join(path) or "the object"
+                raise InvalidField((*path, name), f"{where} needs the key {name!r}")
+        return values
+
+    def _unknown(self, path: KeyPath, value: Any) -> InvalidField:
+        names = ", ".join(sorted(self._by_name))
+        sentence = f"unknown key {'.'.join(path)!r} (value {render_value(path, value)})"
+        sentence += f"{suggest(path[-1], self._by_name)}; allowed here: {names}"
+        return InvalidField(path, sentence)
+
+    def optional(self) -> Fields:
+        """The same members, none of them required."""
+        return Fields(*(replace(field, required=False) for field in self.fields))
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._required)
+
+    @property
+    def schema(self) -> Schema:
+        members = {
+            field.name: {
+                **field.kind.schema,
+                **({"description": field.about} if field.about else {}),
+            }
+            for field in self.fields
+        }
+        required = {"required": list(self._required)} if self._required else {}
+        return {
+            "type": "object", "properties": members, **required, "additionalProperties": False
+        }  # fmt: skip
+
+
+def kind_of(
+    allowed: str,
+    is_allowed: Callable[[Any], bool],
+    convert: Callable[[Any], Any] | None = None,
+    **schema: Any,
+) -> Kind:
+    """Values that `is_allowed` accepts, and `convert` too: it may raise ValueError."""
+
+    def check(path: KeyPath, value: Any) -> Any:
+        if not is_allowed(value):
+            raise WrongValue(path, allowed, value)
+        try:
+            return convert(value) if convert else value
+        except ValueError:
+            raise WrongValue(path, allowed, value) from None
+
+    return Kind(check, schema)
+
+
+def matching(
+    pattern: str, most: int, allowed: str, convert: Callable[[str], Any] | None = None
+) -> Kind:
+    """A text of at most `most` characters that matches as a whole."""
+    fits = re.compile(pattern).fullmatch
+    return kind_of(
+        allowed,
+        lambda value: isinstance(value, str) and len(value) <= most and fits(value) is not None,
+        convert,
+        type="string", minLength=0 if fits("") else 1, maxLength=most, pattern=f"^{pattern}$",
+    )  # fmt: skip
+
+
+def printable(most: int, least: int = 1) -> Kind:
+    return kind_of(
+        f"a printable text of {least} to {most} characters",
+        lambda value: isinstance(value, str) and least <= len(value) <= most
+        and value.isprintable() and not value.isspace(),
+        type="string", minLength=least, maxLength=most,
+    )  # fmt: skip
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numeric(low: float, high: float) -> Kind:
+    return kind_of(
+        f"a number from {low} to {high}",
+        lambda value: is_number(value) and low <= value <= high,  # NaN compares false
+        float, type="number", minimum=low, maximum=high,
+    )  # fmt: skip
+
+
+def whole_number(low: int, high: int) -> Kind:
+    return kind_of(
+        f"a whole number from {low} to {high}",
+        lambda value: is_number(value) and low <= value <= high and not value % 1,
+        int, type="integer", minimum=low, maximum=high,
+    )  # fmt: skip
+
+
+def one_of(*choices: str) -> Kind:
+    members = {str(member): member for member in choices}
+
+    def check(path: KeyPath, value: Any) -> str:
+        if not isinstance(value, str) or value not in members:
+            raise WrongValue(path, f"one of {', '.join(members)}", value, members)
+        return members[value]
+
+    return Kind(check, {"type": "string", "enum": list(members)})
+
+
+def or_null(kind: Kind) -> Kind:
+    def check(path: KeyPath, value: Any) -> Any:
+        return None if value is None else kind.check(path, value)
+
+    return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
+
+
+def list_kind(kind: Kind, most: int) -> Kind:
+    """A list of at most so many values of a kind."""
+
+    def check(path: KeyPath, value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise WrongValue(path, f"a list of at most {most}", value)
+        return [kind.check((*path, str(i)), item) for i, item in enumerate(value)]
+
+    return Kind(check, {"type": "array", "items": kind.schema, "maxItems": most})
+
+
+def members_of(fields: Fields) -> Kind:
+    """An object with these members."""
+
+    def check(path: KeyPath, value: Any) -> dict[str, Any]:
+        return fields.read(OBJECT.check(path, value), path)
+
+    return Kind(check, fields.schema)
+
+
+def _check_params(path: KeyPath, value: Any) -> Mapping[str, Any]:
+    params: Mapping[str, Any] = OBJECT.check(path, value)
+    if len(encode_json(params)) > MAX_PARAMS_BYTES:
+        sentence = f"{'.'.join(path)} is larger than {MAX_PARAMS_BYTES} bytes"
+        raise InvalidField(path, sentence)
+    return params
+
+
+FLAG: Final = kind_of("true or false", lambda value: isinstance(value, bool), type="boolean")
+OBJECT: Final = kind_of("an object", lambda value: isinstance(value, Mapping), type="object")
+PARAMS: Final = Kind(_check_params, OBJECT.schema)
+TRIGGER: Final = Kind(
+    OBJECT.check,
+    {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string", "enum": list(TRIGGER_TYPES)}},
+    },
+)
+NAME: Final = matching(
+    r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
+    MAX_NAME_CHARS,
+    f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
+)
+RETRY_FIELDS: Final = Fields(
+    Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
+    Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
+    Field("factor", numeric(1, 100), "by which the delay grows"),
+    Field("max_delay", numeric(0, 366 * 86_400), "seconds"),
+    Field("jitter", numeric(0, 1), "share of the delay left to chance"),
+)
+RETRY_CHANGE: Final = Fields(*(replace(f, kind=or_null(f.kind)) for f in RETRY_FIELDS.fields))
+CALL_FIELDS: Final = (
+    Field("handler_id", NAME, required=True),
+    Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
+    Field("job_params", PARAMS, "the arguments of the method"),
+    Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
+    Field("retry", or_null(members_of(RETRY_CHANGE)),
+          "null, as a whole or of a member: as configured"),
+)  # fmt: skip
+EDIT_FIELDS: Final = (
+    *CALL_FIELDS,
+    Field("trigger_config", TRIGGER, "its type and the fields of that type", required=True),
+    Field("name", or_null(printable(MAX_TITLE_CHARS))),
+    Field("coalesce", one_of(*Coalesce), "what becomes of several fires due at once"),
+    Field("overlap", one_of(*Overlap), "what a fire does while the last one still runs"),
+    Field("misfire_grace_time", or_null(numeric(0, MAX_GRACE_S)), "seconds"),
+    Field("max_jitter", numeric(0, 86_400), "seconds"),
+    Field("paused", FLAG),
+)
+DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
+
+
 # --- Configuration ----------------------------------------------------------------------------
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_TEXT_CHARS: Final = 1_024
-MAX_TIMEOUT_S: Final = 366 * 86_400
 MAX_LISTED: Final = 100  # hosts or origins
-MASK: Final = "***"
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
 _SECRET_OPTION: Final = re.compile(r"(-[\w-]*(?:secret|token|passw|credential|key)[\w-]*)(=?)(.*)")
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_ORIGIN: Final = re.compile(r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?")
-_RESERVED_IDS: Final = frozenset({"governor", "server"})  # names of `logs` and `status`
-
-KeyPath = tuple[str, ...]
-Check = Callable[[Any], Any]  # returns the value to use; raises ValueError(what is allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,24 +930,18 @@ class ConfigSource:
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
     variables: Mapping[KeyPath, str] = field(default_factory=dict)  # set by the environment
 
+    def read(self, fields: Fields, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """The checked settings; only the keys that were given are in it. Raises ConfigError."""
+        try:
+            return fields.read(mapping)
+        except WrongValue as error:
+            raise self.wrong(error.path, error.value, error.allowed + error.hint) from None
+        except InvalidField as error:
+            raise ConfigError(f"{self._place(error.path)}: {error}") from None
+
     def wrong(self, path: KeyPath, value: object, allowed: str) -> ConfigError:
-        shown = MASK if _is_secret(path) else _shorten(repr(value))
-        if variable := self.variables.get(path):
-            return ConfigError(f"{variable} is {shown}; it must be {allowed}")
-        return ConfigError(
-            f"{self._place(path)}: {'.'.join(path)} is {shown}; it must be {allowed}"
-        )
-
-    def unknown(self, path: KeyPath, value: object, allowed: Iterable[str]) -> ConfigError:
-        names = sorted(allowed)
-        shown = MASK if _is_secret(path) else _shorten(repr(value))
-        return ConfigError(
-            f"{self._place(path)}: unknown key {'.'.join(path)!r} (value {shown})"
-            f"{suggest(path[-1], names)}; allowed here: {', '.join(names)}"
-        )
-
-    def missing(self, path: KeyPath, key: str) -> ConfigError:
-        return ConfigError(f"{self._place(path)}: {'.'.join(path)} needs the key {key!r}")
+        where = self.variables.get(path) or f"{self._place(path)}: {'.'.join(path)}"
+        return ConfigError(f"{where} is {render_value(path, value)}; it must be {allowed}")
 
     def refused(self, path: KeyPath, why: object) -> ConfigError:
         return ConfigError(f"{self._place(path)}: {'.'.join(path)}: {why}")
@@ -689,148 +954,73 @@ class ConfigSource:
         return self.name
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a word close to a known one, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+# Kinds of settings
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+def prepared(kind: Kind, prepare: Callable[[Any], Any]) -> Kind:
+    """What `prepare` makes one of the kind."""
+    return Kind(lambda path, value: kind.check(path, prepare(value)), kind.schema)
 
 
-def _is_secret(path: KeyPath) -> bool:
-    return "env" in path or bool(path and _SECRET.search(path[-1]))
+def texts(pattern: str, allowed: str, convert: Callable[[str], str] = str) -> Kind:
+    """A list of texts that each match as a whole. `convert` may raise ValueError."""
+    fits = re.compile(pattern).fullmatch
+    return kind_of(
+        allowed,
+        lambda value: isinstance(value, list) and len(value) <= MAX_LISTED
+        and all(isinstance(text, str) and fits(text) for text in value),
+        lambda value: tuple(map(convert, value)),
+        type="array",
+    )  # fmt: skip
 
 
-# Checks of one value. bool is an int in Python, so numbers refuse it by name.
+def section(kind: Kind) -> Kind:
+    """A mapping of the file; an empty one is null in YAML."""
+
+    def check(path: KeyPath, value: Any) -> Any:
+        mapping = {} if value is None else value
+        if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+            raise WrongValue(path, "a mapping whose keys are texts", value)
+        return kind.check(path, mapping)
+
+    return Kind(check, kind.schema)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS or "\0" in value:
-        raise ValueError(f"a text of at most {MAX_TEXT_CHARS} characters")
+def entries_of(kind: Kind, name_kind: Kind) -> Kind:
+    """A section of named entries; one that is null removes what it would inherit."""
+
+    def check(path: KeyPath, value: Any) -> dict[str, Any]:
+        for name in value:
+            name_kind.check((*path, name), name)
+        return {
+            name: None if entry is None else kind.check((*path, name), entry)
+            for name, entry in value.items()
+        }
+
+    return section(Kind(check, OBJECT.schema))
+
+
+def check_json(path: KeyPath, value: Any) -> None:
+    """Raise WrongValue for what JSON cannot carry, such as .nan or keys that are numbers."""
+    if len(path) > MAX_JSON_DEPTH:
+        raise WrongValue(path[:4], f"nested at most {MAX_JSON_DEPTH} deep", "...")
+    if isinstance(value, Mapping):
+        for key, item in _MAPPING.check(path, value).items():
+            check_json((*path, key), item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_json((*path, str(index)), item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise WrongValue(path, "a finite number", value)
+    elif not isinstance(value, str | int | float | None):
+        raise WrongValue(path, "a value that JSON has", value)
+
+
+def _check_timezone(path: KeyPath, value: Any) -> str:
+    if not isinstance(value, str) or not is_timezone(value):
+        known = zoneinfo.available_timezones()
+        raise WrongValue(path, "an IANA time zone such as Europe/Berlin or UTC", value, known)
     return value
-
-
-def _filled_text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"a text of 1 to {MAX_TEXT_CHARS} characters")
-    return _text(value)
-
-
-def _label(value: Any) -> str:
-    """A text, or a number that YAML read where a text was meant, as in `version: 1.0`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return _text(str(value) if number else value)
-
-
-def _host(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:%-]{1,253}", value):
-        raise ValueError("a host name or address such as 127.0.0.1, 0.0.0.0 or ::1")
-    return value
-
-
-def _host_names(value: Any) -> tuple[str, ...]:
-    """Names for the Host header, without ports."""
-    rule = "a list of host names such as sz.example.org, without scheme and port"
-    if not isinstance(value, list) or len(value) > MAX_LISTED:
-        raise ValueError(rule)
-    for name in value:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", name):
-            raise ValueError(rule)
-    return tuple(name.lower().rstrip(".") for name in value)
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    """Origins exactly as browsers send them: no path, no default port, no wildcard."""
-    rule = "a list of origins such as https://tools.example.org, exact and without a path"
-    if not isinstance(value, list) or len(value) > MAX_LISTED:
-        raise ValueError(rule)
-    for origin in value:
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
-            raise ValueError(rule)
-    return tuple(value)
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS:
-        raise ValueError(f"a name of 1 to {MAX_NAME_CHARS} characters")
-    return value
-
-
-def _handler_secret(value: Any) -> str:
-    """Long enough that guessing it over the socket is hopeless."""
-    if not isinstance(value, str) or not 16 <= len(value) <= 256 or not value.isprintable():
-        raise ValueError("a text of 16 to 256 printable characters")
-    return value
-
-
-def _security(value: Any) -> str:
-    """YAML reads the word null as nothing; here it is ZeroMQ's name for no security."""
-    return str(_one_of("auto", "curve", "null")("null" if value is None else value))
-
-
-def _networks(value: Any) -> tuple[str, ...]:
-    rule = 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]'
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(rule)
-    try:
-        return tuple(str(ipaddress.ip_network(item)) for item in value)
-    except ValueError:
-        raise ValueError(rule) from None
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError("a mapping whose keys are texts")
-    return value
-
-
-def _whole(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    return check
-
-
-def _one_of(*allowed: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            hint = suggest(value, allowed) if isinstance(value, str) else ""
-            raise ValueError(f"one of {', '.join(allowed)}{hint}")
-        return value
-
-    return check
-
-
-def _log_level(value: Any) -> str:
-    levels = _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    return str(levels(value.upper() if isinstance(value, str) else value))
-
-
-def _timezone(value: Any) -> str:
-    if isinstance(value, str) and is_timezone(value):
-        return value
-    hint = suggest(value, zoneinfo.available_timezones()) if isinstance(value, str) else ""
-    raise ValueError(f"an IANA time zone such as Europe/Berlin or UTC{hint}")
 
 
 def is_timezone(name: str) -> bool:
@@ -842,114 +1032,132 @@ def is_timezone(name: str) -> bool:
     return True
 
 
-def _command(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else []
-    if not parts or not all(isinstance(p, str) and "\0" not in p for p in parts) or not parts[0]:
-        raise ValueError('a list of texts: the program and its arguments, as ["/bin/job", "-v"]')
-    return tuple(parts)
-
-
-def _run_target(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[^\0]+\.py:[A-Za-z_]\w*", value):
-        raise ValueError("file.py:ClassName")
-    return value
-
-
-def _environment(value: Any) -> Mapping[str, str]:
-    allowed = (str, int, float)
-    if not isinstance(value, Mapping) or not all(
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
         isinstance(name, str)
         and re.fullmatch(r"[^=\0]+", name)
-        and isinstance(text, allowed)
-        and not isinstance(text, bool)
+        and (isinstance(text, str) or is_number(text))
         and "\0" not in str(text)
         for name, text in value.items()
-    ):
-        raise ValueError("a mapping of variable names to texts or numbers")
-    return {name: str(text) for name, text in value.items()}
+    )
 
 
-_RETRY: Final[Mapping[str, Check]] = MappingProxyType(
+def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
+    given = _HANDLER.read(_MAPPING.check(path, value), path)
+    if ("run" in given) == ("command" in given):
+        raise WrongValue(path, "a mapping with exactly one of run and command", [*given])
+    for key in ("concurrency", "processes", "config"):
+        if key in given and "command" in given:
+            raise WrongValue((*path, key), "left out beside command", given[key])
+    check_json((*path, "config"), given.get("config"))
+    return HandlerSpec(handler_id=path[-1], **given)
+
+
+def _check_declared(path: KeyPath, value: Any) -> dict[str, Any]:
+    check_json(path, value)
+    return DECLARED_FIELDS.read(_MAPPING.check(path, value), path)
+
+
+_MAPPING: Final = section(OBJECT)
+_TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
+_FILLED: Final = matching(
+    r"\s*[^\s\0][^\0]*", MAX_TEXT_CHARS, f"a text of 1 to {MAX_TEXT_CHARS} characters"
+)
+_BIND_HOST: Final = matching(
+    "[A-Za-z0-9._:%-]+", 253, "a host name or address such as 127.0.0.1, 0.0.0.0 or ::1"
+)
+_PORT: Final = whole_number(1, 65_535)
+_COMMAND: Final = kind_of(
+    'a list of texts: the program and its arguments, as ["/bin/job", "-v"]',
+    lambda value: isinstance(value, list) and len(value) > 0 and value[0] != ""
+    and all(isinstance(part, str) and "\0" not in part for part in value),
+    tuple,
+)  # fmt: skip
+_ENVIRONMENT: Final = kind_of(
+    "a mapping of variable names to texts or numbers",
+    _is_environment,
+    lambda value: {name: str(text) for name, text in value.items()},
+)
+_HANDLER: Final = Fields(
+    Field("run", matching(r"[^\0]+\.py:[A-Za-z_]\w*", MAX_TEXT_CHARS, "file.py:ClassName")),
+    Field("command", _COMMAND),
+    Field("env", _ENVIRONMENT),
+    Field("cwd", _FILLED),
+    Field("concurrency", whole_number(1, 1_000)),
+    Field("processes", FLAG),
+    Field("config", OBJECT),
+    Field("autostart", FLAG),
+)
+_SCALARS: Final = Fields(
+    Field("instance_name", _FILLED),
+    Field("description", _TEXT),
+    Field("admin_contact", _TEXT),
+    Field("version", prepared(_TEXT, lambda value: str(value) if is_number(value) else value)),
+    Field("timezone", Kind(_check_timezone, _TEXT.schema)),
+    Field("http_host", _BIND_HOST),
+    Field("http_port", _PORT),
+    Field("zmq_host", _BIND_HOST),
+    Field("zmq_port", _PORT),
+    Field("zmq_security",
+          prepared(one_of("auto", "curve", "null"),  # YAML reads the word null as nothing
+                   lambda value: "null" if value is None else value)),
+    Field("handler_secret", printable(256, least=16)),  # too long to be guessed over the socket
+    Field("callback_networks",
+          texts(".+", 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]',
+                lambda text: str(ipaddress.ip_network(text)))),
+    Field("auth", one_of("auto", "required")),
+    Field("allow_insecure", FLAG),
+    Field("allowed_hosts",  # names for the Host header
+          texts("[A-Za-z0-9._-]{1,253}",
+                "a list of host names such as sz.example.org, without scheme and port",
+                lambda name: name.lower().rstrip("."))),
+    Field("cors_origins",  # as browsers send them: no path, no default port, no wildcard
+          texts(r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?",
+                "a list of origins such as https://tools.example.org, exact and without a path")),
+    Field("tls_cert", _FILLED),
+    Field("tls_key", _FILLED),
+    Field("data_dir", _FILLED),
+    Field("log_dir", _FILLED),
+    Field("log_level", prepared(one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+                                lambda value: value.upper() if isinstance(value, str) else value)),
+    Field("log_format", one_of("text", "json")),
+    Field("log_to", one_of("file", "stdout")),
+    Field("log_max_mb", whole_number(1, 1_000_000)),
+    Field("memory_limit", whole_number(16, 1_000_000)),
+    Field("timeout", numeric(0.001, 366 * 86_400)),
+)  # fmt: skip
+_TABLES: Final[Mapping[str, Fields]] = MappingProxyType(
     {
-        "max_attempts": _whole(1, 1_000),
-        "base_delay": _number(0, 86_400),
-        "factor": _number(1, 100),
-        "max_delay": _number(0, 366 * 86_400),
-        "jitter": _number(0, 1),
+        "retry": RETRY_FIELDS,
+        "history": Fields(
+            Field("max_executions", whole_number(1, 100_000_000)),
+            Field("max_age_days", numeric(0.01, 36_600)),
+            Field("max_size_mb", whole_number(1, 1_000_000)),
+            Field("keep_per_schedule", whole_number(0, 10_000)),
+        ),
+        "backup": Fields(
+            Field("every_hours", numeric(0, 366 * 24)), Field("keep", whole_number(1, 1_000))
+        ),
     }
 )
-_HISTORY: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "max_executions": _whole(1, 100_000_000),
-        "max_age_days": _number(0.01, 36_600),
-        "max_size_mb": _whole(1, 1_000_000),
-        "keep_per_schedule": _whole(0, 10_000),
-    }
+# The id of a handler names a directory of logs, a line of `status` and an argument of `logs`.
+_HANDLER_ID: Final = matching(
+    r"(?!(governor|server)$)[A-Za-z0-9][A-Za-z0-9._-]*", MAX_NAME_CHARS,
+    "another name than governor and server, of letters, digits, '.', '_' and '-'",
+)  # fmt: skip
+_DEPLOYMENT: Final = matching(  # it names directories
+    "[A-Za-z0-9][A-Za-z0-9._-]*", 64, "named with at most 64 letters, digits, '.', '_' and '-'"
 )
-_BACKUP: Final[Mapping[str, Check]] = MappingProxyType(
-    {"every_hours": _number(0, 366 * 24), "keep": _whole(1, 1_000)}
+_SCHEDULES: Final = Field("schedules", entries_of(Kind(_check_declared, OBJECT.schema), NAME))
+_SETTINGS: Final = Fields(
+    *_SCALARS.fields,
+    *(Field(name, section(members_of(table))) for name, table in _TABLES.items()),
+    Field("handlers", entries_of(Kind(_check_handler, OBJECT.schema), _HANDLER_ID)),
+    _SCHEDULES,
 )
-_TABLES: Final[Mapping[str, Mapping[str, Check]]] = MappingProxyType(
-    {"retry": _RETRY, "history": _HISTORY, "backup": _BACKUP}
-)
-_SCALARS: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "instance_name": _filled_text,
-        "description": _text,
-        "admin_contact": _text,
-        "version": _label,
-        "timezone": _timezone,
-        "http_host": _host,
-        "http_port": _whole(1, 65_535),
-        "zmq_host": _host,
-        "zmq_port": _whole(1, 65_535),
-        "zmq_security": _security,
-        "handler_secret": _handler_secret,
-        "callback_networks": _networks,
-        "auth": _one_of("auto", "required"),
-        "allow_insecure": _flag,
-        "allowed_hosts": _host_names,
-        "cors_origins": _origins,
-        "tls_cert": _filled_text,
-        "tls_key": _filled_text,
-        "data_dir": _filled_text,
-        "log_dir": _filled_text,
-        "log_level": _log_level,
-        "log_format": _one_of("text", "json"),
-        "log_to": _one_of("file", "stdout"),
-        "log_max_mb": _whole(1, 1_000_000),
-        "memory_limit": _whole(16, 1_000_000),
-        "timeout": _number(0.001, MAX_TIMEOUT_S),
-    }
-)
-_HANDLER: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "run": _run_target,
-        "command": _command,
-        "env": _environment,
-        "cwd": _filled_text,
-        "concurrency": _whole(1, 1_000),
-        "processes": _flag,
-        "config": _mapping,
-        "autostart": _flag,
-    }
-)
-_ONLY_WITH_RUN: Final = ("concurrency", "processes", "config")  # a command has its own options
-_SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "handler_id": _name,
-        "method_name": _name,
-        "job_params": _mapping,
-        "trigger_config": _mapping,
-        "name": _text,
-        "timeout": _number(0.001, MAX_TIMEOUT_S),
-        "retry": _mapping,
-        "coalesce": _one_of(*map(str, Coalesce)),
-        "overlap": _one_of(*map(str, Overlap)),
-        "misfire_grace_time": _number(0, 10 * 366 * 86_400),
-        "max_jitter": _number(0, 86_400),
-        "paused": _flag,
-    }
+_FILE: Final = Fields(
+    *_SETTINGS.fields,
+    Field("deployments", entries_of(section(members_of(_SETTINGS)), _DEPLOYMENT)),
 )
 _SECTIONS: Final = (*_TABLES, "handlers", "schedules")
 
@@ -1000,103 +1208,25 @@ def parse_config(
     at `directory`. Raises ConfigError.
     """
     source = ConfigSource(os.path.basename(path) if path else "configuration", lines or {})
-    top = {key: value for key, value in mapping.items() if key != "deployments"}
-    layer = _parse_layer(top, (), source)
-    entries = _parse_deployments(mapping.get("deployments"), source)
+    layer = source.read(_FILE, mapping)
+    entries = layer.pop("deployments", {})
     name = _choose_deployment(deployment, environ, entries, source)
-    built_in = _parse_layer(BUILT_IN_DEPLOYMENTS.get(name, {}), (), source)
-    merged: dict[str, Any] = {}
-    for part in (built_in, layer, entries.get(name, {}), _parse_environment(environ)):
-        _merge(merged, part)
-    merged.setdefault("timezone", local_timezone)
-    credentials_dir = environ.get("CREDENTIALS_DIRECTORY") or None  # set by systemd
-    return _build_config(merged, name, path, directory, source, credentials_dir)
-
-
-def _parse_layer(mapping: Any, at: KeyPath, source: ConfigSource) -> dict[str, Any]:
-    """Check one mapping of settings; only the keys it holds are in the result."""
-    settings: dict[str, Any] = {}
-    for key, value in _checked(mapping, at, source).items():
-        where = (*at, key)
-        if key in _SCALARS:
-            settings[key] = _apply(_SCALARS[key], value, where, source)
-        elif key in _TABLES:
-            settings[key] = _parse_table(value, where, source, _TABLES[key])
-        elif key == "handlers":
-            settings[key] = _parse_each(value, where, source, _parse_handler)
-        elif key == "schedules":
-            settings[key] = _parse_each(value, where, source, _parse_declared_schedule)
-        else:
-            allowed = [*_SCALARS, *_SECTIONS, *([] if at else ["deployments"])]
-            raise source.unknown(where, value, allowed)
-    return settings
-
-
-def _checked(value: Any, at: KeyPath, source: ConfigSource) -> Mapping[str, Any]:
-    """The mapping at `at`; an empty section of a YAML file is null and means no entries."""
-    return {} if value is None else _apply(_mapping, value, at, source)
-
-
-def _apply(check: Check, value: Any, at: KeyPath, source: ConfigSource) -> Any:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise source.wrong(at, value, str(error)) from None
-
-
-def _parse_table(
-    value: Any, at: KeyPath, source: ConfigSource, table: Mapping[str, Check]
-) -> dict[str, Any]:
-    """Check a mapping whose keys are those of `table`."""
-    settings = {}
-    for key, item in _checked(value, at, source).items():
-        if key not in table:
-            raise source.unknown((*at, key), item, table)
-        settings[key] = _apply(table[key], item, (*at, key), source)
-    return settings
-
-
-def _parse_each(
-    value: Any, at: KeyPath, source: ConfigSource, parse: Callable[..., Any]
-) -> dict[str, Any]:
-    """Check a mapping of ids to entries; None for an entry that is null."""
-    entries = _checked(value, at, source)
-    return {
-        key: None if entry is None else parse(key, entry, (*at, key), source)
-        for key, entry in entries.items()
+    built_in = source.read(_SETTINGS, BUILT_IN_DEPLOYMENTS.get(name, {}))
+    merged: dict[str, Any] = {
+        "deployment": name,
+        "timezone": local_timezone,
+        "path": path,
+        "directory": directory,
+        "lines": source.lines,
+        "credentials_dir": environ.get("CREDENTIALS_DIRECTORY") or None,  # set by systemd
     }
-
-
-def _parse_handler(handler_id: str, value: Any, at: KeyPath, source: ConfigSource) -> HandlerSpec:
-    # The id names a directory of logs, a line of `status` and an argument of `logs`.
-    if not _NAME.fullmatch(handler_id) or len(handler_id) > MAX_NAME_CHARS:
-        raise source.wrong(at, handler_id, "named with letters, digits, '.', '_' and '-'")
-    if handler_id in _RESERVED_IDS:
-        raise source.wrong(at, handler_id, "another name: this one is ScheduleZero's own")
-    settings = _parse_table(value, at, source, _HANDLER)
-    if ("run" in settings) == ("command" in settings):
-        raise source.wrong(at, value, "a mapping with exactly one of run and command")
-    for key in _ONLY_WITH_RUN:
-        if key in settings and "command" in settings:
-            raise source.wrong((*at, key), settings[key], "left out beside command")
-    _check_json(settings.get("config"), (*at, "config"), source)
-    return HandlerSpec(handler_id=handler_id, **settings)
-
-
-def _parse_declared_schedule(
-    schedule_id: str, value: Any, at: KeyPath, source: ConfigSource
-) -> Mapping[str, Any]:
-    """Check the shape of a declared schedule; its trigger is read when it is applied."""
-    if not 1 <= len(schedule_id) <= MAX_NAME_CHARS:
-        raise source.wrong(at, schedule_id, f"named with 1 to {MAX_NAME_CHARS} characters")
-    settings = _parse_table(value, at, source, _SCHEDULE)
-    for key in ("handler_id", "method_name", "trigger_config"):
-        if key not in settings:
-            raise source.missing(at, key)
-    _parse_table(settings.get("retry"), (*at, "retry"), source, _RETRY)
-    for key in ("job_params", "trigger_config"):
-        _check_json(settings.get(key), (*at, key), source)
-    return settings
+    for part in (built_in, layer, entries.get(name) or {}, _parse_environment(environ)):
+        for key, value in part.items():
+            merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
+    config = _build_config(merged)
+    if config.http_port == config.zmq_port:
+        raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
+    return config
 
 
 def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]:
@@ -1106,40 +1236,12 @@ def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]
     """
     mapping, lines = parse_yaml(text, name)
     source = ConfigSource(name, lines)
-    for key in mapping.keys() - {"schedules"}:
-        raise source.unknown((key,), mapping[key], ["schedules"])
-    at = ("schedules",)
-    entries = _parse_each(mapping.get("schedules"), at, source, _parse_declared_schedule)
-    for schedule_id, entry in entries.items():
+    entries = source.read(Fields(_SCHEDULES), mapping).get("schedules", {})
+    for key, entry in entries.items():
         if entry is None:
-            raise source.wrong((*at, schedule_id), None, "a schedule; leave out what is not wanted")
+            allowed = "a schedule; leave out what is not wanted"
+            raise source.wrong(("schedules", key), None, allowed)
     return entries, source
-
-
-def _check_json(value: Any, at: KeyPath, source: ConfigSource) -> None:
-    """Raise ConfigError for what JSON cannot carry, such as .nan or keys that are numbers."""
-    if len(at) > MAX_JSON_DEPTH:
-        raise source.wrong(at[:4], "...", f"nested at most {MAX_JSON_DEPTH} deep")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise source.wrong(at, value, "a finite number")
-    if isinstance(value, Mapping):
-        for key, item in _apply(_mapping, value, at, source).items():
-            _check_json(item, (*at, key), source)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_json(item, (*at, str(index)), source)
-    elif not isinstance(value, str | int | float | None):
-        raise source.wrong(at, value, "a value that JSON has")
-
-
-def _parse_deployments(value: Any, source: ConfigSource) -> dict[str, dict[str, Any]]:
-    entries = {}
-    for name, entry in _checked(value, ("deployments",), source).items():
-        if not _NAME.fullmatch(name) or len(name) > 64:  # it names directories
-            allowed = "named with at most 64 letters, digits, '.', '_' and '-'"
-            raise source.wrong(("deployments", name), name, allowed)
-        entries[name] = _parse_layer(entry, ("deployments", name), source)
-    return entries
 
 
 def _choose_deployment(
@@ -1159,24 +1261,25 @@ def _choose_deployment(
     return name
 
 
-def _variables() -> dict[str, KeyPath]:
-    """The environment variables that set a key, and which."""
-    keys: list[KeyPath] = [(key,) for key in _SCALARS]
-    keys += [(name, key) for name, table in _TABLES.items() for key in table]
-    return {"SCHEDULEZERO_" + "_".join(key).upper(): key for key in keys}
+def _variables() -> dict[str, tuple[KeyPath, Kind]]:
+    """The environment variables that set a key; which, and what it may be."""
+    settings: dict[KeyPath, Kind] = {(field.name,): field.kind for field in _SCALARS.fields}
+    settings |= {(name, f.name): f.kind for name, table in _TABLES.items() for f in table.fields}
+    return {"SCHEDULEZERO_" + "_".join(key).upper(): (key, kind) for key, kind in settings.items()}
 
 
 def _parse_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The settings of `environ`. An empty variable counts as not set."""
     variables = _variables()
     _check_misspelt(environ, variables)
-    given = {name: key for name, key in variables.items() if environ.get(name)}
-    source = ConfigSource("environment", {}, {key: name for name, key in given.items()})
+    names: dict[KeyPath, str] = {}
     mapping: dict[str, Any] = {}
-    for name, key in given.items():
-        section = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
-        section[key[-1]] = _read_scalar(key, environ[name])
-    return _parse_layer(mapping, (), source)
+    for name, (key, kind) in variables.items():
+        if text := environ.get(name):
+            names[key] = name
+            settings = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
+            settings[key[-1]] = _read_scalar(kind.schema["type"], text)
+    return ConfigSource("environment", variables=names).read(_SETTINGS, mapping)
 
 
 def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> None:
@@ -1184,71 +1287,44 @@ def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> Non
     # SCHEDULEZERO_SERVICE_HOST for a service of that name. So only near misses are errors.
     known = {"SCHEDULEZERO_CONFIG_PATH", "SCHEDULEZERO_DEPLOYMENT", *variables}
     suffixes = {name.removeprefix("SCHEDULEZERO_"): name for name in known}
-    for name in sorted(environ):
-        suffix = name.removeprefix("SCHEDULEZERO_")
-        if suffix == name or name in known:
-            continue
-        if close := difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8):
+    for name in sorted(environ.keys() - known):
+        prefix, _, suffix = name.partition("SCHEDULEZERO_")
+        close = difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8)
+        if close and not prefix:
             raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
 
 
-_NUMBERS: Final = frozenset({"http_port", "zmq_port", "timeout", "log_max_mb", "memory_limit"})
-
-
-def _read_scalar(key: KeyPath, text: str) -> Any:
-    """A number, flag or list where the key takes one and the text is one; else the text."""
-    if key[0] in ("allowed_hosts", "cors_origins", "callback_networks"):
+def _read_scalar(schema_type: str, text: str) -> Any:
+    """What the text of a variable says where that is a value of the type; else the text."""
+    if schema_type == "array":
         return [part.strip() for part in text.split(",")]
-    if key[0] == "allow_insecure":
+    if schema_type == "boolean":
         return {"true": True, "false": False}.get(text, text)
-    is_text = len(key) == 1 and key[0] not in _NUMBERS
-    if not is_text and re.fullmatch(r"-?[0-9]{1,18}", text):
-        return int(text)
-    if not is_text and re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,18}", text):
-        return float(text)
+    if schema_type in ("integer", "number") and re.fullmatch(
+        r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text
+    ):
+        return float(text) if "." in text else int(text)
     return text
 
 
-def _merge(settings: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Put `over` on top of `settings`; the sections merge by key, everything else is replaced."""
-    for key, value in over.items():
-        settings[key] = {**settings.get(key, {}), **value} if key in _SECTIONS else value
-
-
-def _build_config(
-    settings: Mapping[str, Any],
-    deployment: str,
-    path: str | None,
-    directory: str,
-    source: ConfigSource,
-    credentials_dir: str | None,
-) -> Config:
+def _build_config(settings: Mapping[str, Any]) -> Config:
     def place(*parts: str) -> str:
-        return os.path.normpath(os.path.join(directory, *parts))
+        return os.path.normpath(os.path.join(settings["directory"], *parts))
 
     plain = {key: value for key, value in settings.items() if key not in _SECTIONS}
-    plain["data_dir"] = place(plain.get("data_dir", "data"), deployment)
-    plain["log_dir"] = place(plain.get("log_dir", "logs"), deployment)
+    plain["data_dir"] = place(plain.get("data_dir", "data"), plain["deployment"])
+    plain["log_dir"] = place(plain.get("log_dir", "logs"), plain["deployment"])
     plain |= {key: place(plain[key]) for key in ("tls_cert", "tls_key") if key in plain}
     specs = [spec for spec in settings.get("handlers", {}).values() if spec]
-    handlers = [replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs]
-    schedules = {key: entry for key, entry in settings.get("schedules", {}).items() if entry}
-    config = Config(
-        deployment=deployment,
+    schedules = settings.get("schedules", {})
+    return Config(
         retry=RetryPolicy(**settings.get("retry", {})),
-        handlers=tuple(handlers),
-        schedules=schedules,
-        path=path,
-        directory=directory,
-        lines=source.lines,
-        credentials_dir=credentials_dir,
+        handlers=tuple(replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs),
+        schedules={key: entry for key, entry in schedules.items() if entry},
         **plain,
         **settings.get("history", {}),
         **{f"backup_{key}": value for key, value in settings.get("backup", {}).items()},
     )
-    if config.http_port == config.zmq_port:
-        raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
-    return config
 
 
 def error_in_config(config: Config, path: KeyPath, sentence: str) -> ConfigError:
@@ -1267,22 +1343,23 @@ def mask_config(config: Config) -> dict[str, Any]:
     """
     shown = asdict(replace(config, lines={}))
     del shown["lines"]
-    shown["handlers"] = {
-        spec.handler_id: {
-            **({"run": spec.run} if spec.run else {"command": _mask_command(spec.command)}),
-            **({"env": dict.fromkeys(spec.env, MASK)} if spec.env else {}),
-            **({"cwd": spec.cwd} if spec.cwd else {}),
-            **({"concurrency": spec.concurrency} if spec.concurrency else {}),
-            **({"processes": True} if spec.processes else {}),
-            **({"config": dict(spec.config)} if spec.config else {}),
-            **({} if spec.autostart else {"autostart": False}),
-        }
-        for spec in config.handlers
-    }
-    shown["history"] = {key: shown.pop(key) for key in _HISTORY}
-    shown["backup"] = {key: shown.pop(f"backup_{key}") for key in _BACKUP}
+    shown["handlers"] = {spec.handler_id: _show_handler(spec) for spec in config.handlers}
+    for name, prefix in (("history", ""), ("backup", "backup_")):
+        keys = [field.name for field in _TABLES[name].fields]
+        shown[name] = {key: shown.pop(prefix + key) for key in keys}
     masked: dict[str, Any] = _mask(shown)
     return masked
+
+
+def _show_handler(spec: HandlerSpec) -> dict[str, Any]:
+    """What is not as by default, with its secrets masked."""
+    blank = asdict(HandlerSpec(spec.handler_id))
+    shown = {key: value for key, value in asdict(spec).items() if value != blank[key]}
+    if spec.command:
+        shown["command"] = _mask_command(spec.command)
+    if spec.env:
+        shown["env"] = dict.fromkeys(spec.env, MASK)
+    return shown
 
 
 def _mask(value: Any) -> Any:
@@ -1301,14 +1378,11 @@ def _mask_command(command: Iterable[str]) -> list[str]:
     shown: list[str] = []
     is_value = False
     for part in command:
-        option = _SECRET_OPTION.fullmatch(part)
-        if is_value:
-            shown.append(MASK)
-        elif option and option[2]:
-            shown.append(f"{option[1]}={MASK}")
-        else:
-            shown.append(part)
-        is_value = bool(option and not option[2] and not is_value)
+        option = None if is_value else _SECRET_OPTION.fullmatch(part)
+        if option and option[2]:
+            part = f"{option[1]}={MASK}"
+        shown.append(MASK if is_value else part)
+        is_value = bool(option and not option[2])
     return shown
 
 
@@ -10998,10 +11072,6 @@ class LoopErrorLog:
 
 MAX_PAGE: Final = 1_000  # records in one answer
 MAX_PREVIEWS: Final = 100
-MAX_TITLE_CHARS: Final = 200
-MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
-MAX_RUN_S: Final = 30 * 86_400
-MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_EDIT_TRIES: Final = 5
 KEEPS_CHANGING: Final = "the schedule keeps changing while it is being edited; try again"
 STATS_SPAN_S: Final = 86_400
@@ -11038,315 +11108,69 @@ class App(Protocol):
     def health(self) -> tuple[dict[str, str], str]: ...
 
 
-# Kinds of values
-
-Schema = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a value may be.
-
-    `check(path, value)` returns it ready for use or raises InvalidField; `schema` tells clients
-    the same.
-    """
-
-    check: Callable[[str, Any], Any]
-    schema: Schema
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One member of a body, or one field of a query."""
-
-    name: str
-    kind: Kind
-    about: str = ""
-    required: bool = False
-    alias: str | None = None
-
-
-class Fields:
-    """The members an object may have. `read` checks them and keeps what was given."""
-
-    def __init__(self, *fields: Field) -> None:
-        self.fields = fields
-        self._by_name = {field.name: field for field in fields}
-        self._by_name |= {field.alias: field for field in fields if field.alias}
-        self._required = tuple(field.name for field in fields if field.required)
-
-    def read(self, given: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-        """The checked members by name. Raises InvalidField."""
-        values: dict[str, Any] = {}
-        for key, value in given.items():
-            field = self._by_name.get(key)
-            if field is None:
-                name, hint = path + key[:MAX_NAME_CHARS], suggest(key[:80], self._by_name)
-                raise InvalidField(name, f"there is no field {name!r}{hint}")
-            if field.name in values:
-                raise InvalidField(path + key, f"{field.alias} is another name of {field.name}")
-            values[field.name] = field.kind.check(path + key, value)
-        for name in self._required:
-            if name not in values:
-                raise InvalidField(path + name, f"the field {path + name} is missing")
-        return values
-
-    def optional(self) -> Fields:
-        """The same members, none of them required."""
-        return Fields(*(replace(field, required=False) for field in self.fields))
-
-    @property
-    def is_required(self) -> bool:
-        return bool(self._required)
-
-    @property
-    def schema(self) -> Schema:
-        members = {
-            field.name: {
-                **field.kind.schema,
-                **({"description": field.about} if field.about else {}),
-            }
-            for field in self.fields
-        }
-        required = {"required": list(self._required)} if self._required else {}
-        return {
-            "type": "object", "properties": members, **required, "additionalProperties": False
-        }  # fmt: skip
-
-
-def wrong_value(path: str, allowed: str, value: Any) -> InvalidField:
-    shown = encode_json(value).decode()
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return InvalidField(path, f"{path} must be {allowed}, not {shown}")
-
-
-def matching(pattern: str, most: int, allowed: str) -> Kind:
-    """A text of 1 to `most` characters that matches as a whole."""
-    fits = re.compile(pattern).fullmatch
-
-    def check(path: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) > most or not fits(value):
-            raise wrong_value(path, allowed, value)
-        return value
-
-    schema = {"type": "string", "minLength": 1, "maxLength": most, "pattern": f"^{pattern}$"}
-    return Kind(check, schema)
-
-
-def printable(most: int) -> Kind:
-    def check(path: str, value: Any) -> str:
-        is_text = isinstance(value, str) and 0 < len(value) <= most
-        if not is_text or not value.isprintable() or value.isspace():
-            raise wrong_value(path, f"a printable text of 1 to {most} characters", value)
-        return str(value)
-
-    return Kind(check, {"type": "string", "minLength": 1, "maxLength": most})
-
-
-def numeric(low: float, high: float) -> Kind:
-    def check(path: str, value: Any) -> float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            raise wrong_value(path, f"a number from {low} to {high}", value)
-        return float(value)
-
-    return Kind(check, {"type": "number", "minimum": low, "maximum": high})
-
-
-def whole_number(low: int, high: int) -> Kind:
-    def check(path: str, value: Any) -> int:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or value % 1 or not low <= value <= high:
-            raise wrong_value(path, f"a whole number from {low} to {high}", value)
-        return int(value)
-
-    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
-
-
-def one_of(choices: Iterable[str]) -> Kind:
-    members = {str(member): member for member in choices}
-
-    def check(path: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in members:
-            raise wrong_value(path, f"one of {', '.join(members)}", value)
-        return members[value]
-
-    return Kind(check, {"type": "string", "enum": list(members)})
-
-
-def or_null(kind: Kind) -> Kind:
-    def check(path: str, value: Any) -> Any:
-        return None if value is None else kind.check(path, value)
-
-    return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
-
-
-def list_kind(kind: Kind, most: int) -> Kind:
-    """A list of at most so many values of a kind."""
-
-    def check(path: str, value: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > most:
-            raise wrong_value(path, f"a list of at most {most}", value)
-        return [kind.check(f"{path}[{i}]", item) for i, item in enumerate(value)]
-
-    return Kind(check, {"type": "array", "items": kind.schema, "maxItems": most})
-
-
-def members_of(fields: Fields) -> Kind:
-    """An object with these members."""
-
-    def check(path: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise wrong_value(path, "an object", value)
-        return fields.read(value, path + ".")
-
-    return Kind(check, fields.schema)
-
-
-def _check_flag(path: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise wrong_value(path, "true or false", value)
-    return value
-
-
-def _check_object(path: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise wrong_value(path, "an object", value)
-    return value
-
-
-def _check_token(path: str, value: Any) -> str:
-    """A text. What was sent is not repeated: it may be a token with a slip of the pen."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_TITLE_CHARS:
-        raise InvalidField(path, f"{path} must be a text of 1 to {MAX_TITLE_CHARS} characters")
-    return value
-
-
-def _check_params(path: str, value: Any) -> Mapping[str, Any]:
-    params = _check_object(path, value)
-    if len(encode_json(params)) > MAX_PARAMS_BYTES:
-        raise InvalidField(path, f"{path} is larger than {MAX_PARAMS_BYTES} bytes")
-    return params
-
-
-# In a query everything is text.
+# What a query may hold: everything in it is text
 
 
 def whole_number_text(low: int, high: int) -> Kind:
-    def check(path: str, value: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise wrong_value(path, f"a whole number from {low} to {high}", value)
-        return int(value)
-
-    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
-
-
-def _check_flag_text(path: str, value: str) -> bool:
-    if value not in ("true", "false"):
-        raise wrong_value(path, "true or false", value)
-    return value == "true"
+    digits = re.compile("[0-9]{1,9}").fullmatch
+    return kind_of(
+        f"a whole number from {low} to {high}",
+        lambda value: digits(value) is not None and low <= int(value) <= high,
+        int, type="integer", minimum=low, maximum=high,
+    )  # fmt: skip
 
 
-def _check_statuses(path: str, value: str) -> tuple[str, ...]:
-    """One status, or several with commas between them."""
-    parts = value.split(",")
-    for part in parts:
-        if part not in frozenset(Status):
-            raise wrong_value(path, f"one or more of {', '.join(Status)}", value)
-    return tuple(parts)
-
-
-def _check_time_text(path: str, value: str) -> int:
+def parse_time(value: str) -> int:
     """ISO 8601 (UTC unless it says otherwise) or Unix seconds; as a database time."""
-    allowed = "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds"
     if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", value):
         return round(float(value) * 1e6)
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        raise wrong_value(path, allowed, value) from None
+    at = datetime.fromisoformat(value)
     if at.year < EPOCH.year:
-        raise wrong_value(path, allowed, value)
+        raise ValueError(f"{value} is before {EPOCH.year}")
     return max(0, us_of(at if at.tzinfo else at.replace(tzinfo=UTC)))
 
 
-def _check_execution_id(path: str, value: str) -> str:
-    if decode_id(value) is None:
-        raise wrong_value(path, "the next_cursor of an earlier answer", value)
-    return value
-
-
-FLAG: Final = Kind(_check_flag, {"type": "boolean"})
-TRIGGER: Final = Kind(
-    _check_object,
-    {
-        "type": "object",
-        "required": ["type"],
-        "properties": {"type": {"type": "string", "enum": list(TRIGGER_KINDS)}},
-    },
+FLAG_TEXT: Final = kind_of(
+    "true or false",
+    lambda value: value in ("true", "false"),
+    lambda value: value == "true",
+    type="boolean",
 )
-PARAMS: Final = Kind(_check_params, {"type": "object"})
-FLAG_TEXT: Final = Kind(_check_flag_text, {"type": "boolean"})
-TIME_TEXT: Final = Kind(
-    _check_time_text,
-    {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}]},
+TIME_TEXT: Final = kind_of(
+    "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds",
+    lambda value: isinstance(value, str),
+    parse_time,
+    anyOf=[{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
 )
-STATUSES: Final = Kind(
-    _check_statuses, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(Status))}
+STATUSES: Final = matching(
+    "({0})(,({0}))*".format("|".join(Status)),
+    MAX_TITLE_CHARS,
+    f"one or more of {', '.join(Status)}",
+    lambda value: tuple(value.split(",")),
 )
-CURSOR: Final = Kind(
-    _check_execution_id, {"type": "string", "pattern": f"^[{ID_ALPHABET}]{{{ID_CHARS}}}$"}
+CURSOR: Final = kind_of(
+    "the next_cursor of an earlier answer",
+    lambda value: decode_id(value) is not None,
+    type="string",
+    pattern=f"^[{ID_ALPHABET}]{{{ID_CHARS}}}$",
 )
-NAME: Final = matching(
-    r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
-    MAX_NAME_CHARS,
-    f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
-)
-TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
+TOKEN: Final = matching(r"[\s\S]+", MAX_TITLE_CHARS, f"a text of 1 to {MAX_TITLE_CHARS} characters")
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 KEY_TEXT: Final = matching("[ -~]{1,255}", 255, "1 to 255 printable ASCII characters")
 KEY_HEADER: Final = Field(
     "Idempotency-Key", KEY_TEXT, "the same key and body within 24 hours: the same answer, once done"
 )
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
-RETRY_FIELDS: Final = Fields(
-    Field("max_attempts", or_null(whole_number(1, 1_000)), "1: never repeated"),
-    Field("base_delay", or_null(numeric(0, 86_400)), "seconds before the second attempt"),
-    Field("factor", or_null(numeric(1, 100)), "by which the delay grows"),
-    Field("max_delay", or_null(numeric(0, MAX_RUN_S)), "seconds"),
-    Field("jitter", or_null(numeric(0, 1)), "share of the delay left to chance"),
-)
-CALL_FIELDS: Final = (
-    Field("handler_id", NAME, required=True),
-    Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
-    Field("job_params", PARAMS, "the arguments of the method"),
-    Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
-    Field("retry", or_null(members_of(RETRY_FIELDS)),
-          "null, as a whole or of a member: as configured"),
-)  # fmt: skip
 RUN_FIELDS: Final = Fields(
     *CALL_FIELDS, Field("wait", FLAG, "false: answer at once with the execution's id")
 )
-EDIT_FIELDS: Final = (
-    *CALL_FIELDS,
-    Field("trigger_config", TRIGGER, "its type and the fields of that type", required=True),
-    Field("name", or_null(printable(MAX_TITLE_CHARS))),
-    Field("coalesce", one_of(Coalesce), "what becomes of several fires due at once"),
-    Field("overlap", one_of(Overlap), "what a fire does while the last one still runs"),
-    Field("misfire_grace_time", or_null(numeric(0, MAX_GRACE_S)), "seconds"),
-    Field("max_jitter", numeric(0, 86_400), "seconds"),
-    Field("paused", FLAG),
-)
 SCHEDULE_FIELDS: Final = Fields(*EDIT_FIELDS, Field("schedule_id", NAME))
 CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
-DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
     Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
 )
-
-
-SORT: Final = one_of([*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS)])
+SORT: Final = one_of(*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS))
 SCHEDULE_FILTERS: Final = (
     Field("handler_id", NAME),
     Field("method_name", NAME),
@@ -11383,7 +11207,6 @@ AUDIT_QUERY: Final = Fields(
 )
 STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
 ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"))
-
 
 # How things are shown
 
@@ -11621,7 +11444,7 @@ def parse_declared_schedule(
     schedule_id: str, body: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
     """A schedule of a file. Raises InvalidField."""
-    NAME.check("schedule_id", schedule_id)
+    NAME.check(("schedule_id",), schedule_id)
     return declared_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
 
 
@@ -11951,7 +11774,7 @@ def read_receipt(app: App, call: Call) -> Receipt:
 
     The key may be quoted, as draft-ietf-httpapi-idempotency-key-header has it, or bare.
     """
-    sent = KEY_TEXT.check("Idempotency-Key", call.request.headers[IDEMPOTENCY_KEY])
+    sent = KEY_TEXT.check(("Idempotency-Key",), call.request.headers[IDEMPOTENCY_KEY])
     key = sent[1:-1] if re.fullmatch('".+"', sent) else sent
     scope = f"{call.request.route} {call.identity.name}"
     digest = hashlib.sha256(canonical_json(call.body).encode()).digest()
@@ -12021,7 +11844,7 @@ async def put_schedule(app: App, call: Call) -> Response:
 
     It may name what is not there yet, as declared schedules may; `warnings` says so.
     """
-    schedule_id = NAME.check("schedule_id", call.path["schedule_id"])
+    schedule_id = NAME.check(("schedule_id",), call.path["schedule_id"])
     given = dict(call.body)
     if given.pop("schedule_id", schedule_id) != schedule_id:
         raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
@@ -14962,7 +14785,7 @@ def check_schedules(config: Config) -> None:
             # and must not keep the server from starting.
             parse_trigger(entry["trigger_config"], timezone=config.timezone, now=EPOCH)
         except TriggerError as error:
-            at = ("schedules", schedule_id, *error.field.split("."))
+            at = ("schedules", schedule_id, *error.path)
             raise error_in_config(config, at, str(error)) from None
 
 
@@ -15388,9 +15211,7 @@ def read_schedules(
         try:
             wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
         except InvalidField as error:
-            raise source.refused(
-                ("schedules", schedule_id, *error.field.split(".")), error
-            ) from None
+            raise source.refused(("schedules", schedule_id, *error.path), error) from None
 
     def is_owned(schedule: Schedule) -> bool:
         is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
