@@ -14236,11 +14236,7 @@ def quote_setting(text: str) -> str:
 # Each check is a pure function of what was looked up for it; `diagnose` does the looking up.
 
 PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
-REQUIREMENTS: Final = (
-    ("apscheduler", (4, 0, 0), (4, 0, 1), "==4.0.0a6"),  # name, from, below, as it is written
-    ("pyzmq", (24,), (28,), ">=24,<28"),
-    ("pyyaml", (6,), (7,), ">=6,<7"),
-)
+REQUIREMENTS: Final = (("apscheduler", "==4.0.0a6"), ("pyzmq", ">=24,<28"), ("pyyaml", ">=6,<7"))
 LITTLE_ROOM_BYTES: Final = 512 << 20
 NO_ROOM_BYTES: Final = 32 << 20
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
@@ -14281,7 +14277,7 @@ class Diagnosis:
 
 
 def render_diagnosis(found: Diagnosis) -> list[str]:
-    mark = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAILED: "FAILED"}[found.verdict]
+    mark = found.verdict if found.fix is None else found.verdict.upper()
     lines = [f"{mark:8} {found.check:14} {found.sentence}"]
     return lines if found.fix is None else [*lines, f"{'':8} {'':14} fix: {found.fix}"]
 
@@ -14295,36 +14291,21 @@ def check_python(version: tuple[int, int]) -> Diagnosis:
     if version < first:
         return Diagnosis.failed("python", f"{shown} is too old", "install Python 3.11 or newer")
     if version > last:
-        return Diagnosis.warning(
-            "python", f"{shown} is newer than any tested", "use Python 3.13 if it fails"
-        )
+        sentence = f"{shown} is newer than any tested"
+        return Diagnosis.warning("python", sentence, "use Python 3.13 if it fails")
     return Diagnosis.ok("python", shown)
 
 
-def check_requirement(
-    name: str, low: Sequence[int], high: Sequence[int], rule: str, version: str | None
-) -> Diagnosis:
+def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
+    """`rule`: one version, or majors `>=from,<below`."""
     fix = f"python -m pip install '{name}{rule}'"
     if version is None:  # it was imported, or this would not run
         return Diagnosis.warning(name, "does not tell its version", fix)
-    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"a|b|rc|\.dev", version)[0])]
-    if not list(low) <= numbers < list(high) or (rule.startswith("==") and rule[2:] != version):
-        return Diagnosis.failed(name, f"{version} is not {rule}", fix)
-    return Diagnosis.ok(name, version)
-
-
-def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) -> Diagnosis:
-    """`path`: where Python keeps the compiled program."""
-    if is_cached:
-        return Diagnosis.ok("bytecode", "cached")
-    fix = f"make {os.path.dirname(path)} writable, or compile once: python -m compileall FILE"
-    if is_off:
-        fix = "unset PYTHONDONTWRITEBYTECODE"
-    if is_off or not can_write:
-        return Diagnosis.warning(
-            "bytecode", "compiled at each start, for 17 MB more in each process", fix
-        )
-    return Diagnosis.ok("bytecode", "cached by the next start")
+    first, *below = map(int, re.findall(r"[0-9]+", rule)[:2])
+    is_within = ">" in rule and first <= int(version.partition(".")[0]) < below[0]
+    if is_within or rule == f"=={version}":
+        return Diagnosis.ok(name, version)
+    return Diagnosis.failed(name, f"{version} is not {rule}", fix)
 
 
 # The machine.
@@ -14335,9 +14316,8 @@ def check_clock(is_synchronised: bool | None, now_us: int) -> Diagnosis:
     if now_us < FIRST_CREDIBLE_US:
         return Diagnosis.failed("clock", f"it is not {iso_of(now_us)}", fix)
     if is_synchronised is None:
-        return Diagnosis.warning(
-            "clock", "the kernel does not tell whether it is synchronised", fix
-        )
+        sentence = "the kernel does not tell whether it is synchronised"
+        return Diagnosis.warning("clock", sentence, fix)
     if not is_synchronised:
         return Diagnosis.warning("clock", "not synchronised: schedules fire when it says so", fix)
     return Diagnosis.ok("clock", "synchronised")
@@ -14348,19 +14328,18 @@ def check_zones(count: int, timezone: str, is_there: bool) -> Diagnosis:
     if not count:
         return Diagnosis.failed("time zones", "there is no time zone database", fix)
     if not is_there:
-        return Diagnosis.failed(
-            "time zones", f"{timezone} is not among the {count} of this machine", fix
-        )
+        sentence = f"{timezone} is not among the {count} of this machine"
+        return Diagnosis.failed("time zones", sentence, fix)
     return Diagnosis.ok("time zones", f"{count}, schedules in {timezone}")
 
 
 def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis:
     shown = f"{free_bytes >> 20} MB free on {path}"
     fix = "delete something, or set data_dir to a larger disk"
-    if free_bytes < NO_ROOM_BYTES or free_inodes == 0:
-        return Diagnosis.failed(
-            "disk", shown if free_inodes else f"no inode is free on {path}", fix
-        )
+    if free_inodes == 0:
+        return Diagnosis.failed("disk", f"no inode is free on {path}", fix)
+    if free_bytes < NO_ROOM_BYTES:
+        return Diagnosis.failed("disk", shown, fix)
     if free_bytes < LITTLE_ROOM_BYTES:
         return Diagnosis.warning("disk", shown, fix)
     return Diagnosis.ok("disk", shown)
@@ -14395,33 +14374,27 @@ def check_ports(
     config: Config, pid: int | None, status: int | None, trouble: str | None
 ) -> Diagnosis:
     """`status`: what the server's health answers; `trouble`: why a port could not be had."""
+    url = http_url(config)
+    if trouble:
+        fix = "end what has it (ss -ltnp shows it), or set another"
+        return Diagnosis.failed("ports", trouble, fix)
     if pid is None:
-        if trouble:
-            return Diagnosis.failed(
-                "ports", trouble, "end what has it (ss -ltnp shows it), or set another"
-            )
         return Diagnosis.ok("ports", f"{config.http_port} and {config.zmq_port} are free")
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
-        return Diagnosis.failed(
-            "server", f"pid {pid} runs, but {http_url(config)} does not answer", fix
-        )
+        return Diagnosis.failed("server", f"pid {pid} runs, but {url} does not answer", fix)
     if status != 200:
-        return Diagnosis.failed(
-            "server", f"not healthy: {status}", f"see {http_url(config)}/api/health"
-        )
-    return Diagnosis.ok("server", f"pid {pid} answers on {http_url(config)}")
+        return Diagnosis.failed("server", f"not healthy: {status}", f"see {url}/api/health")
+    return Diagnosis.ok("server", f"pid {pid} answers on {url}")
 
 
 def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
     """`finding`: a sentence where it could not be looked at."""
-    restore = (
-        "schedulezero.py restore FILE with one of the backups; the next start does so by itself"
-    )
     if isinstance(finding, str):
         return Diagnosis.failed("database", finding, "start the newer program, or correct data_dir")
     if finding.condition is Condition.DAMAGED:
-        return Diagnosis.failed("database", finding.sentence, restore)
+        fix = "the next start restores the newest sound backup; or schedulezero.py restore FILE"
+        return Diagnosis.failed("database", finding.sentence, fix)
     if finding.condition is Condition.EMPTY:
         return Diagnosis.ok("database", "made by the first start")
     if wal_bytes > LONG_WAL_BYTES:
@@ -14437,11 +14410,9 @@ def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: 
     if not every_h:
         return Diagnosis.warning("backups", "are switched off", "set backup: {every_hours: 24}")
     if newest_us is None:
-        return (
-            Diagnosis.ok("backups", "none yet")
-            if not has_data
-            else Diagnosis.warning("backups", "there is none", fix)
-        )
+        if not has_data:
+            return Diagnosis.ok("backups", "none yet")
+        return Diagnosis.warning("backups", "there is none", fix)
     age_h = (now_us - newest_us) / 3_600e6
     if age_h > LATE_BACKUPS * every_h:
         return Diagnosis.warning("backups", f"the newest is {age_h:.0f} hours old", fix)
@@ -14451,19 +14422,9 @@ def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
         sentence = f"left by something that went wrong: {', '.join(paths)}"
-        return Diagnosis.warning(
-            "leftovers", sentence, f"when nobody needs them: rm {' '.join(paths)}"
-        )
+        fix = f"when nobody needs them: rm {' '.join(paths)}"
+        return Diagnosis.warning("leftovers", sentence, fix)
     return Diagnosis.ok("leftovers", "none")
-
-
-def check_logs(used_bytes: int, most_mb: int) -> Diagnosis:
-    shown = f"{used_bytes >> 20} of {most_mb} MB"
-    if used_bytes > 1.1 * (most_mb << 20):
-        return Diagnosis.warning(
-            "logs", shown, "nothing, if the server runs: within a minute the oldest go"
-        )
-    return Diagnosis.ok("logs", shown)
 
 
 def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
@@ -14474,11 +14435,8 @@ def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
         [line for line in text.splitlines() if line and not line.startswith(("#", "User="))]
         for text in (present, wanted)
     )
-    changes = [
-        line
-        for line in difflib.unified_diff(before, after, lineterm="", n=0)
-        if not line.startswith(("---", "+++", "@@"))
-    ]
+    changes = [f"-{line}" for line in before if line not in after]
+    changes += [f"+{line}" for line in after if line not in before]
     if changes:
         sentence = f"{path} is not what this version would write: {'; '.join(changes[:4])}"
         return Diagnosis.warning("unit", sentence, "compare with: schedulezero.py systemd")
@@ -14493,23 +14451,22 @@ def diagnose(
     environ: Mapping[str, str],
     clock: Clock,
     ask: Callable[[Config], int | None],
-    unit_directory: str = UNIT_DIRECTORY,
-) -> list[Diagnosis]:
+) -> Iterator[Diagnosis]:
     """Everything that can be checked. `ask` gives the status of a running server's health."""
-    found = [check_python((sys.version_info[0], sys.version_info[1]))]
-    for name, low, high, rule in REQUIREMENTS:
-        found.append(check_requirement(name, low, high, rule, load_version(name)))
-    found += [look_at_bytecode(), check_clock(is_clock_synchronised(), clock.now_us())]
+    yield check_python((sys.version_info[0], sys.version_info[1]))
+    for name, rule in REQUIREMENTS:
+        yield check_requirement(name, rule, load_version(name))
+    yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
     except ConfigError as error:
         fix = "correct it; schedulezero.py check says when it is right"
-        return [*found, Diagnosis.failed("configuration", str(error), fix)]
-    found.append(Diagnosis.ok("configuration", config.path or "the defaults"))
-    found += look_at_installation(config, clock, ask)
-    path = os.path.join(unit_directory, unit_name(config))
-    found.append(check_unit(path, load_text(path), render_unit(config, environ)))
-    return found
+        yield Diagnosis.failed("configuration", str(error), fix)
+        return
+    yield Diagnosis.ok("configuration", config.path or "the defaults")
+    yield from look_at_installation(config, clock, ask)
+    path = os.path.join(UNIT_DIRECTORY, unit_name(config))
+    yield check_unit(path, load_text(path), render_unit(config, environ))
 
 
 def look_at_installation(
@@ -14531,7 +14488,6 @@ def look_at_installation(
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
     yield check_ports(config, pid, ask(config) if pid else None, trouble)
-    yield check_logs(sum(size for _, size, _ in walk_logs(config.log_dir)), config.log_max_mb)
     yield from look_at_database(config, clock.now_us())
 
 
@@ -14584,14 +14540,6 @@ def load_version(distribution: str) -> str | None:
         return None
 
 
-def look_at_bytecode() -> Diagnosis:
-    source = os.path.abspath(__file__)
-    path = importlib.util.cache_from_source(source)
-    is_cached = os.path.exists(path) and os.path.getmtime(path) >= os.path.getmtime(source)
-    can_write = os.access(nearest_directory(os.path.dirname(path)), os.W_OK)
-    return check_bytecode(path, is_cached, can_write, sys.dont_write_bytecode)
-
-
 def is_clock_synchronised() -> bool | None:
     """What the kernel knows of it, which whoever keeps the time tells it; None: it does not."""
     try:
@@ -14631,10 +14579,10 @@ def port_trouble(config: Config, kind: str) -> str | None:
     host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, type_, protocol, _, address in found[:1]:
-            with socket.socket(family, type_, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+        family, type_, protocol, _, address = found[0]
+        with socket.socket(family, type_, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except socket.gaierror:
         return f"{kind}_host {host} is no address of this machine"
     except OSError as error:
@@ -15945,7 +15893,8 @@ def command_systemd(arguments: Arguments) -> int:
 
 def command_doctor(arguments: Arguments) -> int:
     """Look at everything, also when the configuration itself is what is wrong."""
-    diagnoses = diagnose(lambda: load_checked(arguments), os.environ, Clock(), fetch_health)
+    load = partial(load_checked, arguments)
+    diagnoses = list(diagnose(load, os.environ, Clock(), fetch_health))
     is_well = not any(found.verdict is Verdict.FAILED for found in diagnoses)
     if arguments.json:
         print(json.dumps({"ok": is_well, "checks": [asdict(found) for found in diagnoses]}))
