@@ -14051,6 +14051,8 @@ UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
 HOMES: Final = ("/home/", "/root/", "/run/user/")
+MADE_BY_SYSTEMD: Final = ("/var/lib/", "/var/log/")
+INSTALL: Final = ("", "[Install]", "WantedBy=multi-user.target")
 
 # For every unit, also of handlers that run whatever a user has written.
 LAX_SETTINGS: Final = """\
@@ -14064,8 +14066,7 @@ ProtectKernelTunables=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
-SystemCallArchitectures=native
-"""
+SystemCallArchitectures=native"""
 STRICT_SETTINGS: Final = """\
 ProtectSystem=strict
 PrivateDevices=yes
@@ -14083,8 +14084,7 @@ CapabilityBoundingSet=
 AmbientCapabilities=
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-"""
+SystemCallErrorNumber=EPERM"""
 
 
 def unit_name(config: Config) -> str:
@@ -14106,10 +14106,15 @@ def program_words() -> list[str]:
 def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     """The unit of governor, server and handlers: what they need is allowed and nothing else."""
     name = unit_name(config)
-    directories = (os.path.dirname(config.data_dir), os.path.dirname(config.log_dir))
+    data, logs = os.path.dirname(config.data_dir), os.path.dirname(config.log_dir)
+    others = [path for path in (data, logs) if not path.startswith(MADE_BY_SYSTEMD)]
+    shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
+    is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
+    is_closed = is_local and not any(spec.autostart for spec in config.handlers)
     lines = [
         f"# Save as {UNIT_DIRECTORY}/{name}, and then:",
-        *_user_lines(directories),
+        "#   useradd --system --shell /usr/sbin/nologin schedulezero",
+        *([f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"] if others else []),
         f"#   systemctl daemon-reload && systemctl enable --now {name}",
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
@@ -14126,16 +14131,14 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["run"]),
         "ExecReload=kill -HUP $MAINPID",
         "RestartPreventExitStatus=2 75 78",
-        *_directory_lines("StateDirectory", "/var/lib/", directories[0]),
-        *_directory_lines("LogsDirectory", "/var/log/", directories[1]),
+        *_directory_lines("StateDirectory", "/var/lib/", data),
+        *_directory_lines("LogsDirectory", "/var/log/", logs),
         "UMask=0077",
         f"ProtectHome={'read-only' if _is_in_home(config) else 'yes'}",
-        *LAX_SETTINGS.splitlines(),
-        *STRICT_SETTINGS.splitlines(),
-        *_network_lines(config),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
+        LAX_SETTINGS,
+        STRICT_SETTINGS,
+        *(["IPAddressDeny=any", "IPAddressAllow=localhost"] if is_closed else []),
+        *INSTALL,
     ]
     return "\n".join(lines)
 
@@ -14156,17 +14159,15 @@ def render_handler_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["handler", "%i"]),
         "RestartPreventExitStatus=2 78",
         "UMask=0027",
-        *LAX_SETTINGS.splitlines(),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
+        LAX_SETTINGS,
+        *INSTALL,
     ]
     return "\n".join(lines)
 
 
 def _service_lines(
     config: Config, environ: Mapping[str, str], command: Iterable[str]
-) -> Iterable[str]:
+) -> Iterator[str]:
     home = os.path.dirname(find_archive() or os.path.abspath(__file__))
     words = [*program_words(), "--deployment", config.deployment]
     words += ["--config", config.path] if config.path else []
@@ -14179,45 +14180,26 @@ def _service_lines(
     yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
     for name, value in sorted(variables.items()):
         yield f"Environment={quote_setting(f'{name}={value}')}"
-    yield "Restart=on-failure"
-    yield "RestartSec=2"
-    yield "KillMode=mixed"
+    yield from ("Restart=on-failure", "RestartSec=2", "KillMode=mixed")
     yield f"TimeoutStopSec={UNIT_STOP_S}"
     if find_archive():
         yield from ("CacheDirectory=schedulezero", "CacheDirectoryMode=0700")  # to unpack to
     yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
 
 
-def _directory_lines(setting: str, root: str, directory: str) -> Iterable[str]:
+def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
     """Where systemd makes directories it makes this one; elsewhere it is there already."""
     if directory.startswith(root):
         return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
-def _user_lines(directories: Iterable[str]) -> Iterable[str]:
-    """Comments: how to make the unit's user, and to give it what systemd does not make."""
-    yield "#   useradd --system --shell /usr/sbin/nologin schedulezero"
-    others = [path for path in directories if not path.startswith(("/var/lib/", "/var/log/"))]
-    if others:
-        shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
-        yield f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"
-
-
 def _is_in_home(config: Config) -> bool:
     """Whether something that is needed stands where users have their own."""
     places = [find_archive() or __file__, sys.prefix, sys.base_prefix, config.directory]
-    places += [config.data_dir, config.log_dir, *filter(None, (config.tls_cert, config.tls_key))]
+    places += [config.data_dir, config.log_dir, config.tls_cert or "", config.tls_key or ""]
     places += [spec.cwd or "" for spec in config.handlers]
     return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
-
-
-def _network_lines(config: Config) -> Iterable[str]:
-    """Without handlers of its own, and for this machine alone, nothing has to leave it."""
-    is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
-    if is_local and not any(spec.autostart for spec in config.handlers):
-        return ["IPAddressDeny=any", "IPAddressAllow=localhost"]
-    return []
 
 
 def quote_unit(text: str) -> str:
