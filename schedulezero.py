@@ -95,7 +95,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import groupby
@@ -323,67 +323,6 @@ class RetryPolicy:
         """Seconds to wait after the nth failure, n ≥ 1; `chance` in [0, 1) sets the jitter."""
         plain = min(self.max_delay, self.base_delay * self.factor ** min(failed_attempts - 1, 64))
         return plain * (1 + self.jitter * (2 * chance - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerSpec:
-    """A handler the governor keeps running: a Python class by `run`, or any `command`."""
-
-    handler_id: str
-    run: str | None = None  # "file.py:ClassName", relative to the configuration file
-    command: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: str | None = None
-    concurrency: int | None = None  # these three for `run`: jobs at a time, each in a process,
-    processes: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)  # arguments of the constructor
-    autostart: bool = True  # False: something else runs it, as a systemd unit of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The effective configuration of one deployment. Paths are absolute."""
-
-    deployment: str = "default"
-    instance_name: str = "ScheduleZero"
-    description: str = ""
-    admin_contact: str = ""
-    version: str = VERSION
-    timezone: str = "UTC"
-    http_host: str = "127.0.0.1"
-    http_port: int = 8888
-    zmq_host: str = "127.0.0.1"
-    zmq_port: int = 4242
-    zmq_security: str = "auto"  # auto: curve unless zmq_host is loopback; curve; null
-    handler_secret: str = field(default="", repr=False)  # what `register` must carry, if set
-    callback_networks: tuple[str, ...] = ()  # where plain handlers may be called; (): see README
-    credentials_dir: str | None = None  # systemd's, for secrets
-    auth: str = "auto"  # or "required": see requires_login
-    allow_insecure: bool = False  # serve other machines without TLS
-    allowed_hosts: tuple[str, ...] = ()  # further names this server is called by, lower-case
-    cors_origins: tuple[str, ...] = ()  # sites whose pages may use the API
-    tls_cert: str | None = None  # PEM files
-    tls_key: str | None = None
-    data_dir: str = "data/default"  # of this deployment alone
-    log_dir: str = "logs/default"  # of this deployment alone
-    log_level: str = "INFO"
-    log_format: str = "text"  # or "json"
-    log_to: str = "file"  # or "stdout"
-    log_max_mb: int = 100  # of all logs together
-    memory_limit: int | None = None  # MB of the server, above which it starts anew
-    timeout: float = 3600.0
-    retry: RetryPolicy = RetryPolicy()
-    max_executions: int = 10_000
-    max_age_days: float = 30.0
-    max_size_mb: int = 1_024  # of the history; older executions go when it takes more
-    keep_per_schedule: int = 10  # the newest executions of each schedule stay in any case
-    backup_every_hours: float = 24.0  # 0: never
-    backup_keep: int = 3
-    handlers: tuple[HandlerSpec, ...] = ()
-    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    path: str | None = None  # the file it came from, None for the defaults
-    directory: str = "/"  # where relative paths start: the file's directory, or the working one
-    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1042,22 +981,6 @@ def _is_environment(value: Any) -> bool:
     )
 
 
-def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
-    given = _HANDLER.read(_MAPPING.check(path, value), path)
-    if ("run" in given) == ("command" in given):
-        raise WrongValue(path, "a mapping with exactly one of run and command", [*given])
-    for key in ("concurrency", "processes", "config"):
-        if key in given and "command" in given:
-            raise WrongValue((*path, key), "left out beside command", given[key])
-    check_json((*path, "config"), given.get("config"))
-    return HandlerSpec(handler_id=path[-1], **given)
-
-
-def _check_declared(path: KeyPath, value: Any) -> dict[str, Any]:
-    check_json(path, value)
-    return DECLARED_FIELDS.read(_MAPPING.check(path, value), path)
-
-
 _MAPPING: Final = section(OBJECT)
 _TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
 _FILLED: Final = matching(
@@ -1078,67 +1001,135 @@ _ENVIRONMENT: Final = kind_of(
     _is_environment,
     lambda value: {name: str(text) for name, text in value.items()},
 )
-_HANDLER: Final = Fields(
-    Field("run", matching(r"[^\0]+\.py:[A-Za-z_]\w*", MAX_TEXT_CHARS, "file.py:ClassName")),
-    Field("command", _COMMAND),
-    Field("env", _ENVIRONMENT),
-    Field("cwd", _FILLED),
-    Field("concurrency", whole_number(1, 1_000)),
-    Field("processes", FLAG),
-    Field("config", OBJECT),
-    Field("autostart", FLAG),
+_NETWORKS: Final = texts(
+    ".+",
+    'a list of networks such as ["10.0.0.0/8", "fd00::/8"]',
+    lambda text: str(ipaddress.ip_network(text)),
 )
-_SCALARS: Final = Fields(
-    Field("instance_name", _FILLED),
-    Field("description", _TEXT),
-    Field("admin_contact", _TEXT),
-    Field("version", prepared(_TEXT, lambda value: str(value) if is_number(value) else value)),
-    Field("timezone", Kind(_check_timezone, _TEXT.schema)),
-    Field("http_host", _BIND_HOST),
-    Field("http_port", _PORT),
-    Field("zmq_host", _BIND_HOST),
-    Field("zmq_port", _PORT),
-    Field("zmq_security",
-          prepared(one_of("auto", "curve", "null"),  # YAML reads the word null as nothing
-                   lambda value: "null" if value is None else value)),
-    Field("handler_secret", printable(256, least=16)),  # too long to be guessed over the socket
-    Field("callback_networks",
-          texts(".+", 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]',
-                lambda text: str(ipaddress.ip_network(text)))),
-    Field("auth", one_of("auto", "required")),
-    Field("allow_insecure", FLAG),
-    Field("allowed_hosts",  # names for the Host header
-          texts("[A-Za-z0-9._-]{1,253}",
-                "a list of host names such as sz.example.org, without scheme and port",
-                lambda name: name.lower().rstrip("."))),
-    Field("cors_origins",  # as browsers send them: no path, no default port, no wildcard
-          texts(r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?",
-                "a list of origins such as https://tools.example.org, exact and without a path")),
-    Field("tls_cert", _FILLED),
-    Field("tls_key", _FILLED),
-    Field("data_dir", _FILLED),
-    Field("log_dir", _FILLED),
-    Field("log_level", prepared(one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-                                lambda value: value.upper() if isinstance(value, str) else value)),
-    Field("log_format", one_of("text", "json")),
-    Field("log_to", one_of("file", "stdout")),
-    Field("log_max_mb", whole_number(1, 1_000_000)),
-    Field("memory_limit", whole_number(16, 1_000_000)),
-    Field("timeout", numeric(0.001, 366 * 86_400)),
-)  # fmt: skip
+_HOST_NAMES: Final = texts(
+    "[A-Za-z0-9._-]{1,253}",
+    "a list of host names such as sz.example.org, without scheme and port",
+    lambda name: name.lower().rstrip("."),
+)
+_ORIGINS: Final = texts(  # as browsers send them: no path, no default port, no wildcard
+    r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?",
+    "a list of origins such as https://tools.example.org, exact and without a path",
+)
+_SECURITY: Final = prepared(  # YAML reads the word null as nothing
+    one_of("auto", "curve", "null"), lambda value: "null" if value is None else value
+)
+_LOG_LEVEL: Final = prepared(
+    one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    lambda value: value.upper() if isinstance(value, str) else value,
+)
+
+
+# Settings
+
+
+def setting(default: Any, kind: Kind, table: str = "", **options: Any) -> Any:
+    """A field that the file sets, at the top or in a table; a type makes its own default."""
+    key = "default_factory" if isinstance(default, type) else "default"
+    return field(**{key: default}, metadata={"kind": kind, "table": table}, **options)
+
+
+def settings_of(cls: type, table: str = "") -> Fields:
+    """The settings of a dataclass that stand in a table. Its name may be their prefix."""
+    return Fields(
+        *(
+            Field(each.name.removeprefix(f"{table}_"), each.metadata["kind"])
+            for each in fields(cls)
+            if each.metadata.get("table") == table
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A handler the governor keeps running: a Python class by `run`, or any `command`."""
+
+    handler_id: str
+    # "file.py:ClassName", relative to the configuration file
+    run: str | None = setting(
+        None, matching(r"[^\0]+\.py:[A-Za-z_]\w*", 1_024, "file.py:ClassName")
+    )
+    command: tuple[str, ...] = setting((), _COMMAND)
+    env: Mapping[str, str] = setting(dict, _ENVIRONMENT)
+    cwd: str | None = setting(None, _FILLED)
+    concurrency: int | None = setting(None, whole_number(1, 1_000))  # jobs of `run` at a time,
+    processes: bool = setting(False, FLAG)  # each in a process,
+    config: Mapping[str, Any] = setting(dict, OBJECT)  # and arguments of its constructor
+    autostart: bool = setting(True, FLAG)  # False: something else runs it, as a systemd unit
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective configuration of one deployment. Paths are absolute."""
+
+    deployment: str = "default"
+    instance_name: str = setting("ScheduleZero", _FILLED)
+    description: str = setting("", _TEXT)
+    admin_contact: str = setting("", _TEXT)
+    version: str = setting(VERSION, prepared(_TEXT, lambda v: str(v) if is_number(v) else v))
+    timezone: str = setting("UTC", Kind(_check_timezone, _TEXT.schema))
+    http_host: str = setting("127.0.0.1", _BIND_HOST)
+    http_port: int = setting(8888, _PORT)
+    zmq_host: str = setting("127.0.0.1", _BIND_HOST)
+    zmq_port: int = setting(4242, _PORT)
+    zmq_security: str = setting("auto", _SECURITY)  # auto: curve unless zmq_host is loopback
+    handler_secret: str = setting("", printable(256, least=16), repr=False)  # `register` must carry
+    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # of plain handlers; (): see README
+    credentials_dir: str | None = None  # systemd's, for secrets
+    auth: str = setting("auto", one_of("auto", "required"))  # see requires_login
+    allow_insecure: bool = setting(False, FLAG)  # serve other machines without TLS
+    allowed_hosts: tuple[str, ...] = setting((), _HOST_NAMES)  # further names of this server
+    cors_origins: tuple[str, ...] = setting((), _ORIGINS)  # sites whose pages may use the API
+    tls_cert: str | None = setting(None, _FILLED)  # PEM files
+    tls_key: str | None = setting(None, _FILLED)
+    data_dir: str = setting("data/default", _FILLED)  # of this deployment alone
+    log_dir: str = setting("logs/default", _FILLED)  # of this deployment alone
+    log_level: str = setting("INFO", _LOG_LEVEL)
+    log_format: str = setting("text", one_of("text", "json"))
+    log_to: str = setting("file", one_of("file", "stdout"))
+    log_max_mb: int = setting(100, whole_number(1, 1_000_000))  # of all logs together
+    # MB of the server, above which it starts anew
+    memory_limit: int | None = setting(None, whole_number(16, 1_000_000))
+    timeout: float = setting(3600.0, numeric(0.001, 366 * 86_400))
+    retry: RetryPolicy = RetryPolicy()
+    max_executions: int = setting(10_000, whole_number(1, 100_000_000), "history")
+    max_age_days: float = setting(30.0, numeric(0.01, 36_600), "history")
+    # Older executions go when the history takes more; the newest of each schedule stay.
+    max_size_mb: int = setting(1_024, whole_number(1, 1_000_000), "history")
+    keep_per_schedule: int = setting(10, whole_number(0, 10_000), "history")
+    backup_every_hours: float = setting(24.0, numeric(0, 366 * 24), "backup")  # 0: never
+    backup_keep: int = setting(3, whole_number(1, 1_000), "backup")
+    handlers: tuple[HandlerSpec, ...] = ()
+    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    path: str | None = None  # the file it came from, None for the defaults
+    directory: str = "/"  # where relative paths start: the file's directory, or the working one
+    lines: Mapping[KeyPath, int] = field(default_factory=dict, repr=False, compare=False)
+
+
+def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
+    given = _HANDLER.read(_MAPPING.check(path, value), path)
+    if ("run" in given) == ("command" in given):
+        raise WrongValue(path, "a mapping with exactly one of run and command", [*given])
+    for key in ("concurrency", "processes", "config"):
+        if key in given and "command" in given:
+            raise WrongValue((*path, key), "left out beside command", given[key])
+    check_json((*path, "config"), given.get("config"))
+    return HandlerSpec(handler_id=path[-1], **given)
+
+
+def _check_declared(path: KeyPath, value: Any) -> dict[str, Any]:
+    check_json(path, value)
+    return DECLARED_FIELDS.read(_MAPPING.check(path, value), path)
+
+
+_HANDLER: Final = settings_of(HandlerSpec)
+_SCALARS: Final = settings_of(Config)
 _TABLES: Final[Mapping[str, Fields]] = MappingProxyType(
-    {
-        "retry": RETRY_FIELDS,
-        "history": Fields(
-            Field("max_executions", whole_number(1, 100_000_000)),
-            Field("max_age_days", numeric(0.01, 36_600)),
-            Field("max_size_mb", whole_number(1, 1_000_000)),
-            Field("keep_per_schedule", whole_number(0, 10_000)),
-        ),
-        "backup": Fields(
-            Field("every_hours", numeric(0, 366 * 24)), Field("keep", whole_number(1, 1_000))
-        ),
-    }
+    {"retry": RETRY_FIELDS, **{t: settings_of(Config, t) for t in ("history", "backup")}}
 )
 # The id of a handler names a directory of logs, a line of `status` and an argument of `logs`.
 _HANDLER_ID: Final = matching(
@@ -1171,16 +1162,12 @@ BUILT_IN_DEPLOYMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "zmq_port": 4243,
             "handlers": {"ding-dong": {"run": "handler.py:DingDong"}},
             "schedules": {
-                "hourly-chime": {
+                name: {
                     "handler_id": "ding-dong",
                     "method_name": "chime",
-                    "trigger_config": {"type": "cron", "minute": "0"},
-                },
-                "minute-chime": {
-                    "handler_id": "ding-dong",
-                    "method_name": "chime",
-                    "trigger_config": {"type": "cron", "minute": "1-59"},
-                },
+                    "trigger_config": {"type": "cron", "minute": minute},
+                }
+                for name, minute in (("hourly-chime", "0"), ("minute-chime", "1-59"))
             },
         },
         "production": {"http_port": 8890, "zmq_port": 4244},
@@ -1210,7 +1197,11 @@ def parse_config(
     source = ConfigSource(os.path.basename(path) if path else "configuration", lines or {})
     layer = source.read(_FILE, mapping)
     entries = layer.pop("deployments", {})
-    name = _choose_deployment(deployment, environ, entries, source)
+    name = deployment or environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
+    if name not in (known := {*BUILT_IN_DEPLOYMENTS, *entries}):
+        # A misspelt one would start beside the wanted one, with no data.
+        allowed = f"one of {', '.join(sorted(known))}{suggest(name, known)}"
+        raise source.wrong(("deployment",), name, allowed)
     built_in = source.read(_SETTINGS, BUILT_IN_DEPLOYMENTS.get(name, {}))
     merged: dict[str, Any] = {
         "deployment": name,
@@ -1242,23 +1233,6 @@ def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]
             allowed = "a schedule; leave out what is not wanted"
             raise source.wrong(("schedules", key), None, allowed)
     return entries, source
-
-
-def _choose_deployment(
-    asked: str | None,
-    environ: Mapping[str, str],
-    entries: Mapping[str, Any],
-    source: ConfigSource,
-) -> str:
-    """A misspelt deployment is refused: it would start beside the wanted one, with no data."""
-    name = asked or environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
-    known = sorted({*BUILT_IN_DEPLOYMENTS, *entries})
-    if name not in known:
-        raise ConfigError(
-            f"unknown deployment {_shorten(name)!r}{suggest(name, known)}; "
-            f"allowed are {', '.join(known)}, and those under deployments: in {source.name}"
-        )
-    return name
 
 
 def _variables() -> dict[str, tuple[KeyPath, Kind]]:
