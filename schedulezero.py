@@ -101,7 +101,6 @@ from functools import lru_cache, partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import (
-    IO,
     Any,
     ClassVar,
     Final,
@@ -1638,16 +1637,12 @@ def size_of(path: str) -> int:
 
 def read_tail(path: str, count: int, start: int = 0) -> list[str]:
     """The last lines of a file, of what comes after `start` bytes; none if it does not exist."""
-    if count < 1:
-        return []
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            begin = max(start if start <= size else 0, size - TAIL_BYTES)
-            file.seek(begin)
-            return split_log(file.read(TAIL_BYTES))[-count:]
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(start if start <= size else 0, size - TAIL_BYTES))
+        lines = split_log(file.read(TAIL_BYTES))
+        return lines[max(0, len(lines) - count) :]
+    return []
 
 
 @dataclass(slots=True)
@@ -1660,31 +1655,25 @@ class Tail:
 
     def read_lines(self) -> list[str]:
         """The whole lines since the last call."""
-        try:
-            with open(self.path, "rb") as file:
-                return self._read_from(file)
-        except FileNotFoundError:  # between the renaming and the new file
-            return []
-
-    def _read_from(self, file: IO[bytes]) -> list[str]:
-        stat = os.fstat(file.fileno())
-        if stat.st_ino != self.inode or stat.st_size < self.offset:
-            self.inode, self.offset = stat.st_ino, 0
-        file.seek(self.offset)
-        data = file.read(TAIL_BYTES)
-        if len(data) < TAIL_BYTES:
-            data = data[: data.rfind(b"\n") + 1]
-        self.offset += len(data)
-        return split_log(data)
+        with suppress(FileNotFoundError), open(self.path, "rb") as file:  # renamed a moment ago
+            found = os.fstat(file.fileno())
+            if found.st_ino != self.inode or found.st_size < self.offset:
+                self.inode, self.offset = found.st_ino, 0
+            file.seek(self.offset)
+            data = file.read(TAIL_BYTES)
+            if len(data) < TAIL_BYTES:
+                data = data[: data.rfind(b"\n") + 1]
+            self.offset += len(data)
+            return split_log(data)
+        return []
 
 
 def follow_log(path: str) -> Tail:
     """Follow a log file from its present end. It need not exist yet."""
-    try:
-        stat = os.stat(path)
-    except FileNotFoundError:
-        return Tail(path, 0, 0)
-    return Tail(path, stat.st_ino, stat.st_size)
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return Tail(path, found.st_ino, found.st_size)
+    return Tail(path, 0, 0)
 
 
 # --- Triggers ---------------------------------------------------------------------------------
@@ -14214,22 +14203,13 @@ class Verdict(enum.StrEnum):
 class Diagnosis:
     """What one check found, and what helps."""
 
-    check: str
     verdict: Verdict
+    check: str
     sentence: str
-    fix: str | None = None
+    fix: str | None = None  # if there is anything to be done
 
-    @classmethod
-    def ok(cls, check: str, sentence: str) -> Diagnosis:
-        return cls(check, Verdict.OK, sentence)
 
-    @classmethod
-    def warning(cls, check: str, sentence: str, fix: str) -> Diagnosis:
-        return cls(check, Verdict.WARNING, sentence, fix)
-
-    @classmethod
-    def failed(cls, check: str, sentence: str, fix: str) -> Diagnosis:
-        return cls(check, Verdict.FAILED, sentence, fix)
+passes, warns, fails = (partial(Diagnosis, verdict) for verdict in Verdict)
 
 
 def render_diagnosis(found: Diagnosis) -> list[str]:
@@ -14245,23 +14225,22 @@ def check_python(version: tuple[int, int]) -> Diagnosis:
     first, last = PYTHONS
     shown = ".".join(map(str, version))
     if version < first:
-        return Diagnosis.failed("python", f"{shown} is too old", "install Python 3.11 or newer")
+        return fails("python", f"{shown} is too old", "install Python 3.11 or newer")
     if version > last:
-        sentence = f"{shown} is newer than any tested"
-        return Diagnosis.warning("python", sentence, "use Python 3.13 if it fails")
-    return Diagnosis.ok("python", shown)
+        return warns("python", f"{shown} is newer than any tested", "use Python 3.13 if it fails")
+    return passes("python", shown)
 
 
 def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
     """`rule`: one version, or majors `>=from,<below`."""
     fix = f"python -m pip install '{name}{rule}'"
     if version is None:  # it was imported, or this would not run
-        return Diagnosis.warning(name, "does not tell its version", fix)
+        return warns(name, "does not tell its version", fix)
     first, *below = map(int, re.findall(r"[0-9]+", rule)[:2])
     is_within = ">" in rule and first <= int(version.partition(".")[0]) < below[0]
     if is_within or rule == f"=={version}":
-        return Diagnosis.ok(name, version)
-    return Diagnosis.failed(name, f"{version} is not {rule}", fix)
+        return passes(name, version)
+    return fails(name, f"{version} is not {rule}", fix)
 
 
 # The machine.
@@ -14270,35 +14249,33 @@ def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
 def check_clock(is_synchronised: bool | None, now_us: int) -> Diagnosis:
     fix = "timedatectl set-ntp true, or install chrony"
     if now_us < FIRST_CREDIBLE_US:
-        return Diagnosis.failed("clock", f"it is not {iso_of(now_us)}", fix)
+        return fails("clock", f"it is not {iso_of(now_us)}", fix)
     if is_synchronised is None:
-        sentence = "the kernel does not tell whether it is synchronised"
-        return Diagnosis.warning("clock", sentence, fix)
+        return warns("clock", "the kernel does not tell whether it is synchronised", fix)
     if not is_synchronised:
-        return Diagnosis.warning("clock", "not synchronised: schedules fire when it says so", fix)
-    return Diagnosis.ok("clock", "synchronised")
+        return warns("clock", "not synchronised: schedules fire when it says so", fix)
+    return passes("clock", "synchronised")
 
 
 def check_zones(count: int, timezone: str, is_there: bool) -> Diagnosis:
     fix = "apt install tzdata, or python -m pip install tzdata"
     if not count:
-        return Diagnosis.failed("time zones", "there is no time zone database", fix)
+        return fails("time zones", "there is no time zone database", fix)
     if not is_there:
-        sentence = f"{timezone} is not among the {count} of this machine"
-        return Diagnosis.failed("time zones", sentence, fix)
-    return Diagnosis.ok("time zones", f"{count}, schedules in {timezone}")
+        return fails("time zones", f"{timezone} is not among the {count} of this machine", fix)
+    return passes("time zones", f"{count}, schedules in {timezone}")
 
 
 def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis:
     shown = f"{free_bytes >> 20} MB free on {path}"
     fix = "delete something, or set data_dir to a larger disk"
     if free_inodes == 0:
-        return Diagnosis.failed("disk", f"no inode is free on {path}", fix)
+        return fails("disk", f"no inode is free on {path}", fix)
     if free_bytes < NO_ROOM_BYTES:
-        return Diagnosis.failed("disk", shown, fix)
+        return fails("disk", shown, fix)
     if free_bytes < LITTLE_ROOM_BYTES:
-        return Diagnosis.warning("disk", shown, fix)
-    return Diagnosis.ok("disk", shown)
+        return warns("disk", shown, fix)
+    return passes("disk", shown)
 
 
 # The installation.
@@ -14313,17 +14290,20 @@ def check_directory(
     if closed:
         sentence = f"{user} cannot write to {closed[0]}, which is {closed[1]}'s"
         fix = f"run it as {closed[1]}, or make it yours: sudo chown -R {user} {nearest}"
-        return Diagnosis.failed(name, sentence, fix)
-    return Diagnosis.ok(name, path if path == nearest else f"{path}, made by the first start")
+        return fails(name, sentence, fix)
+    return passes(name, path if path == nearest else f"{path}, made by the first start")
 
 
 def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
     """`files`: path and mode of what is nobody else's business."""
     open_files = [path for path, mode in files if mode & 0o077]
     if open_files:
-        sentence = f"others can read {', '.join(open_files)}"
-        return Diagnosis.failed("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
-    return Diagnosis.ok("secrecy", "keys and tokens are readable by their owner alone")
+        return fails(
+            "secrecy",
+            f"others can read {', '.join(open_files)}",
+            f"chmod go= {' '.join(open_files)}",
+        )
+    return passes("secrecy", "keys and tokens are readable by their owner alone")
 
 
 def check_ports(
@@ -14333,60 +14313,63 @@ def check_ports(
     url = http_url(config)
     if trouble:
         fix = "end what has it (ss -ltnp shows it), or set another"
-        return Diagnosis.failed("ports", trouble, fix)
+        return fails("ports", trouble, fix)
     if pid is None:
-        return Diagnosis.ok("ports", f"{config.http_port} and {config.zmq_port} are free")
+        return passes("ports", f"{config.http_port} and {config.zmq_port} are free")
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
-        return Diagnosis.failed("server", f"pid {pid} runs, but {url} does not answer", fix)
+        return fails("server", f"pid {pid} runs, but {url} does not answer", fix)
     if status != 200:
-        return Diagnosis.failed("server", f"not healthy: {status}", f"see {url}/api/health")
-    return Diagnosis.ok("server", f"pid {pid} answers on {url}")
+        return fails("server", f"not healthy: {status}", f"see {url}/api/health")
+    return passes("server", f"pid {pid} answers on {url}")
 
 
 def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
     """`finding`: a sentence where it could not be looked at."""
     if isinstance(finding, str):
-        return Diagnosis.failed("database", finding, "start the newer program, or correct data_dir")
+        return fails("database", finding, "start the newer program, or correct data_dir")
     if finding.condition is Condition.DAMAGED:
         fix = "the next start restores the newest sound backup; or schedulezero.py restore FILE"
-        return Diagnosis.failed("database", finding.sentence, fix)
+        return fails("database", finding.sentence, fix)
     if finding.condition is Condition.EMPTY:
-        return Diagnosis.ok("database", "made by the first start")
+        return passes("database", "made by the first start")
     if wal_bytes > LONG_WAL_BYTES:
-        sentence = f"sound, but its log has {wal_bytes >> 20} MB"
-        return Diagnosis.warning("database", sentence, "end what reads it, or restart the server")
+        return warns(
+            "database",
+            f"sound, but its log has {wal_bytes >> 20} MB",
+            "end what reads it, or restart the server",
+        )
     if finding.condition is Condition.UNCHECKED:
-        return Diagnosis.ok("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
-    return Diagnosis.ok("database", "sound")
+        return passes("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
+    return passes("database", "sound")
 
 
 def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: bool) -> Diagnosis:
     fix = "see the server's log; meanwhile: schedulezero.py backup FILE"
     if not every_h:
-        return Diagnosis.warning("backups", "are switched off", "set backup: {every_hours: 24}")
+        return warns("backups", "are switched off", "set backup: {every_hours: 24}")
     if newest_us is None:
         if not has_data:
-            return Diagnosis.ok("backups", "none yet")
-        return Diagnosis.warning("backups", "there is none", fix)
+            return passes("backups", "none yet")
+        return warns("backups", "there is none", fix)
     age_h = (now_us - newest_us) / 3_600e6
     if age_h > LATE_BACKUPS * every_h:
-        return Diagnosis.warning("backups", f"the newest is {age_h:.0f} hours old", fix)
-    return Diagnosis.ok("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
+        return warns("backups", f"the newest is {age_h:.0f} hours old", fix)
+    return passes("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
 
 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
         sentence = f"left by something that went wrong: {', '.join(paths)}"
         fix = f"when nobody needs them: rm {' '.join(paths)}"
-        return Diagnosis.warning("leftovers", sentence, fix)
-    return Diagnosis.ok("leftovers", "none")
+        return warns("leftovers", sentence, fix)
+    return passes("leftovers", "none")
 
 
 def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
     """A unit's user, its comments and empty lines are the installer's own."""
     if present is None:
-        return Diagnosis.ok("unit", "not installed")
+        return passes("unit", "not installed")
     before, after = (
         [line for line in text.splitlines() if line and not line.startswith(("#", "User="))]
         for text in (present, wanted)
@@ -14395,8 +14378,8 @@ def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
     changes += [f"+{line}" for line in after if line not in before]
     if changes:
         sentence = f"{path} is not what this version would write: {'; '.join(changes[:4])}"
-        return Diagnosis.warning("unit", sentence, "compare with: schedulezero.py systemd")
-    return Diagnosis.ok("unit", path)
+        return warns("unit", sentence, "compare with: schedulezero.py systemd")
+    return passes("unit", path)
 
 
 # Looking things up.
@@ -14417,9 +14400,9 @@ def diagnose(
         config = load()
     except ConfigError as error:
         fix = "correct it; schedulezero.py check says when it is right"
-        yield Diagnosis.failed("configuration", str(error), fix)
+        yield fails("configuration", str(error), fix)
         return
-    yield Diagnosis.ok("configuration", config.path or "the defaults")
+    yield passes("configuration", config.path or "the defaults")
     yield from look_at_installation(config, clock, ask)
     path = os.path.join(UNIT_DIRECTORY, unit_name(config))
     yield check_unit(path, load_text(path), render_unit(config, environ))

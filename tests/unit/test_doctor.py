@@ -115,7 +115,7 @@ def test_a_requirement_may_be_one_version_alone(version: str, verdict: str) -> N
 
 
 def test_the_fix_stands_below_what_it_is_for() -> None:
-    lines = render_diagnosis(Diagnosis("disk", Verdict.FAILED, "1 MB free", "delete something"))
+    lines = render_diagnosis(Diagnosis(Verdict.FAILED, "disk", "1 MB free", "delete something"))
     assert lines[0].split() == ["FAILED", "disk", "1", "MB", "free"]
     assert lines[1].strip() == "fix: delete something"
-    assert len(render_diagnosis(Diagnosis("disk", Verdict.OK, "fine"))) == 1
+    assert len(render_diagnosis(Diagnosis(Verdict.OK, "disk", "fine"))) == 1
