@@ -662,7 +662,8 @@ class Fields:
             if field.name in values:
                 sentence = f"{field.alias} is another name of {field.name}"
                 raise InvalidField((*path, key), sentence)
-            values[field.name] = field.kind.check((*path, key), value)
+            at = (*path, key) if path else (key,)  # ten times sooner made
+            values[field.name] = field.kind.check(at, value)
         for name in self._required:
             if name not in values:
                 where = ".".join(path) or "the object"
@@ -722,12 +723,15 @@ def matching(
 ) -> Kind:
     """A text of at most `most` characters that matches as a whole."""
     fits = re.compile(pattern).fullmatch
-    return kind_of(
-        allowed,
-        lambda value: isinstance(value, str) and len(value) <= most and fits(value) is not None,
-        convert,
-        type="string", minLength=0 if fits("") else 1, maxLength=most, pattern=f"^{pattern}$",
-    )  # fmt: skip
+
+    def check(path: KeyPath, value: Any) -> Any:
+        if not isinstance(value, str) or len(value) > most or not fits(value):
+            raise WrongValue(path, allowed, value)
+        return convert(value) if convert else value
+
+    least = 0 if fits("") else 1
+    schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": f"^{pattern}$"}
+    return Kind(check, schema)
 
 
 def printable(most: int, least: int = 1) -> Kind:
@@ -798,15 +802,19 @@ def members_of(fields: Fields) -> Kind:
 
 
 def _check_params(path: KeyPath, value: Any) -> Mapping[str, Any]:
-    params: Mapping[str, Any] = OBJECT.check(path, value)
-    if len(encode_json(params)) > MAX_PARAMS_BYTES:
-        sentence = f"{'.'.join(path)} is larger than {MAX_PARAMS_BYTES} bytes"
-        raise InvalidField(path, sentence)
-    return params
+    if not isinstance(value, Mapping):
+        raise WrongValue(path, "an object", value)
+    if len(encode_json(value)) > MAX_PARAMS_BYTES:
+        raise InvalidField(path, f"{'.'.join(path)} is larger than {MAX_PARAMS_BYTES} bytes")
+    return value
 
 
 FLAG: Final = kind_of("true or false", lambda value: isinstance(value, bool), type="boolean")
-OBJECT: Final = kind_of("an object", lambda value: isinstance(value, Mapping), type="object")
+OBJECT: Final = kind_of(
+    "an object: a mapping whose keys are texts",  # in YAML they may be anything
+    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+    type="object",
+)
 PARAMS: Final = Kind(_check_params, OBJECT.schema)
 TRIGGER: Final = Kind(
     OBJECT.check,
@@ -914,21 +922,14 @@ def texts(pattern: str, allowed: str, convert: Callable[[str], str] = str) -> Ki
 
 def section(kind: Kind) -> Kind:
     """A mapping of the file; an empty one is null in YAML."""
-
-    def check(path: KeyPath, value: Any) -> Any:
-        mapping = {} if value is None else value
-        if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
-            raise WrongValue(path, "a mapping whose keys are texts", value)
-        return kind.check(path, mapping)
-
-    return Kind(check, kind.schema)
+    return prepared(kind, lambda value: {} if value is None else value)
 
 
 def entries_of(kind: Kind, name_kind: Kind) -> Kind:
     """A section of named entries; one that is null removes what it would inherit."""
 
     def check(path: KeyPath, value: Any) -> dict[str, Any]:
-        for name in value:
+        for name in OBJECT.check(path, value):
             name_kind.check((*path, name), name)
         return {
             name: None if entry is None else kind.check((*path, name), entry)
@@ -943,7 +944,7 @@ def check_json(path: KeyPath, value: Any) -> None:
     if len(path) > MAX_JSON_DEPTH:
         raise WrongValue(path[:4], f"nested at most {MAX_JSON_DEPTH} deep", "...")
     if isinstance(value, Mapping):
-        for key, item in _MAPPING.check(path, value).items():
+        for key, item in OBJECT.check(path, value).items():
             check_json((*path, key), item)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -980,7 +981,6 @@ def _is_environment(value: Any) -> bool:
     )
 
 
-_MAPPING: Final = section(OBJECT)
 _TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
 _FILLED: Final = matching(
     r"\s*[^\s\0][^\0]*", MAX_TEXT_CHARS, f"a text of 1 to {MAX_TEXT_CHARS} characters"
@@ -1110,7 +1110,7 @@ class Config:
 
 
 def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
-    given = _HANDLER.read(_MAPPING.check(path, value), path)
+    given = members_of(_HANDLER).check(path, value)
     if ("run" in given) == ("command" in given):
         raise WrongValue(path, "a mapping with exactly one of run and command", [*given])
     for key in ("concurrency", "processes", "config"):
@@ -1122,7 +1122,7 @@ def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
 
 def _check_declared(path: KeyPath, value: Any) -> dict[str, Any]:
     check_json(path, value)
-    return DECLARED_FIELDS.read(_MAPPING.check(path, value), path)
+    return DECLARED_FIELDS.read(OBJECT.check(path, value), path)
 
 
 _HANDLER: Final = settings_of(HandlerSpec)
@@ -14298,11 +14298,8 @@ def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
     """`files`: path and mode of what is nobody else's business."""
     open_files = [path for path, mode in files if mode & 0o077]
     if open_files:
-        return fails(
-            "secrecy",
-            f"others can read {', '.join(open_files)}",
-            f"chmod go= {' '.join(open_files)}",
-        )
+        sentence = f"others can read {', '.join(open_files)}"
+        return fails("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
     return passes("secrecy", "keys and tokens are readable by their owner alone")
 
 
@@ -14334,11 +14331,8 @@ def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
     if finding.condition is Condition.EMPTY:
         return passes("database", "made by the first start")
     if wal_bytes > LONG_WAL_BYTES:
-        return warns(
-            "database",
-            f"sound, but its log has {wal_bytes >> 20} MB",
-            "end what reads it, or restart the server",
-        )
+        sentence = f"sound, but its log has {wal_bytes >> 20} MB"
+        return warns("database", sentence, "end what reads it, or restart the server")
     if finding.condition is Condition.UNCHECKED:
         return passes("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
     return passes("database", "sound")
