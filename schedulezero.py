@@ -101,6 +101,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import (
+    IO,
     Any,
     ClassVar,
     Final,
@@ -601,9 +602,10 @@ def _shorten(text: str) -> str:
 
 
 def render_value(path: KeyPath, value: Any, write: Callable[[Any], str] = repr) -> str:
-    """The beginning of a value as `write` has it, unless its key says that it is a secret."""
-    is_secret = "env" in path or _SECRET.search(path[-1])
-    return MASK if is_secret else _shorten(write(value))
+    """The beginning of a value as `write` has it, without what may be a secret."""
+    if "env" in path or _SECRET.search(path[-1]):
+        return MASK
+    return "{...}" if isinstance(value, Mapping) else _shorten(write(value))
 
 
 class WrongValue(InvalidField):
@@ -675,10 +677,6 @@ class Fields:
         sentence = f"unknown key {'.'.join(path)!r} (value {render_value(path, value)})"
         sentence += f"{suggest(path[-1], self._by_name)}; allowed here: {names}"
         return InvalidField(path, sentence)
-
-    def optional(self) -> Fields:
-        """The same members, none of them required."""
-        return Fields(*(replace(field, required=False) for field in self.fields))
 
     @property
     def is_required(self) -> bool:
@@ -1112,7 +1110,7 @@ class Config:
 def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
     given = members_of(_HANDLER).check(path, value)
     if ("run" in given) == ("command" in given):
-        raise WrongValue(path, "a mapping with exactly one of run and command", [*given])
+        raise WrongValue(path, "a mapping with exactly one of run and command", value)
     for key in ("concurrency", "processes", "config"):
         if key in given and "command" in given:
             raise WrongValue((*path, key), "left out beside command", given[key])
@@ -1375,12 +1373,9 @@ def parse_yaml(text: str, name: str) -> tuple[Mapping[str, Any], dict[KeyPath, i
     """
     try:
         loader = _ConfigLoader(text)
-        try:
-            node = loader.get_single_node()
-            lines = _lines_of(node, name)
-            mapping = loader.construct_document(node) if node else {}
-        finally:
-            loader.dispose()
+        node = loader.get_single_node()
+        lines = _lines_of(node, name)
+        mapping = loader.construct_document(node) if node else {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name} line {mark.line + 1}" if mark else name
@@ -1388,8 +1383,7 @@ def parse_yaml(text: str, name: str) -> tuple[Mapping[str, Any], dict[KeyPath, i
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{name}: not valid YAML: {reason}") from None
-    if mapping is None:
-        mapping = {}
+    mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
         raise ConfigError(f"{name}: must be a mapping of settings, such as 'http_port: 8888'")
     return mapping, lines
@@ -1432,7 +1426,12 @@ def load_config(
     lines: dict[KeyPath, int] = {}
     if path is not None:
         path = os.path.abspath(path)
-        mapping, lines = parse_yaml(_read_config_file(path), os.path.basename(path))
+        try:
+            with open(path, "rb") as file:
+                text = load_utf8(file, path, MAX_CONFIG_BYTES)
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+        mapping, lines = parse_yaml(text, os.path.basename(path))
     return parse_config(
         mapping,
         environ=environ,
@@ -1444,17 +1443,15 @@ def load_config(
     )
 
 
-def _read_config_file(path: str) -> str:
+def load_utf8(file: IO[bytes], name: str, most_bytes: int) -> str:
+    """A file of UTF-8. Raises OSError, and ConfigError for what is none or too large."""
+    data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ConfigError(f"{name}: larger than {most_bytes} bytes")
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
         return data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
 
 
 def load_local_timezone() -> str:
@@ -11128,7 +11125,7 @@ RUN_FIELDS: Final = Fields(
     *CALL_FIELDS, Field("wait", FLAG, "false: answer at once with the execution's id")
 )
 SCHEDULE_FIELDS: Final = Fields(*EDIT_FIELDS, Field("schedule_id", NAME))
-CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
+CHANGE_FIELDS: Final = Fields(*(replace(field, required=False) for field in EDIT_FIELDS))
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
     Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
@@ -15104,18 +15101,11 @@ def read_schedules(
 
 def read_import(path: str) -> tuple[str, str]:
     """Name and text of a file, or of stdin. Raises ConfigError."""
-    name = "stdin" if path == "-" else os.path.basename(path)
     if path == "-":
-        data = sys.stdin.buffer.read(MAX_IMPORT_BYTES + 1)
-    else:
-        with open(path, "rb") as file:
-            data = file.read(MAX_IMPORT_BYTES + 1)
-    if len(data) > MAX_IMPORT_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_IMPORT_BYTES} bytes")
-    try:
-        return name, data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+        return "stdin", load_utf8(sys.stdin.buffer, "stdin", MAX_IMPORT_BYTES)
+    name = os.path.basename(path)
+    with open(path, "rb") as file:
+        return name, load_utf8(file, name, MAX_IMPORT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

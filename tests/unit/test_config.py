@@ -311,6 +311,8 @@ def test_a_secret_never_shows_in_a_refusal() -> None:
     sentence = refusal("api_token: hunter2\n")
     assert "hunter2" not in sentence
     assert "hunter2" not in refusal("handlers: {a: {command: [x], env: {A: [hunter2]}}}")
+    assert "hunter2" not in refusal("handlrs: {a: {command: [x], env: {A: hunter2}}}")
+    assert "hunter2" not in refusal("handlers: {a: {env: {A: hunter2}}}")
 
 
 @pytest.mark.parametrize(
