@@ -668,7 +668,7 @@ class Fields:
             values[field.name] = field.kind.check(at, value)
         for name in self._required:
             if name not in values:
-                where = ".".join(path) or "the object"
+                where = ".".join(path) or "the body"
                 raise InvalidField((*path, name), f"{where} needs the key {name!r}")
         return values
 
