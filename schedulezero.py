@@ -587,6 +587,7 @@ MAX_GRACE_S: Final = 10 * 366 * 86_400
 TRIGGER_TYPES: Final = ("date", "interval", "cron", "calendar_interval", "and", "or")
 
 _SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 
 Schema = Mapping[str, Any]
 
@@ -779,6 +780,27 @@ def or_null(kind: Kind) -> Kind:
     return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
 
 
+def prepared(kind: Kind, prepare: Callable[[Any], Any]) -> Kind:
+    """What `prepare` makes one of the kind."""
+    return Kind(lambda path, value: kind.check(path, prepare(value)), kind.schema)
+
+
+def parse_text(schema_type: str, text: str) -> Any:
+    """What a text says where that is a value of the type; else the text."""
+    if schema_type == "array":
+        return [part.strip() for part in text.split(",")]
+    if schema_type == "boolean":
+        return {"true": True, "false": False}.get(text, text)
+    if schema_type in ("integer", "number") and _NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    return text
+
+
+def in_text(kind: Kind) -> Kind:
+    """The kind as a query has it, where everything is text."""
+    return prepared(kind, partial(parse_text, kind.schema["type"]))
+
+
 def list_kind(kind: Kind, most: int) -> Kind:
     """A list of at most so many values of a kind."""
 
@@ -899,11 +921,6 @@ class ConfigSource:
 
 
 # Kinds of settings
-
-
-def prepared(kind: Kind, prepare: Callable[[Any], Any]) -> Kind:
-    """What `prepare` makes one of the kind."""
-    return Kind(lambda path, value: kind.check(path, prepare(value)), kind.schema)
 
 
 def texts(pattern: str, allowed: str, convert: Callable[[str], str] = str) -> Kind:
@@ -1249,7 +1266,7 @@ def _parse_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if text := environ.get(name):
             names[key] = name
             settings = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
-            settings[key[-1]] = _read_scalar(kind.schema["type"], text)
+            settings[key[-1]] = parse_text(kind.schema["type"], text)
     return ConfigSource("environment", variables=names).read(_SETTINGS, mapping)
 
 
@@ -1263,19 +1280,6 @@ def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> Non
         close = difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8)
         if close and not prefix:
             raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
-
-
-def _read_scalar(schema_type: str, text: str) -> Any:
-    """What the text of a variable says where that is a value of the type; else the text."""
-    if schema_type == "array":
-        return [part.strip() for part in text.split(",")]
-    if schema_type == "boolean":
-        return {"true": True, "false": False}.get(text, text)
-    if schema_type in ("integer", "number") and re.fullmatch(
-        r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text
-    ):
-        return float(text) if "." in text else int(text)
-    return text
 
 
 def _build_config(settings: Mapping[str, Any]) -> Config:
@@ -11068,16 +11072,7 @@ class App(Protocol):
     def health(self) -> tuple[dict[str, str], str]: ...
 
 
-# What a query may hold: everything in it is text
-
-
-def whole_number_text(low: int, high: int) -> Kind:
-    digits = re.compile("[0-9]{1,9}").fullmatch
-    return kind_of(
-        f"a whole number from {low} to {high}",
-        lambda value: digits(value) is not None and low <= int(value) <= high,
-        int, type="integer", minimum=low, maximum=high,
-    )  # fmt: skip
+# What a request may hold
 
 
 def parse_time(value: str) -> int:
@@ -11090,12 +11085,8 @@ def parse_time(value: str) -> int:
     return max(0, us_of(at if at.tzinfo else at.replace(tzinfo=UTC)))
 
 
-FLAG_TEXT: Final = kind_of(
-    "true or false",
-    lambda value: value in ("true", "false"),
-    lambda value: value == "true",
-    type="boolean",
-)
+LIMIT: Final = in_text(whole_number(1, MAX_PAGE))
+OFFSET: Final = in_text(whole_number(0, 999_999_999))
 TIME_TEXT: Final = kind_of(
     "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds",
     lambda value: isinstance(value, str),
@@ -11134,21 +11125,21 @@ SORT: Final = one_of(*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS)
 SCHEDULE_FILTERS: Final = (
     Field("handler_id", NAME),
     Field("method_name", NAME),
-    Field("paused", FLAG_TEXT),
+    Field("paused", in_text(FLAG)),
     Field("search", ANY_TEXT, "part of id, name, handler or method"),
 )
 SCHEDULES_QUERY: Final = Fields(
     *SCHEDULE_FILTERS,
     Field("sort", SORT, "a minus before the name turns it round"),
-    Field("limit", whole_number_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
-    Field("offset", whole_number_text(0, 999_999_999)),
+    Field("limit", LIMIT, f"{MAX_PAGE} if not given"),
+    Field("offset", OFFSET),
 )
 EXECUTIONS_QUERY: Final = Fields(
     Field("handler_id", NAME),
     Field("schedule_id", NAME),
     Field("status", STATUSES, "one status, or several with commas between them"),
     Field("since", TIME_TEXT, "ISO 8601 or Unix seconds"),
-    Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"),
+    Field("limit", LIMIT, "50 if not given"),
     Field("cursor", CURSOR, "next_cursor of the answer before"),
 )
 NO_FIELDS: Final = Fields()
@@ -11157,16 +11148,16 @@ MANY_FIELDS: Final = Fields(
     Field("schedule_ids", list_kind(NAME, MAX_PAGE), "only these of those that match"),
 )
 UPCOMING_QUERY: Final = Fields(
-    Field("hours", whole_number_text(1, MAX_UPCOMING_HOURS), "24 if not given"),
-    Field("buckets", whole_number_text(1, MAX_UPCOMING_BUCKETS), "96 if not given"),
+    Field("hours", in_text(whole_number(1, MAX_UPCOMING_HOURS)), "24 if not given"),
+    Field("buckets", in_text(whole_number(1, MAX_UPCOMING_BUCKETS)), "96 if not given"),
 )
 WEBSOCKET_QUERY: Final = Fields(Field("last_event_id", printable(64), "go on after this event"))
 AUDIT_QUERY: Final = Fields(
-    Field("limit", whole_number_text(1, MAX_PAGE), "100 if not given"),
-    Field("cursor", whole_number_text(0, 999_999_999), "next_cursor of the answer before"),
+    Field("limit", LIMIT, "100 if not given"),
+    Field("cursor", OFFSET, "next_cursor of the answer before"),
 )
 STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
-ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"))
+ERRORS_QUERY: Final = Fields(Field("limit", LIMIT, "50 if not given"))
 
 # How things are shown
 
