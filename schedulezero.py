@@ -1542,22 +1542,20 @@ def log_path(config: Config, name: str) -> str:
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """A log file of bounded size. With `is_stderr` it stays what the process's stderr writes to."""
+    """A log file of bounded size. With `is_stderr` stdout and stderr go there as well: what the
+    interpreter itself says is not lost either.
+    """
 
     def __init__(self, path: str, max_bytes: int, *, is_stderr: bool) -> None:
         self._is_stderr = is_stderr
         super().__init__(path, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
-        self._redirect()
 
-    def doRollover(self) -> None:
-        super().doRollover()
-        self._redirect()
-
-    def _redirect(self) -> None:
-        """Send stdout and stderr here: what the interpreter itself says is not lost either."""
-        if self._is_stderr and self.stream is not None:
-            os.dup2(self.stream.fileno(), 1)
-            os.dup2(self.stream.fileno(), 2)
+    def _open(self) -> Any:
+        file = super()._open()
+        if self._is_stderr:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        return file
 
 
 def is_writable(fd: int) -> bool:
