@@ -940,18 +940,27 @@ def section(kind: Kind) -> Kind:
     return prepared(kind, lambda value: {} if value is None else value)
 
 
-def entries_of(kind: Kind, name_kind: Kind) -> Kind:
-    """A section of named entries; one that is null removes what it would inherit."""
+def mapping_of(kind: Kind, name_kind: Kind) -> Kind:
+    """Named values of a kind."""
 
     def check(path: KeyPath, value: Any) -> dict[str, Any]:
-        for name in OBJECT.check(path, value):
-            name_kind.check((*path, name), name)
         return {
-            name: None if entry is None else kind.check((*path, name), entry)
-            for name, entry in value.items()
+            name_kind.check((*path, name), name): kind.check((*path, name), item)
+            for name, item in OBJECT.check(path, value).items()
         }
 
-    return section(Kind(check, OBJECT.schema))
+    return Kind(check, OBJECT.schema)
+
+
+def entries_of(kind: Kind, name_kind: Kind) -> Kind:
+    """A section of named entries; one that is null removes what it would inherit."""
+    return section(mapping_of(or_null(kind), name_kind))
+
+
+def label(most: int) -> Kind:
+    """A text, or a number that YAML read where a text was meant, as in `version: 1.0`."""
+    text = matching(r"[^\0]*", most, f"a text of at most {most} characters")
+    return prepared(text, lambda value: str(value) if is_number(value) else value)
 
 
 def check_json(path: KeyPath, value: Any) -> None:
@@ -986,16 +995,6 @@ def is_timezone(name: str) -> bool:
     return True
 
 
-def _is_environment(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and re.fullmatch(r"[^=\0]+", name)
-        and (isinstance(text, str) or is_number(text))
-        and "\0" not in str(text)
-        for name, text in value.items()
-    )
-
-
 _TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
 _FILLED: Final = matching(
     r"\s*[^\s\0][^\0]*", MAX_TEXT_CHARS, f"a text of 1 to {MAX_TEXT_CHARS} characters"
@@ -1010,10 +1009,8 @@ _COMMAND: Final = kind_of(
     and all(isinstance(part, str) and "\0" not in part for part in value),
     tuple,
 )  # fmt: skip
-_ENVIRONMENT: Final = kind_of(
-    "a mapping of variable names to texts or numbers",
-    _is_environment,
-    lambda value: {name: str(text) for name, text in value.items()},
+_ENVIRONMENT: Final = mapping_of(
+    label(MAX_CONFIG_BYTES), matching(r"[^=\0]+", MAX_TEXT_CHARS, "a variable's name")
 )
 _NETWORKS: Final = texts(
     ".+",
@@ -1084,7 +1081,7 @@ class Config:
     instance_name: str = setting("ScheduleZero", _FILLED)
     description: str = setting("", _TEXT)
     admin_contact: str = setting("", _TEXT)
-    version: str = setting(VERSION, prepared(_TEXT, lambda v: str(v) if is_number(v) else v))
+    version: str = setting(VERSION, label(MAX_TEXT_CHARS))
     timezone: str = setting("UTC", Kind(_check_timezone, _TEXT.schema))
     http_host: str = setting("127.0.0.1", _BIND_HOST)
     http_port: int = setting(8888, _PORT)

@@ -259,6 +259,8 @@ def test_unknown_keys_are_found_at_every_depth(
         ("handlers: {a: {command: [x, 1]}}", "a list of texts"),
         ("handlers: {../a: {command: [x]}}", "letters, digits"),
         ("handlers: {a: {1: x}}", "keys are texts"),
+        ("handlers: {a: {command: [x], env: {A: null}}}", "a text"),
+        ("handlers: {a: {command: [x], env: {'': x}}}", "a variable's name"),
         ("handlers: {server: {command: [x]}}", "another name"),
         ("deployments: {../x: {}}", "letters, digits"),
         ("deployments: {a: {deployments: {}}}", "unknown key"),
