@@ -1273,9 +1273,10 @@ def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> Non
     known = {"SCHEDULEZERO_CONFIG_PATH", "SCHEDULEZERO_DEPLOYMENT", *variables}
     suffixes = {name.removeprefix("SCHEDULEZERO_"): name for name in known}
     for name in sorted(environ.keys() - known):
-        prefix, _, suffix = name.partition("SCHEDULEZERO_")
-        close = difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8)
-        if close and not prefix:
+        if not name.startswith("SCHEDULEZERO_"):
+            continue
+        suffix = name.removeprefix("SCHEDULEZERO_")
+        if close := difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8):
             raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
 
 
