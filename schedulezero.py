@@ -194,6 +194,9 @@ DRAIN_S: Final = 30.0  # what SIGTERM grants to finish
 # --- Errors -----------------------------------------------------------------------------------
 
 
+KeyPath = tuple[str, ...]  # through mappings, and with numbers through lists
+
+
 class ScheduleZeroError(Exception):
     """Base of every failure with a sentence for the user; `code` is its snake_case name."""
 
@@ -208,14 +211,15 @@ class ConfigError(ScheduleZeroError):
 
 
 class InvalidField(ScheduleZeroError):
-    """A value from outside is refused; `field` says which."""
+    """A value from outside is refused; `field` says which, and `path` key by key."""
 
     code = "invalid_field"
     field: str
 
-    def __init__(self, field: str, sentence: str) -> None:
+    def __init__(self, at: str | KeyPath, sentence: str) -> None:
         super().__init__(sentence)
-        self.field = field
+        self.path = tuple(at.split(".")) if isinstance(at, str) else at
+        self.field = ".".join(self.path)
 
 
 class TriggerError(InvalidField):
@@ -358,67 +362,6 @@ class RetryPolicy:
         """Seconds to wait after the nth failure, n ≥ 1; `chance` in [0, 1) sets the jitter."""
         plain = min(self.max_delay, self.base_delay * self.factor ** min(failed_attempts - 1, 64))
         return plain * (1 + self.jitter * (2 * chance - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerSpec:
-    """A handler the governor keeps running: a Python class by `run`, or any `command`."""
-
-    handler_id: str
-    run: str | None = None  # "file.py:ClassName", relative to the configuration file
-    command: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: str | None = None
-    concurrency: int | None = None  # these three for `run`: jobs at a time, each in a process,
-    processes: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)  # arguments of the constructor
-    autostart: bool = True  # False: something else runs it, as a systemd unit of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The effective configuration of one deployment. Paths are absolute."""
-
-    deployment: str = "default"
-    instance_name: str = "ScheduleZero"
-    description: str = ""
-    admin_contact: str = ""
-    version: str = VERSION
-    timezone: str = "UTC"
-    http_host: str = "127.0.0.1"
-    http_port: int = 8888
-    zmq_host: str = "127.0.0.1"
-    zmq_port: int = 4242
-    zmq_security: str = "auto"  # auto: curve unless zmq_host is loopback; curve; null
-    handler_secret: str = field(default="", repr=False)  # what `register` must carry, if set
-    callback_networks: tuple[str, ...] = ()  # where plain handlers may be called; (): see README
-    credentials_dir: str | None = None  # systemd's, for secrets
-    auth: str = "auto"  # or "required": see requires_login
-    allow_insecure: bool = False  # serve other machines without TLS
-    allowed_hosts: tuple[str, ...] = ()  # further names this server is called by, lower-case
-    cors_origins: tuple[str, ...] = ()  # sites whose pages may use the API
-    tls_cert: str | None = None  # PEM files
-    tls_key: str | None = None
-    data_dir: str = "data/default"  # of this deployment alone
-    log_dir: str = "logs/default"  # of this deployment alone
-    log_level: str = "INFO"
-    log_format: str = "text"  # or "json"
-    log_to: str = "file"  # or "stdout"
-    log_max_mb: int = 100  # of all logs together
-    memory_limit: int | None = None  # MB of the server, above which it starts anew
-    timeout: float = 3600.0
-    retry: RetryPolicy = RetryPolicy()
-    max_executions: int = 10_000
-    max_age_days: float = 30.0
-    max_size_mb: int = 1_024  # of the history; older executions go when it takes more
-    keep_per_schedule: int = 10  # the newest executions of each schedule stay in any case
-    backup_every_hours: float = 24.0  # 0: never
-    backup_keep: int = 3
-    handlers: tuple[HandlerSpec, ...] = ()
-    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    path: str | None = None  # the file it came from, None for the defaults
-    directory: str = "/"  # where relative paths start: the file's directory, or the working one
-    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -671,23 +614,317 @@ _JSON_ENCODE: Final[Callable[[Any, int], Iterable[str]]] = json.encoder.c_make_e
 )
 
 
+# --- Fields -----------------------------------------------------------------------------------
+#
+# What values from outside may be: in the configuration, in files of schedules, in requests.
+
+MASK: Final = "***"
+MAX_TITLE_CHARS: Final = 200
+MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
+MAX_RUN_S: Final = 30 * 86_400
+MAX_GRACE_S: Final = 10 * 366 * 86_400
+TRIGGER_TYPES: Final = ("date", "interval", "cron", "calendar_interval", "and", "or")
+
+_SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
+
+Schema = Mapping[str, Any]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a word close to a known one, else nothing."""
+    close = difflib.get_close_matches(word[:MAX_NAME_CHARS], list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def render_value(path: KeyPath, value: Any, write: Callable[[Any], str] = repr) -> str:
+    """The beginning of a value as `write` has it, without what may be a secret."""
+    if "env" in path or _SECRET.search(path[-1]):
+        return MASK
+    return "{...}" if isinstance(value, Mapping) else _shorten(write(value))
+
+
+class WrongValue(InvalidField):
+    """The value at `path` is not what is `allowed`, such as `a text`; `hint` may add to that."""
+
+    def __init__(self, path: KeyPath, allowed: str, value: Any, known: Iterable[str] = ()) -> None:
+        super().__init__(path, allowed)
+        self.allowed = allowed
+        self.value = value
+        self.hint = suggest(value, known) if isinstance(value, str) else ""
+
+    def __str__(self) -> str:
+        shown = render_value(self.path, self.value, lambda value: encode_json(value).decode())
+        return f"{self.field} must be {self.allowed}, not {shown}{self.hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value may be.
+
+    `check(path, value)` returns it ready for use or raises InvalidField; `schema` tells clients
+    the same.
+    """
+
+    check: Callable[[KeyPath, Any], Any]
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One member of an object, or one field of a query."""
+
+    name: str
+    kind: Kind
+    about: str = ""
+    required: bool = False
+    alias: str | None = None
+
+
+class Fields:
+    """The members an object may have. `read` checks them and keeps what was given."""
+
+    def __init__(self, *fields: Field) -> None:
+        self.fields = fields
+        self._by_name = {field.name: field for field in fields}
+        self._by_name |= {field.alias: field for field in fields if field.alias}
+        self._required = tuple(field.name for field in fields if field.required)
+
+    def read(self, given: Mapping[str, Any], path: KeyPath = ()) -> dict[str, Any]:
+        """The checked members by name. Raises InvalidField."""
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            field = self._by_name.get(key)
+            if field is None:
+                raise self._unknown((*path, key[:MAX_NAME_CHARS]), value)
+            if field.name in values:
+                sentence = f"{field.alias} is another name of {field.name}"
+                raise InvalidField((*path, key), sentence)
+            at = (*path, key) if path else (key,)  # ten times sooner made
+            values[field.name] = field.kind.check(at, value)
+        for name in self._required:
+            if name not in values:
+                where = ".".join(path) or "the body"
+                raise InvalidField((*path, name), f"{where} needs the key {name!r}")
+        return values
+
+    def _unknown(self, path: KeyPath, value: Any) -> InvalidField:
+        names = ", ".join(sorted(self._by_name))
+        sentence = f"unknown key {'.'.join(path)!r} (value {render_value(path, value)})"
+        sentence += f"{suggest(path[-1], self._by_name)}; allowed here: {names}"
+        return InvalidField(path, sentence)
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._required)
+
+    @property
+    def schema(self) -> Schema:
+        members = {
+            field.name: {
+                **field.kind.schema,
+                **({"description": field.about} if field.about else {}),
+            }
+            for field in self.fields
+        }
+        required = {"required": list(self._required)} if self._required else {}
+        return {
+            "type": "object", "properties": members, **required, "additionalProperties": False
+        }  # fmt: skip
+
+
+def kind_of(
+    allowed: str,
+    is_allowed: Callable[[Any], bool],
+    convert: Callable[[Any], Any] | None = None,
+    **schema: Any,
+) -> Kind:
+    """Values that `is_allowed` accepts, and `convert` too: it may raise ValueError."""
+
+    def check(path: KeyPath, value: Any) -> Any:
+        if not is_allowed(value):
+            raise WrongValue(path, allowed, value)
+        try:
+            return convert(value) if convert else value
+        except ValueError:
+            raise WrongValue(path, allowed, value) from None
+
+    return Kind(check, schema)
+
+
+def matching(
+    pattern: str, most: int, allowed: str, convert: Callable[[str], Any] | None = None
+) -> Kind:
+    """A text of at most `most` characters that matches as a whole."""
+    fits = re.compile(pattern).fullmatch
+
+    def check(path: KeyPath, value: Any) -> Any:
+        if not isinstance(value, str) or len(value) > most or not fits(value):
+            raise WrongValue(path, allowed, value)
+        return convert(value) if convert else value
+
+    least = 0 if fits("") else 1
+    schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": f"^{pattern}$"}
+    return Kind(check, schema)
+
+
+def printable(most: int, least: int = 1) -> Kind:
+    return kind_of(
+        f"a printable text of {least} to {most} characters",
+        lambda value: isinstance(value, str) and least <= len(value) <= most
+        and value.isprintable() and not value.isspace(),
+        type="string", minLength=least, maxLength=most,
+    )  # fmt: skip
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numeric(low: float, high: float) -> Kind:
+    return kind_of(
+        f"a number from {low} to {high}",
+        lambda value: is_number(value) and low <= value <= high,  # NaN compares false
+        float, type="number", minimum=low, maximum=high,
+    )  # fmt: skip
+
+
+def whole_number(low: int, high: int) -> Kind:
+    return kind_of(
+        f"a whole number from {low} to {high}",
+        lambda value: is_number(value) and low <= value <= high and not value % 1,
+        int, type="integer", minimum=low, maximum=high,
+    )  # fmt: skip
+
+
+def one_of(*choices: str) -> Kind:
+    members = {str(member): member for member in choices}
+
+    def check(path: KeyPath, value: Any) -> str:
+        if not isinstance(value, str) or value not in members:
+            raise WrongValue(path, f"one of {', '.join(members)}", value, members)
+        return members[value]
+
+    return Kind(check, {"type": "string", "enum": list(members)})
+
+
+def or_null(kind: Kind) -> Kind:
+    def check(path: KeyPath, value: Any) -> Any:
+        return None if value is None else kind.check(path, value)
+
+    return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
+
+
+def prepared(kind: Kind, prepare: Callable[[Any], Any]) -> Kind:
+    """What `prepare` makes one of the kind."""
+    return Kind(lambda path, value: kind.check(path, prepare(value)), kind.schema)
+
+
+def parse_text(schema_type: str, text: str) -> Any:
+    """What a text says where that is a value of the type; else the text."""
+    if schema_type == "array":
+        return [part.strip() for part in text.split(",")]
+    if schema_type == "boolean":
+        return {"true": True, "false": False}.get(text, text)
+    if schema_type in ("integer", "number") and _NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    return text
+
+
+def in_text(kind: Kind) -> Kind:
+    """The kind as a query has it, where everything is text."""
+    return prepared(kind, partial(parse_text, kind.schema["type"]))
+
+
+def list_kind(kind: Kind, most: int) -> Kind:
+    """A list of at most so many values of a kind."""
+
+    def check(path: KeyPath, value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise WrongValue(path, f"a list of at most {most}", value)
+        return [kind.check((*path, str(i)), item) for i, item in enumerate(value)]
+
+    return Kind(check, {"type": "array", "items": kind.schema, "maxItems": most})
+
+
+def members_of(fields: Fields) -> Kind:
+    """An object with these members."""
+
+    def check(path: KeyPath, value: Any) -> dict[str, Any]:
+        return fields.read(OBJECT.check(path, value), path)
+
+    return Kind(check, fields.schema)
+
+
+def _check_params(path: KeyPath, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise WrongValue(path, "an object", value)
+    if len(encode_json(value)) > MAX_PARAMS_BYTES:
+        raise InvalidField(path, f"{'.'.join(path)} is larger than {MAX_PARAMS_BYTES} bytes")
+    return value
+
+
+FLAG: Final = kind_of("true or false", lambda value: isinstance(value, bool), type="boolean")
+OBJECT: Final = kind_of(
+    "an object: a mapping whose keys are texts",  # in YAML they may be anything
+    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+    type="object",
+)
+PARAMS: Final = Kind(_check_params, OBJECT.schema)
+TRIGGER: Final = Kind(
+    OBJECT.check,
+    {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string", "enum": list(TRIGGER_TYPES)}},
+    },
+)
+NAME: Final = matching(
+    r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
+    MAX_NAME_CHARS,
+    f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
+)
+RETRY_FIELDS: Final = Fields(
+    Field("max_attempts", whole_number(1, 1_000), "1: never repeated"),
+    Field("base_delay", numeric(0, 86_400), "seconds before the second attempt"),
+    Field("factor", numeric(1, 100), "by which the delay grows"),
+    Field("max_delay", numeric(0, 366 * 86_400), "seconds"),
+    Field("jitter", numeric(0, 1), "share of the delay left to chance"),
+)
+RETRY_CHANGE: Final = Fields(*(replace(f, kind=or_null(f.kind)) for f in RETRY_FIELDS.fields))
+CALL_FIELDS: Final = (
+    Field("handler_id", NAME, required=True),
+    Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
+    Field("job_params", PARAMS, "the arguments of the method"),
+    Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
+    Field("retry", or_null(members_of(RETRY_CHANGE)),
+          "null, as a whole or of a member: as configured"),
+)  # fmt: skip
+EDIT_FIELDS: Final = (
+    *CALL_FIELDS,
+    Field("trigger_config", TRIGGER, "its type and the fields of that type", required=True),
+    Field("name", or_null(printable(MAX_TITLE_CHARS))),
+    Field("coalesce", one_of(*Coalesce), "what becomes of several fires due at once"),
+    Field("overlap", one_of(*Overlap), "what a fire does while the last one still runs"),
+    Field("misfire_grace_time", or_null(numeric(0, MAX_GRACE_S)), "seconds"),
+    Field("max_jitter", numeric(0, 86_400), "seconds"),
+    Field("paused", FLAG),
+)
+DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
+
+
 # --- Configuration ----------------------------------------------------------------------------
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_TEXT_CHARS: Final = 1_024
-MAX_TIMEOUT_S: Final = 366 * 86_400
 MAX_LISTED: Final = 100  # hosts or origins
-MASK: Final = "***"
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SECRET: Final = re.compile(r"secret|token|passw|credential|key", re.IGNORECASE)
 _SECRET_OPTION: Final = re.compile(r"(-[\w-]*(?:secret|token|passw|credential|key)[\w-]*)(=?)(.*)")
 _URL_PASSWORD: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
-_ORIGIN: Final = re.compile(r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?")
-_RESERVED_IDS: Final = frozenset({"governor", "server"})  # names of `logs` and `status`
-
-KeyPath = tuple[str, ...]
-Check = Callable[[Any], Any]  # returns the value to use; raises ValueError(what is allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -698,24 +935,18 @@ class ConfigSource:
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
     variables: Mapping[KeyPath, str] = field(default_factory=dict)  # set by the environment
 
+    def read(self, fields: Fields, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """The checked settings; only the keys that were given are in it. Raises ConfigError."""
+        try:
+            return fields.read(mapping)
+        except WrongValue as error:
+            raise self.wrong(error.path, error.value, error.allowed + error.hint) from None
+        except InvalidField as error:
+            raise ConfigError(f"{self._place(error.path)}: {error}") from None
+
     def wrong(self, path: KeyPath, value: object, allowed: str) -> ConfigError:
-        shown = MASK if _is_secret(path) else _shorten(repr(value))
-        if variable := self.variables.get(path):
-            return ConfigError(f"{variable} is {shown}; it must be {allowed}")
-        return ConfigError(
-            f"{self._place(path)}: {'.'.join(path)} is {shown}; it must be {allowed}"
-        )
-
-    def unknown(self, path: KeyPath, value: object, allowed: Iterable[str]) -> ConfigError:
-        names = sorted(allowed)
-        shown = MASK if _is_secret(path) else _shorten(repr(value))
-        return ConfigError(
-            f"{self._place(path)}: unknown key {'.'.join(path)!r} (value {shown})"
-            f"{suggest(path[-1], names)}; allowed here: {', '.join(names)}"
-        )
-
-    def missing(self, path: KeyPath, key: str) -> ConfigError:
-        return ConfigError(f"{self._place(path)}: {'.'.join(path)} needs the key {key!r}")
+        where = self.variables.get(path) or f"{self._place(path)}: {'.'.join(path)}"
+        return ConfigError(f"{where} is {render_value(path, value)}; it must be {allowed}")
 
     def refused(self, path: KeyPath, why: object) -> ConfigError:
         return ConfigError(f"{self._place(path)}: {'.'.join(path)}: {why}")
@@ -728,148 +959,70 @@ class ConfigSource:
         return self.name
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a word close to a known one, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+# Kinds of settings
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
+def texts(pattern: str, allowed: str, convert: Callable[[str], str] = str) -> Kind:
+    """A list of texts that each match as a whole. `convert` may raise ValueError."""
+    fits = re.compile(pattern).fullmatch
+    return kind_of(
+        allowed,
+        lambda value: isinstance(value, list) and len(value) <= MAX_LISTED
+        and all(isinstance(text, str) and fits(text) for text in value),
+        lambda value: tuple(map(convert, value)),
+        type="array",
+    )  # fmt: skip
 
 
-def _is_secret(path: KeyPath) -> bool:
-    return "env" in path or bool(path and _SECRET.search(path[-1]))
+def section(kind: Kind) -> Kind:
+    """A mapping of the file; an empty one is null in YAML."""
+    return prepared(kind, lambda value: {} if value is None else value)
 
 
-# Checks of one value. bool is an int in Python, so numbers refuse it by name.
+def mapping_of(kind: Kind, name_kind: Kind) -> Kind:
+    """Named values of a kind."""
+
+    def check(path: KeyPath, value: Any) -> dict[str, Any]:
+        return {
+            name_kind.check((*path, name), name): kind.check((*path, name), item)
+            for name, item in OBJECT.check(path, value).items()
+        }
+
+    return Kind(check, OBJECT.schema)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS or "\0" in value:
-        raise ValueError(f"a text of at most {MAX_TEXT_CHARS} characters")
-    return value
+def entries_of(kind: Kind, name_kind: Kind) -> Kind:
+    """A section of named entries; one that is null removes what it would inherit."""
+    return section(mapping_of(or_null(kind), name_kind))
 
 
-def _filled_text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"a text of 1 to {MAX_TEXT_CHARS} characters")
-    return _text(value)
-
-
-def _label(value: Any) -> str:
+def label(most: int) -> Kind:
     """A text, or a number that YAML read where a text was meant, as in `version: 1.0`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return _text(str(value) if number else value)
+    text = matching(r"[^\0]*", most, f"a text of at most {most} characters")
+    return prepared(text, lambda value: str(value) if is_number(value) else value)
 
 
-def _host(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9._:%-]{1,253}", value):
-        raise ValueError("a host name or address such as 127.0.0.1, 0.0.0.0 or ::1")
+def check_json(path: KeyPath, value: Any) -> None:
+    """Raise WrongValue for what JSON cannot carry, such as .nan or keys that are numbers."""
+    if len(path) > MAX_JSON_DEPTH:
+        raise WrongValue(path[:4], f"nested at most {MAX_JSON_DEPTH} deep", "...")
+    if isinstance(value, Mapping):
+        for key, item in OBJECT.check(path, value).items():
+            check_json((*path, key), item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            check_json((*path, str(index)), item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise WrongValue(path, "a finite number", value)
+    elif not isinstance(value, str | int | float | None):
+        raise WrongValue(path, "a value that JSON has", value)
+
+
+def _check_timezone(path: KeyPath, value: Any) -> str:
+    if not isinstance(value, str) or not is_timezone(value):
+        known = zoneinfo.available_timezones()
+        raise WrongValue(path, "an IANA time zone such as Europe/Berlin or UTC", value, known)
     return value
-
-
-def _host_names(value: Any) -> tuple[str, ...]:
-    """Names for the Host header, without ports."""
-    rule = "a list of host names such as sz.example.org, without scheme and port"
-    if not isinstance(value, list) or len(value) > MAX_LISTED:
-        raise ValueError(rule)
-    for name in value:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", name):
-            raise ValueError(rule)
-    return tuple(name.lower().rstrip(".") for name in value)
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    """Origins exactly as browsers send them: no path, no default port, no wildcard."""
-    rule = "a list of origins such as https://tools.example.org, exact and without a path"
-    if not isinstance(value, list) or len(value) > MAX_LISTED:
-        raise ValueError(rule)
-    for origin in value:
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
-            raise ValueError(rule)
-    return tuple(value)
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME_CHARS:
-        raise ValueError(f"a name of 1 to {MAX_NAME_CHARS} characters")
-    return value
-
-
-def _handler_secret(value: Any) -> str:
-    """Long enough that guessing it over the socket is hopeless."""
-    if not isinstance(value, str) or not 16 <= len(value) <= 256 or not value.isprintable():
-        raise ValueError("a text of 16 to 256 printable characters")
-    return value
-
-
-def _security(value: Any) -> str:
-    """YAML reads the word null as nothing; here it is ZeroMQ's name for no security."""
-    return str(_one_of("auto", "curve", "null")("null" if value is None else value))
-
-
-def _networks(value: Any) -> tuple[str, ...]:
-    rule = 'a list of networks such as ["10.0.0.0/8", "fd00::/8"]'
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(rule)
-    try:
-        return tuple(str(ipaddress.ip_network(item)) for item in value)
-    except ValueError:
-        raise ValueError(rule) from None
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError("a mapping whose keys are texts")
-    return value
-
-
-def _whole(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return check
-
-
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    return check
-
-
-def _one_of(*allowed: str) -> Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            hint = suggest(value, allowed) if isinstance(value, str) else ""
-            raise ValueError(f"one of {', '.join(allowed)}{hint}")
-        return value
-
-    return check
-
-
-def _log_level(value: Any) -> str:
-    levels = _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    return str(levels(value.upper() if isinstance(value, str) else value))
-
-
-def _timezone(value: Any) -> str:
-    if isinstance(value, str) and is_timezone(value):
-        return value
-    hint = suggest(value, zoneinfo.available_timezones()) if isinstance(value, str) else ""
-    raise ValueError(f"an IANA time zone such as Europe/Berlin or UTC{hint}")
 
 
 def is_timezone(name: str) -> bool:
@@ -881,114 +1034,171 @@ def is_timezone(name: str) -> bool:
     return True
 
 
-def _command(value: Any) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else []
-    if not parts or not all(isinstance(p, str) and "\0" not in p for p in parts) or not parts[0]:
-        raise ValueError('a list of texts: the program and its arguments, as ["/bin/job", "-v"]')
-    return tuple(parts)
+_TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
+_FILLED: Final = matching(
+    r"\s*[^\s\0][^\0]*", MAX_TEXT_CHARS, f"a text of 1 to {MAX_TEXT_CHARS} characters"
+)
+_BIND_HOST: Final = matching(
+    "[A-Za-z0-9._:%-]+", 253, "a host name or address such as 127.0.0.1, 0.0.0.0 or ::1"
+)
+_PORT: Final = whole_number(1, 65_535)
+_COMMAND: Final = kind_of(
+    'a list of texts: the program and its arguments, as ["/bin/job", "-v"]',
+    lambda value: isinstance(value, list) and len(value) > 0 and value[0] != ""
+    and all(isinstance(part, str) and "\0" not in part for part in value),
+    tuple,
+)  # fmt: skip
+_ENVIRONMENT: Final = mapping_of(
+    label(MAX_CONFIG_BYTES), matching(r"[^=\0]+", MAX_TEXT_CHARS, "a variable's name")
+)
+_NETWORKS: Final = texts(
+    ".+",
+    'a list of networks such as ["10.0.0.0/8", "fd00::/8"]',
+    lambda text: str(ipaddress.ip_network(text)),
+)
+_HOST_NAMES: Final = texts(
+    "[A-Za-z0-9._-]{1,253}",
+    "a list of host names such as sz.example.org, without scheme and port",
+    lambda name: name.lower().rstrip("."),
+)
+_ORIGINS: Final = texts(  # as browsers send them: no path, no default port, no wildcard
+    r"https?://[a-z0-9._-]{1,253}(:[1-9][0-9]{0,4})?",
+    "a list of origins such as https://tools.example.org, exact and without a path",
+)
+_SECURITY: Final = prepared(  # YAML reads the word null as nothing
+    one_of("auto", "curve", "null"), lambda value: "null" if value is None else value
+)
+_LOG_LEVEL: Final = prepared(
+    one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    lambda value: value.upper() if isinstance(value, str) else value,
+)
 
 
-def _run_target(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[^\0]+\.py:[A-Za-z_]\w*", value):
-        raise ValueError("file.py:ClassName")
-    return value
+# Settings
 
 
-def _environment(value: Any) -> Mapping[str, str]:
-    allowed = (str, int, float)
-    if not isinstance(value, Mapping) or not all(
-        isinstance(name, str)
-        and re.fullmatch(r"[^=\0]+", name)
-        and isinstance(text, allowed)
-        and not isinstance(text, bool)
-        and "\0" not in str(text)
-        for name, text in value.items()
-    ):
-        raise ValueError("a mapping of variable names to texts or numbers")
-    return {name: str(text) for name, text in value.items()}
+def setting(default: Any, kind: Kind, table: str = "", **options: Any) -> Any:
+    """A field that the file sets, at the top or in a table; a type makes its own default."""
+    key = "default_factory" if isinstance(default, type) else "default"
+    return field(**{key: default}, metadata={"kind": kind, "table": table}, **options)
 
 
-_RETRY: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "max_attempts": _whole(1, 1_000),
-        "base_delay": _number(0, 86_400),
-        "factor": _number(1, 100),
-        "max_delay": _number(0, 366 * 86_400),
-        "jitter": _number(0, 1),
-    }
+def settings_of(cls: type, table: str = "") -> Fields:
+    """The settings of a dataclass that stand in a table. Its name may be their prefix."""
+    return Fields(
+        *(
+            Field(each.name.removeprefix(f"{table}_"), each.metadata["kind"])
+            for each in fields(cls)
+            if each.metadata.get("table") == table
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A handler the governor keeps running: a Python class by `run`, or any `command`."""
+
+    handler_id: str
+    # "file.py:ClassName", relative to the configuration file
+    run: str | None = setting(
+        None, matching(r"[^\0]+\.py:[A-Za-z_]\w*", 1_024, "file.py:ClassName")
+    )
+    command: tuple[str, ...] = setting((), _COMMAND)
+    env: Mapping[str, str] = setting(dict, _ENVIRONMENT)
+    cwd: str | None = setting(None, _FILLED)
+    concurrency: int | None = setting(None, whole_number(1, 1_000))  # jobs of `run` at a time,
+    processes: bool = setting(False, FLAG)  # each in a process,
+    config: Mapping[str, Any] = setting(dict, OBJECT)  # and arguments of its constructor
+    autostart: bool = setting(True, FLAG)  # False: something else runs it, as a systemd unit
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The effective configuration of one deployment. Paths are absolute."""
+
+    deployment: str = "default"
+    instance_name: str = setting("ScheduleZero", _FILLED)
+    description: str = setting("", _TEXT)
+    admin_contact: str = setting("", _TEXT)
+    version: str = setting(VERSION, label(MAX_TEXT_CHARS))
+    timezone: str = setting("UTC", Kind(_check_timezone, _TEXT.schema))
+    http_host: str = setting("127.0.0.1", _BIND_HOST)
+    http_port: int = setting(8888, _PORT)
+    zmq_host: str = setting("127.0.0.1", _BIND_HOST)
+    zmq_port: int = setting(4242, _PORT)
+    zmq_security: str = setting("auto", _SECURITY)  # auto: curve unless zmq_host is loopback
+    handler_secret: str = setting("", printable(256, least=16), repr=False)  # `register` must carry
+    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # of plain handlers; (): see README
+    credentials_dir: str | None = None  # systemd's, for secrets
+    auth: str = setting("auto", one_of("auto", "required"))  # see requires_login
+    allow_insecure: bool = setting(False, FLAG)  # serve other machines without TLS
+    allowed_hosts: tuple[str, ...] = setting((), _HOST_NAMES)  # further names of this server
+    cors_origins: tuple[str, ...] = setting((), _ORIGINS)  # sites whose pages may use the API
+    tls_cert: str | None = setting(None, _FILLED)  # PEM files
+    tls_key: str | None = setting(None, _FILLED)
+    data_dir: str = setting("data/default", _FILLED)  # of this deployment alone
+    log_dir: str = setting("logs/default", _FILLED)  # of this deployment alone
+    log_level: str = setting("INFO", _LOG_LEVEL)
+    log_format: str = setting("text", one_of("text", "json"))
+    log_to: str = setting("file", one_of("file", "stdout"))
+    log_max_mb: int = setting(100, whole_number(1, 1_000_000))  # of all logs together
+    # MB of the server, above which it starts anew
+    memory_limit: int | None = setting(None, whole_number(16, 1_000_000))
+    timeout: float = setting(3600.0, numeric(0.001, 366 * 86_400))
+    retry: RetryPolicy = RetryPolicy()
+    max_executions: int = setting(10_000, whole_number(1, 100_000_000), "history")
+    max_age_days: float = setting(30.0, numeric(0.01, 36_600), "history")
+    # Older executions go when the history takes more; the newest of each schedule stay.
+    max_size_mb: int = setting(1_024, whole_number(1, 1_000_000), "history")
+    keep_per_schedule: int = setting(10, whole_number(0, 10_000), "history")
+    backup_every_hours: float = setting(24.0, numeric(0, 366 * 24), "backup")  # 0: never
+    backup_keep: int = setting(3, whole_number(1, 1_000), "backup")
+    handlers: tuple[HandlerSpec, ...] = ()
+    schedules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    path: str | None = None  # the file it came from, None for the defaults
+    directory: str = "/"  # where relative paths start: the file's directory, or the working one
+    lines: Mapping[KeyPath, int] = field(default_factory=dict, repr=False, compare=False)
+
+
+def _check_handler(path: KeyPath, value: Any) -> HandlerSpec:
+    given = members_of(_HANDLER).check(path, value)
+    if ("run" in given) == ("command" in given):
+        raise WrongValue(path, "a mapping with exactly one of run and command", value)
+    for key in ("concurrency", "processes", "config"):
+        if key in given and "command" in given:
+            raise WrongValue((*path, key), "left out beside command", given[key])
+    check_json((*path, "config"), given.get("config"))
+    return HandlerSpec(handler_id=path[-1], **given)
+
+
+def _check_declared(path: KeyPath, value: Any) -> dict[str, Any]:
+    check_json(path, value)
+    return DECLARED_FIELDS.read(OBJECT.check(path, value), path)
+
+
+_HANDLER: Final = settings_of(HandlerSpec)
+_SCALARS: Final = settings_of(Config)
+_TABLES: Final[Mapping[str, Fields]] = MappingProxyType(
+    {"retry": RETRY_FIELDS, **{t: settings_of(Config, t) for t in ("history", "backup")}}
 )
-_HISTORY: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "max_executions": _whole(1, 100_000_000),
-        "max_age_days": _number(0.01, 36_600),
-        "max_size_mb": _whole(1, 1_000_000),
-        "keep_per_schedule": _whole(0, 10_000),
-    }
+# The id of a handler names a directory of logs, a line of `status` and an argument of `logs`.
+_HANDLER_ID: Final = matching(
+    r"(?!(governor|server)$)[A-Za-z0-9][A-Za-z0-9._-]*", MAX_NAME_CHARS,
+    "another name than governor and server, of letters, digits, '.', '_' and '-'",
+)  # fmt: skip
+_DEPLOYMENT: Final = matching(  # it names directories
+    "[A-Za-z0-9][A-Za-z0-9._-]*", 64, "named with at most 64 letters, digits, '.', '_' and '-'"
 )
-_BACKUP: Final[Mapping[str, Check]] = MappingProxyType(
-    {"every_hours": _number(0, 366 * 24), "keep": _whole(1, 1_000)}
+_SCHEDULES: Final = Field("schedules", entries_of(Kind(_check_declared, OBJECT.schema), NAME))
+_SETTINGS: Final = Fields(
+    *_SCALARS.fields,
+    *(Field(name, section(members_of(table))) for name, table in _TABLES.items()),
+    Field("handlers", entries_of(Kind(_check_handler, OBJECT.schema), _HANDLER_ID)),
+    _SCHEDULES,
 )
-_TABLES: Final[Mapping[str, Mapping[str, Check]]] = MappingProxyType(
-    {"retry": _RETRY, "history": _HISTORY, "backup": _BACKUP}
-)
-_SCALARS: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "instance_name": _filled_text,
-        "description": _text,
-        "admin_contact": _text,
-        "version": _label,
-        "timezone": _timezone,
-        "http_host": _host,
-        "http_port": _whole(1, 65_535),
-        "zmq_host": _host,
-        "zmq_port": _whole(1, 65_535),
-        "zmq_security": _security,
-        "handler_secret": _handler_secret,
-        "callback_networks": _networks,
-        "auth": _one_of("auto", "required"),
-        "allow_insecure": _flag,
-        "allowed_hosts": _host_names,
-        "cors_origins": _origins,
-        "tls_cert": _filled_text,
-        "tls_key": _filled_text,
-        "data_dir": _filled_text,
-        "log_dir": _filled_text,
-        "log_level": _log_level,
-        "log_format": _one_of("text", "json"),
-        "log_to": _one_of("file", "stdout"),
-        "log_max_mb": _whole(1, 1_000_000),
-        "memory_limit": _whole(16, 1_000_000),
-        "timeout": _number(0.001, MAX_TIMEOUT_S),
-    }
-)
-_HANDLER: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "run": _run_target,
-        "command": _command,
-        "env": _environment,
-        "cwd": _filled_text,
-        "concurrency": _whole(1, 1_000),
-        "processes": _flag,
-        "config": _mapping,
-        "autostart": _flag,
-    }
-)
-_ONLY_WITH_RUN: Final = ("concurrency", "processes", "config")  # a command has its own options
-_SCHEDULE: Final[Mapping[str, Check]] = MappingProxyType(
-    {
-        "handler_id": _name,
-        "method_name": _name,
-        "job_params": _mapping,
-        "trigger_config": _mapping,
-        "name": _text,
-        "timeout": _number(0.001, MAX_TIMEOUT_S),
-        "retry": _mapping,
-        "coalesce": _one_of(*map(str, Coalesce)),
-        "overlap": _one_of(*map(str, Overlap)),
-        "misfire_grace_time": _number(0, 10 * 366 * 86_400),
-        "max_jitter": _number(0, 86_400),
-        "paused": _flag,
-    }
+_FILE: Final = Fields(
+    *_SETTINGS.fields,
+    Field("deployments", entries_of(section(members_of(_SETTINGS)), _DEPLOYMENT)),
 )
 _SECTIONS: Final = (*_TABLES, "handlers", "schedules")
 
@@ -1002,16 +1212,12 @@ BUILT_IN_DEPLOYMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "zmq_port": 4243,
             "handlers": {"ding-dong": {"run": "handler.py:DingDong"}},
             "schedules": {
-                "hourly-chime": {
+                name: {
                     "handler_id": "ding-dong",
                     "method_name": "chime",
-                    "trigger_config": {"type": "cron", "minute": "0"},
-                },
-                "minute-chime": {
-                    "handler_id": "ding-dong",
-                    "method_name": "chime",
-                    "trigger_config": {"type": "cron", "minute": "1-59"},
-                },
+                    "trigger_config": {"type": "cron", "minute": minute},
+                }
+                for name, minute in (("hourly-chime", "0"), ("minute-chime", "1-59"))
             },
         },
         "production": {"http_port": 8890, "zmq_port": 4244},
@@ -1039,103 +1245,29 @@ def parse_config(
     at `directory`. Raises ConfigError.
     """
     source = ConfigSource(os.path.basename(path) if path else "configuration", lines or {})
-    top = {key: value for key, value in mapping.items() if key != "deployments"}
-    layer = _parse_layer(top, (), source)
-    entries = _parse_deployments(mapping.get("deployments"), source)
-    name = _choose_deployment(deployment, environ, entries, source)
-    built_in = _parse_layer(BUILT_IN_DEPLOYMENTS.get(name, {}), (), source)
-    merged: dict[str, Any] = {}
-    for part in (built_in, layer, entries.get(name, {}), _parse_environment(environ)):
-        _merge(merged, part)
-    merged.setdefault("timezone", local_timezone)
-    credentials_dir = environ.get("CREDENTIALS_DIRECTORY") or None  # set by systemd
-    return _build_config(merged, name, path, directory, source, credentials_dir)
-
-
-def _parse_layer(mapping: Any, at: KeyPath, source: ConfigSource) -> dict[str, Any]:
-    """Check one mapping of settings; only the keys it holds are in the result."""
-    settings: dict[str, Any] = {}
-    for key, value in _checked(mapping, at, source).items():
-        where = (*at, key)
-        if key in _SCALARS:
-            settings[key] = _apply(_SCALARS[key], value, where, source)
-        elif key in _TABLES:
-            settings[key] = _parse_table(value, where, source, _TABLES[key])
-        elif key == "handlers":
-            settings[key] = _parse_each(value, where, source, _parse_handler)
-        elif key == "schedules":
-            settings[key] = _parse_each(value, where, source, _parse_declared_schedule)
-        else:
-            allowed = [*_SCALARS, *_SECTIONS, *([] if at else ["deployments"])]
-            raise source.unknown(where, value, allowed)
-    return settings
-
-
-def _checked(value: Any, at: KeyPath, source: ConfigSource) -> Mapping[str, Any]:
-    """The mapping at `at`; an empty section of a YAML file is null and means no entries."""
-    return {} if value is None else _apply(_mapping, value, at, source)
-
-
-def _apply(check: Check, value: Any, at: KeyPath, source: ConfigSource) -> Any:
-    try:
-        return check(value)
-    except ValueError as error:
-        raise source.wrong(at, value, str(error)) from None
-
-
-def _parse_table(
-    value: Any, at: KeyPath, source: ConfigSource, table: Mapping[str, Check]
-) -> dict[str, Any]:
-    """Check a mapping whose keys are those of `table`."""
-    settings = {}
-    for key, item in _checked(value, at, source).items():
-        if key not in table:
-            raise source.unknown((*at, key), item, table)
-        settings[key] = _apply(table[key], item, (*at, key), source)
-    return settings
-
-
-def _parse_each(
-    value: Any, at: KeyPath, source: ConfigSource, parse: Callable[..., Any]
-) -> dict[str, Any]:
-    """Check a mapping of ids to entries; None for an entry that is null."""
-    entries = _checked(value, at, source)
-    return {
-        key: None if entry is None else parse(key, entry, (*at, key), source)
-        for key, entry in entries.items()
+    layer = source.read(_FILE, mapping)
+    entries = layer.pop("deployments", {})
+    name = deployment or environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
+    if name not in (known := {*BUILT_IN_DEPLOYMENTS, *entries}):
+        # A misspelt one would start beside the wanted one, with no data.
+        allowed = f"one of {', '.join(sorted(known))}{suggest(name, known)}"
+        raise source.wrong(("deployment",), name, allowed)
+    built_in = source.read(_SETTINGS, BUILT_IN_DEPLOYMENTS.get(name, {}))
+    merged: dict[str, Any] = {
+        "deployment": name,
+        "timezone": local_timezone,
+        "path": path,
+        "directory": directory,
+        "lines": source.lines,
+        "credentials_dir": environ.get("CREDENTIALS_DIRECTORY") or None,  # set by systemd
     }
-
-
-def _parse_handler(handler_id: str, value: Any, at: KeyPath, source: ConfigSource) -> HandlerSpec:
-    # The id names a directory of logs, a line of `status` and an argument of `logs`.
-    if not _NAME.fullmatch(handler_id) or len(handler_id) > MAX_NAME_CHARS:
-        raise source.wrong(at, handler_id, "named with letters, digits, '.', '_' and '-'")
-    if handler_id in _RESERVED_IDS:
-        raise source.wrong(at, handler_id, "another name: this one is ScheduleZero's own")
-    settings = _parse_table(value, at, source, _HANDLER)
-    if ("run" in settings) == ("command" in settings):
-        raise source.wrong(at, value, "a mapping with exactly one of run and command")
-    for key in _ONLY_WITH_RUN:
-        if key in settings and "command" in settings:
-            raise source.wrong((*at, key), settings[key], "left out beside command")
-    _check_json(settings.get("config"), (*at, "config"), source)
-    return HandlerSpec(handler_id=handler_id, **settings)
-
-
-def _parse_declared_schedule(
-    schedule_id: str, value: Any, at: KeyPath, source: ConfigSource
-) -> Mapping[str, Any]:
-    """Check the shape of a declared schedule; its trigger is read when it is applied."""
-    if not 1 <= len(schedule_id) <= MAX_NAME_CHARS:
-        raise source.wrong(at, schedule_id, f"named with 1 to {MAX_NAME_CHARS} characters")
-    settings = _parse_table(value, at, source, _SCHEDULE)
-    for key in ("handler_id", "method_name", "trigger_config"):
-        if key not in settings:
-            raise source.missing(at, key)
-    _parse_table(settings.get("retry"), (*at, "retry"), source, _RETRY)
-    for key in ("job_params", "trigger_config"):
-        _check_json(settings.get(key), (*at, key), source)
-    return settings
+    for part in (built_in, layer, entries.get(name) or {}, _parse_environment(environ)):
+        for key, value in part.items():
+            merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
+    config = _build_config(merged)
+    if config.http_port == config.zmq_port:
+        raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
+    return config
 
 
 def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]:
@@ -1145,77 +1277,33 @@ def parse_schedules(text: str, name: str) -> tuple[dict[str, Any], ConfigSource]
     """
     mapping, lines = parse_yaml(text, name)
     source = ConfigSource(name, lines)
-    for key in mapping.keys() - {"schedules"}:
-        raise source.unknown((key,), mapping[key], ["schedules"])
-    at = ("schedules",)
-    entries = _parse_each(mapping.get("schedules"), at, source, _parse_declared_schedule)
-    for schedule_id, entry in entries.items():
+    entries = source.read(Fields(_SCHEDULES), mapping).get("schedules", {})
+    for key, entry in entries.items():
         if entry is None:
-            raise source.wrong((*at, schedule_id), None, "a schedule; leave out what is not wanted")
+            allowed = "a schedule; leave out what is not wanted"
+            raise source.wrong(("schedules", key), None, allowed)
     return entries, source
 
 
-def _check_json(value: Any, at: KeyPath, source: ConfigSource) -> None:
-    """Raise ConfigError for what JSON cannot carry, such as .nan or keys that are numbers."""
-    if len(at) > MAX_JSON_DEPTH:
-        raise source.wrong(at[:4], "...", f"nested at most {MAX_JSON_DEPTH} deep")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise source.wrong(at, value, "a finite number")
-    if isinstance(value, Mapping):
-        for key, item in _apply(_mapping, value, at, source).items():
-            _check_json(item, (*at, key), source)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_json(item, (*at, str(index)), source)
-    elif not isinstance(value, str | int | float | None):
-        raise source.wrong(at, value, "a value that JSON has")
-
-
-def _parse_deployments(value: Any, source: ConfigSource) -> dict[str, dict[str, Any]]:
-    entries = {}
-    for name, entry in _checked(value, ("deployments",), source).items():
-        if not _NAME.fullmatch(name) or len(name) > 64:  # it names directories
-            allowed = "named with at most 64 letters, digits, '.', '_' and '-'"
-            raise source.wrong(("deployments", name), name, allowed)
-        entries[name] = _parse_layer(entry, ("deployments", name), source)
-    return entries
-
-
-def _choose_deployment(
-    asked: str | None,
-    environ: Mapping[str, str],
-    entries: Mapping[str, Any],
-    source: ConfigSource,
-) -> str:
-    """A misspelt deployment is refused: it would start beside the wanted one, with no data."""
-    name = asked or environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
-    known = sorted({*BUILT_IN_DEPLOYMENTS, *entries})
-    if name not in known:
-        raise ConfigError(
-            f"unknown deployment {_shorten(name)!r}{suggest(name, known)}; "
-            f"allowed are {', '.join(known)}, and those under deployments: in {source.name}"
-        )
-    return name
-
-
-def _variables() -> dict[str, KeyPath]:
-    """The environment variables that set a key, and which."""
-    keys: list[KeyPath] = [(key,) for key in _SCALARS]
-    keys += [(name, key) for name, table in _TABLES.items() for key in table]
-    return {"SCHEDULEZERO_" + "_".join(key).upper(): key for key in keys}
+def _variables() -> dict[str, tuple[KeyPath, Kind]]:
+    """The environment variables that set a key; which, and what it may be."""
+    settings: dict[KeyPath, Kind] = {(field.name,): field.kind for field in _SCALARS.fields}
+    settings |= {(name, f.name): f.kind for name, table in _TABLES.items() for f in table.fields}
+    return {"SCHEDULEZERO_" + "_".join(key).upper(): (key, kind) for key, kind in settings.items()}
 
 
 def _parse_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """The settings of `environ`. An empty variable counts as not set."""
     variables = _variables()
     _check_misspelt(environ, variables)
-    given = {name: key for name, key in variables.items() if environ.get(name)}
-    source = ConfigSource("environment", {}, {key: name for name, key in given.items()})
+    names: dict[KeyPath, str] = {}
     mapping: dict[str, Any] = {}
-    for name, key in given.items():
-        section = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
-        section[key[-1]] = _read_scalar(key, environ[name])
-    return _parse_layer(mapping, (), source)
+    for name, (key, kind) in variables.items():
+        if text := environ.get(name):
+            names[key] = name
+            settings = mapping if len(key) == 1 else mapping.setdefault(key[0], {})
+            settings[key[-1]] = parse_text(kind.schema["type"], text)
+    return ConfigSource("environment", variables=names).read(_SETTINGS, mapping)
 
 
 def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> None:
@@ -1223,71 +1311,32 @@ def _check_misspelt(environ: Mapping[str, str], variables: Iterable[str]) -> Non
     # SCHEDULEZERO_SERVICE_HOST for a service of that name. So only near misses are errors.
     known = {"SCHEDULEZERO_CONFIG_PATH", "SCHEDULEZERO_DEPLOYMENT", *variables}
     suffixes = {name.removeprefix("SCHEDULEZERO_"): name for name in known}
-    for name in sorted(environ):
-        suffix = name.removeprefix("SCHEDULEZERO_")
-        if suffix == name or name in known:
+    for name in sorted(environ.keys() - known):
+        if not name.startswith("SCHEDULEZERO_"):
             continue
+        suffix = name.removeprefix("SCHEDULEZERO_")
         if close := difflib.get_close_matches(suffix, list(suffixes), n=1, cutoff=0.8):
             raise ConfigError(f"unknown variable {name}; did you mean {suffixes[close[0]]}?")
 
 
-_NUMBERS: Final = frozenset({"http_port", "zmq_port", "timeout", "log_max_mb", "memory_limit"})
-
-
-def _read_scalar(key: KeyPath, text: str) -> Any:
-    """A number, flag or list where the key takes one and the text is one; else the text."""
-    if key[0] in ("allowed_hosts", "cors_origins", "callback_networks"):
-        return [part.strip() for part in text.split(",")]
-    if key[0] == "allow_insecure":
-        return {"true": True, "false": False}.get(text, text)
-    is_text = len(key) == 1 and key[0] not in _NUMBERS
-    if not is_text and re.fullmatch(r"-?[0-9]{1,18}", text):
-        return int(text)
-    if not is_text and re.fullmatch(r"-?[0-9]{1,18}\.[0-9]{1,18}", text):
-        return float(text)
-    return text
-
-
-def _merge(settings: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Put `over` on top of `settings`; the sections merge by key, everything else is replaced."""
-    for key, value in over.items():
-        settings[key] = {**settings.get(key, {}), **value} if key in _SECTIONS else value
-
-
-def _build_config(
-    settings: Mapping[str, Any],
-    deployment: str,
-    path: str | None,
-    directory: str,
-    source: ConfigSource,
-    credentials_dir: str | None,
-) -> Config:
+def _build_config(settings: Mapping[str, Any]) -> Config:
     def place(*parts: str) -> str:
-        return os.path.normpath(os.path.join(directory, *parts))
+        return os.path.normpath(os.path.join(settings["directory"], *parts))
 
     plain = {key: value for key, value in settings.items() if key not in _SECTIONS}
-    plain["data_dir"] = place(plain.get("data_dir", "data"), deployment)
-    plain["log_dir"] = place(plain.get("log_dir", "logs"), deployment)
+    plain["data_dir"] = place(plain.get("data_dir", "data"), plain["deployment"])
+    plain["log_dir"] = place(plain.get("log_dir", "logs"), plain["deployment"])
     plain |= {key: place(plain[key]) for key in ("tls_cert", "tls_key") if key in plain}
     specs = [spec for spec in settings.get("handlers", {}).values() if spec]
-    handlers = [replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs]
-    schedules = {key: entry for key, entry in settings.get("schedules", {}).items() if entry}
-    config = Config(
-        deployment=deployment,
+    schedules = settings.get("schedules", {})
+    return Config(
         retry=RetryPolicy(**settings.get("retry", {})),
-        handlers=tuple(handlers),
-        schedules=schedules,
-        path=path,
-        directory=directory,
-        lines=source.lines,
-        credentials_dir=credentials_dir,
+        handlers=tuple(replace(s, cwd=place(s.cwd) if s.cwd else None) for s in specs),
+        schedules={key: entry for key, entry in schedules.items() if entry},
         **plain,
         **settings.get("history", {}),
         **{f"backup_{key}": value for key, value in settings.get("backup", {}).items()},
     )
-    if config.http_port == config.zmq_port:
-        raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
-    return config
 
 
 def error_in_config(config: Config, path: KeyPath, sentence: str) -> ConfigError:
@@ -1306,22 +1355,23 @@ def mask_config(config: Config) -> dict[str, Any]:
     """
     shown = asdict(replace(config, lines={}))
     del shown["lines"]
-    shown["handlers"] = {
-        spec.handler_id: {
-            **({"run": spec.run} if spec.run else {"command": _mask_command(spec.command)}),
-            **({"env": dict.fromkeys(spec.env, MASK)} if spec.env else {}),
-            **({"cwd": spec.cwd} if spec.cwd else {}),
-            **({"concurrency": spec.concurrency} if spec.concurrency else {}),
-            **({"processes": True} if spec.processes else {}),
-            **({"config": dict(spec.config)} if spec.config else {}),
-            **({} if spec.autostart else {"autostart": False}),
-        }
-        for spec in config.handlers
-    }
-    shown["history"] = {key: shown.pop(key) for key in _HISTORY}
-    shown["backup"] = {key: shown.pop(f"backup_{key}") for key in _BACKUP}
+    shown["handlers"] = {spec.handler_id: _show_handler(spec) for spec in config.handlers}
+    for name, prefix in (("history", ""), ("backup", "backup_")):
+        keys = [field.name for field in _TABLES[name].fields]
+        shown[name] = {key: shown.pop(prefix + key) for key in keys}
     masked: dict[str, Any] = _mask(shown)
     return masked
+
+
+def _show_handler(spec: HandlerSpec) -> dict[str, Any]:
+    """What is not as by default, with its secrets masked."""
+    blank = asdict(HandlerSpec(spec.handler_id))
+    shown = {key: value for key, value in asdict(spec).items() if value != blank[key]}
+    if spec.command:
+        shown["command"] = _mask_command(spec.command)
+    if spec.env:
+        shown["env"] = dict.fromkeys(spec.env, MASK)
+    return shown
 
 
 def _mask(value: Any) -> Any:
@@ -1340,14 +1390,11 @@ def _mask_command(command: Iterable[str]) -> list[str]:
     shown: list[str] = []
     is_value = False
     for part in command:
-        option = _SECRET_OPTION.fullmatch(part)
-        if is_value:
-            shown.append(MASK)
-        elif option and option[2]:
-            shown.append(f"{option[1]}={MASK}")
-        else:
-            shown.append(part)
-        is_value = bool(option and not option[2] and not is_value)
+        option = None if is_value else _SECRET_OPTION.fullmatch(part)
+        if option and option[2]:
+            part = f"{option[1]}={MASK}"
+        shown.append(MASK if is_value else part)
+        is_value = bool(option and not option[2])
     return shown
 
 
@@ -1367,12 +1414,9 @@ def parse_yaml(text: str, name: str) -> tuple[Mapping[str, Any], dict[KeyPath, i
     """
     try:
         loader = _ConfigLoader(text)
-        try:
-            node = loader.get_single_node()
-            lines = _lines_of(node, name)
-            mapping = loader.construct_document(node) if node else {}
-        finally:
-            loader.dispose()
+        node = loader.get_single_node()
+        lines = _lines_of(node, name)
+        mapping = loader.construct_document(node) if node else {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name} line {mark.line + 1}" if mark else name
@@ -1380,8 +1424,7 @@ def parse_yaml(text: str, name: str) -> tuple[Mapping[str, Any], dict[KeyPath, i
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{name}: not valid YAML: {reason}") from None
-    if mapping is None:
-        mapping = {}
+    mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
         raise ConfigError(f"{name}: must be a mapping of settings, such as 'http_port: 8888'")
     return mapping, lines
@@ -1424,7 +1467,12 @@ def load_config(
     lines: dict[KeyPath, int] = {}
     if path is not None:
         path = os.path.abspath(path)
-        mapping, lines = parse_yaml(_read_config_file(path), os.path.basename(path))
+        try:
+            with open(path, "rb") as file:
+                text = load_utf8(file, path, MAX_CONFIG_BYTES)
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+        mapping, lines = parse_yaml(text, os.path.basename(path))
     return parse_config(
         mapping,
         environ=environ,
@@ -1436,17 +1484,15 @@ def load_config(
     )
 
 
-def _read_config_file(path: str) -> str:
+def load_utf8(file: IO[bytes], name: str, most_bytes: int) -> str:
+    """A file of UTF-8. Raises OSError, and ConfigError for what is none or too large."""
+    data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ConfigError(f"{name}: larger than {most_bytes} bytes")
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
         return data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
 
 
 def load_local_timezone() -> str:
@@ -1533,22 +1579,20 @@ def log_path(config: Config, name: str) -> str:
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """A log file of bounded size. With `is_stderr` it stays what the process's stderr writes to."""
+    """A log file of bounded size. With `is_stderr` stdout and stderr go there as well: what the
+    interpreter itself says is not lost either.
+    """
 
     def __init__(self, path: str, max_bytes: int, *, is_stderr: bool) -> None:
         self._is_stderr = is_stderr
         super().__init__(path, maxBytes=max_bytes, backupCount=LOG_BACKUPS, encoding="utf-8")
-        self._redirect()
 
-    def doRollover(self) -> None:
-        super().doRollover()
-        self._redirect()
-
-    def _redirect(self) -> None:
-        """Send stdout and stderr here: what the interpreter itself says is not lost either."""
-        if self._is_stderr and self.stream is not None:
-            os.dup2(self.stream.fileno(), 1)
-            os.dup2(self.stream.fileno(), 2)
+    def _open(self) -> Any:
+        file = super()._open()
+        if self._is_stderr:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        return file
 
 
 def is_writable(fd: int) -> bool:
@@ -1629,16 +1673,12 @@ def size_of(path: str) -> int:
 
 def read_tail(path: str, count: int, start: int = 0) -> list[str]:
     """The last lines of a file, of what comes after `start` bytes; none if it does not exist."""
-    if count < 1:
-        return []
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            begin = max(start if start <= size else 0, size - TAIL_BYTES)
-            file.seek(begin)
-            return split_log(file.read(TAIL_BYTES))[-count:]
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(start if start <= size else 0, size - TAIL_BYTES))
+        lines = split_log(file.read(TAIL_BYTES))
+        return lines[max(0, len(lines) - count) :]
+    return []
 
 
 @dataclass(slots=True)
@@ -1651,31 +1691,25 @@ class Tail:
 
     def read_lines(self) -> list[str]:
         """The whole lines since the last call."""
-        try:
-            with open(self.path, "rb") as file:
-                return self._read_from(file)
-        except FileNotFoundError:  # between the renaming and the new file
-            return []
-
-    def _read_from(self, file: IO[bytes]) -> list[str]:
-        stat = os.fstat(file.fileno())
-        if stat.st_ino != self.inode or stat.st_size < self.offset:
-            self.inode, self.offset = stat.st_ino, 0
-        file.seek(self.offset)
-        data = file.read(TAIL_BYTES)
-        if len(data) < TAIL_BYTES:
-            data = data[: data.rfind(b"\n") + 1]
-        self.offset += len(data)
-        return split_log(data)
+        with suppress(FileNotFoundError), open(self.path, "rb") as file:  # renamed a moment ago
+            found = os.fstat(file.fileno())
+            if found.st_ino != self.inode or found.st_size < self.offset:
+                self.inode, self.offset = found.st_ino, 0
+            file.seek(self.offset)
+            data = file.read(TAIL_BYTES)
+            if len(data) < TAIL_BYTES:
+                data = data[: data.rfind(b"\n") + 1]
+            self.offset += len(data)
+            return split_log(data)
+        return []
 
 
 def follow_log(path: str) -> Tail:
     """Follow a log file from its present end. It need not exist yet."""
-    try:
-        stat = os.stat(path)
-    except FileNotFoundError:
-        return Tail(path, 0, 0)
-    return Tail(path, stat.st_ino, stat.st_size)
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return Tail(path, found.st_ino, found.st_size)
+    return Tail(path, 0, 0)
 
 
 # --- Triggers ---------------------------------------------------------------------------------
@@ -10888,10 +10922,6 @@ class LoopErrorLog:
 
 MAX_PAGE: Final = 1_000  # records in one answer
 MAX_PREVIEWS: Final = 100
-MAX_TITLE_CHARS: Final = 200
-MAX_PARAMS_BYTES: Final = MAX_JSON_BYTES - (8 << 10)  # what a call adds to them must fit as well
-MAX_RUN_S: Final = 30 * 86_400
-MAX_GRACE_S: Final = 10 * 366 * 86_400
 MAX_TRIES: Final = 5  # of a change that others overtake
 STATS_SPAN_S: Final = 86_400
 RETRY_AFTER: Final = (("Retry-After", "2"),)
@@ -10927,333 +10957,74 @@ class App(Protocol):
     def health(self) -> tuple[dict[str, str], str]: ...
 
 
-# Kinds of values
+# What a request may hold
 
-Schema = Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a value may be.
-
-    `check(path, value)` returns it ready for use or raises InvalidField; `schema` tells clients
-    the same.
-    """
-
-    check: Callable[[str, Any], Any]
-    schema: Schema
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One member of a body, or one field of a query."""
-
-    name: str
-    kind: Kind
-    about: str = ""
-    required: bool = False
-    alias: str | None = None
-
-
-class Fields:
-    """The members an object may have. `read` checks them and keeps what was given."""
-
-    def __init__(self, *fields: Field) -> None:
-        self.fields = fields
-        self._by_name = {field.name: field for field in fields}
-        self._by_name |= {field.alias: field for field in fields if field.alias}
-        self._required = tuple(field.name for field in fields if field.required)
-
-    def read(self, given: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-        """The checked members by name. Raises InvalidField."""
-        values: dict[str, Any] = {}
-        for key, value in given.items():
-            field = self._by_name.get(key)
-            if field is None:
-                name, hint = path + key[:MAX_NAME_CHARS], suggest(key[:80], self._by_name)
-                raise InvalidField(name, f"there is no field {name!r}{hint}")
-            if field.name in values:
-                raise InvalidField(path + key, f"{field.alias} is another name of {field.name}")
-            values[field.name] = field.kind.check(path + key, value)
-        for name in self._required:
-            if name not in values:
-                raise InvalidField(path + name, f"the field {path + name} is missing")
-        return values
-
-    def optional(self) -> Fields:
-        """The same members, none of them required."""
-        return Fields(*(replace(field, required=False) for field in self.fields))
-
-    @property
-    def is_required(self) -> bool:
-        return bool(self._required)
-
-    @property
-    def schema(self) -> Schema:
-        members = {
-            field.name: {
-                **field.kind.schema,
-                **({"description": field.about} if field.about else {}),
-            }
-            for field in self.fields
-        }
-        required = {"required": list(self._required)} if self._required else {}
-        return {
-            "type": "object", "properties": members, **required, "additionalProperties": False
-        }  # fmt: skip
-
-
-def wrong_value(path: str, allowed: str, value: Any) -> InvalidField:
-    shown = encode_json(value).decode()
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return InvalidField(path, f"{path} must be {allowed}, not {shown}")
-
-
-def matching(pattern: str, most: int, allowed: str) -> Kind:
-    """A text of 1 to `most` characters that matches as a whole."""
-    fits = re.compile(pattern).fullmatch
-
-    def check(path: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) > most or not fits(value):
-            raise wrong_value(path, allowed, value)
-        return value
-
-    schema = {"type": "string", "minLength": 1, "maxLength": most, "pattern": f"^{pattern}$"}
-    return Kind(check, schema)
-
-
-def printable(most: int) -> Kind:
-    def check(path: str, value: Any) -> str:
-        is_text = isinstance(value, str) and 0 < len(value) <= most
-        if not is_text or not value.isprintable() or value.isspace():
-            raise wrong_value(path, f"a printable text of 1 to {most} characters", value)
-        return str(value)
-
-    return Kind(check, {"type": "string", "minLength": 1, "maxLength": most})
-
-
-def numeric(low: float, high: float) -> Kind:
-    def check(path: str, value: Any) -> float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            raise wrong_value(path, f"a number from {low} to {high}", value)
-        return float(value)
-
-    return Kind(check, {"type": "number", "minimum": low, "maximum": high})
-
-
-def whole_number(low: int, high: int) -> Kind:
-    def check(path: str, value: Any) -> int:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or value % 1 or not low <= value <= high:
-            raise wrong_value(path, f"a whole number from {low} to {high}", value)
-        return int(value)
-
-    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
-
-
-def one_of(choices: Iterable[str]) -> Kind:
-    members = {str(member): member for member in choices}
-
-    def check(path: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in members:
-            raise wrong_value(path, f"one of {', '.join(members)}", value)
-        return members[value]
-
-    return Kind(check, {"type": "string", "enum": list(members)})
-
-
-def or_null(kind: Kind) -> Kind:
-    def check(path: str, value: Any) -> Any:
-        return None if value is None else kind.check(path, value)
-
-    return Kind(check, {"anyOf": [kind.schema, {"type": "null"}]})
-
-
-def list_kind(kind: Kind, most: int) -> Kind:
-    """A list of at most so many values of a kind."""
-
-    def check(path: str, value: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > most:
-            raise wrong_value(path, f"a list of at most {most}", value)
-        return [kind.check(f"{path}[{i}]", item) for i, item in enumerate(value)]
-
-    return Kind(check, {"type": "array", "items": kind.schema, "maxItems": most})
-
-
-def members_of(fields: Fields) -> Kind:
-    """An object with these members."""
-
-    def check(path: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise wrong_value(path, "an object", value)
-        return fields.read(value, path + ".")
-
-    return Kind(check, fields.schema)
-
-
-def _check_flag(path: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise wrong_value(path, "true or false", value)
-    return value
-
-
-def _check_object(path: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise wrong_value(path, "an object", value)
-    return value
-
-
-def _check_token(path: str, value: Any) -> str:
-    """A text. What was sent is not repeated: it may be a token with a slip of the pen."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_TITLE_CHARS:
-        raise InvalidField(path, f"{path} must be a text of 1 to {MAX_TITLE_CHARS} characters")
-    return value
-
-
-def _check_params(path: str, value: Any) -> Mapping[str, Any]:
-    params = _check_object(path, value)
-    if len(encode_json(params)) > MAX_PARAMS_BYTES:
-        raise InvalidField(path, f"{path} is larger than {MAX_PARAMS_BYTES} bytes")
-    return params
-
-
-# In a query everything is text.
-
-
-def whole_number_text(low: int, high: int) -> Kind:
-    def check(path: str, value: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", value) or not low <= int(value) <= high:
-            raise wrong_value(path, f"a whole number from {low} to {high}", value)
-        return int(value)
-
-    return Kind(check, {"type": "integer", "minimum": low, "maximum": high})
-
-
-def _check_flag_text(path: str, value: str) -> bool:
-    if value not in ("true", "false"):
-        raise wrong_value(path, "true or false", value)
-    return value == "true"
-
-
-def _check_statuses(path: str, value: str) -> tuple[str, ...]:
-    """One status, or several with commas between them."""
-    parts = value.split(",")
-    for part in parts:
-        if part not in frozenset(Status):
-            raise wrong_value(path, f"one or more of {', '.join(Status)}", value)
-    return tuple(parts)
-
-
-def _check_time_text(path: str, value: str) -> int:
+def parse_time(value: str) -> int:
     """ISO 8601 (UTC unless it says otherwise) or Unix seconds; as a database time."""
-    allowed = "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds"
     if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,6})?", value):
         return round(float(value) * 1e6)
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        raise wrong_value(path, allowed, value) from None
+    at = datetime.fromisoformat(value)
     if at.year < EPOCH.year:
-        raise wrong_value(path, allowed, value)
+        raise ValueError(f"{value} is before {EPOCH.year}")
     return max(0, us_of(at if at.tzinfo else at.replace(tzinfo=UTC)))
 
 
-def _check_execution_id(path: str, value: str) -> str:
-    if decode_id(value) is None:
-        raise wrong_value(path, "the next_cursor of an earlier answer", value)
-    return value
-
-
-FLAG: Final = Kind(_check_flag, {"type": "boolean"})
-TRIGGER: Final = Kind(
-    _check_object,
-    {
-        "type": "object",
-        "required": ["type"],
-        "properties": {"type": {"type": "string", "enum": list(TRIGGER_KINDS)}},
-    },
+LIMIT: Final = in_text(whole_number(1, MAX_PAGE))
+OFFSET: Final = in_text(whole_number(0, 999_999_999))
+TIME_TEXT: Final = kind_of(
+    "a time since 1970, as 2027-03-28T02:30:00Z or in Unix seconds",
+    lambda value: isinstance(value, str),
+    parse_time,
+    anyOf=[{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}],
 )
-PARAMS: Final = Kind(_check_params, {"type": "object"})
-FLAG_TEXT: Final = Kind(_check_flag_text, {"type": "boolean"})
-TIME_TEXT: Final = Kind(
-    _check_time_text,
-    {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "format": "date-time"}]},
+STATUSES: Final = matching(
+    "({0})(,({0}))*".format("|".join(Status)),
+    MAX_TITLE_CHARS,
+    f"one or more of {', '.join(Status)}",
+    lambda value: tuple(value.split(",")),
 )
-STATUSES: Final = Kind(
-    _check_statuses, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(Status))}
+CURSOR: Final = kind_of(
+    "the next_cursor of an earlier answer",
+    lambda value: decode_id(value) is not None,
+    type="string",
+    pattern=f"^[{ID_ALPHABET}]{{{ID_CHARS}}}$",
 )
-CURSOR: Final = Kind(
-    _check_execution_id, {"type": "string", "pattern": f"^[{ID_ALPHABET}]{{{ID_CHARS}}}$"}
-)
-NAME: Final = matching(
-    r"[A-Za-z0-9_][A-Za-z0-9._:@-]*",
-    MAX_NAME_CHARS,
-    f"1 to {MAX_NAME_CHARS} letters, digits and ._:@- that begin with a letter, digit or _",
-)
-TOKEN: Final = Kind(_check_token, {"type": "string", "minLength": 1, "maxLength": MAX_TITLE_CHARS})
+TOKEN: Final = matching(r"[\s\S]+", MAX_TITLE_CHARS, f"a text of 1 to {MAX_TITLE_CHARS} characters")
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 KEY_TEXT: Final = matching("[ -~]{1,255}", 255, "1 to 255 printable ASCII characters")
 KEY_HEADER: Final = Field(
     "Idempotency-Key", KEY_TEXT, "the same key and body within 24 hours: the same answer, once done"
 )
 ANY_TEXT: Final = matching(r"[^\x00]+", MAX_TITLE_CHARS, "a text without NUL")
-RETRY_FIELDS: Final = Fields(
-    Field("max_attempts", or_null(whole_number(1, 1_000)), "1: never repeated"),
-    Field("base_delay", or_null(numeric(0, 86_400)), "seconds before the second attempt"),
-    Field("factor", or_null(numeric(1, 100)), "by which the delay grows"),
-    Field("max_delay", or_null(numeric(0, MAX_RUN_S)), "seconds"),
-    Field("jitter", or_null(numeric(0, 1)), "share of the delay left to chance"),
-)
-CALL_FIELDS: Final = (
-    Field("handler_id", NAME, required=True),
-    Field("method_name", NAME, "also accepted as job_method", required=True, alias="job_method"),
-    Field("job_params", PARAMS, "the arguments of the method"),
-    Field("timeout", or_null(numeric(0.1, MAX_RUN_S)), "seconds for one attempt"),
-    Field("retry", or_null(members_of(RETRY_FIELDS)),
-          "null, as a whole or of a member: as configured"),
-)  # fmt: skip
 RUN_FIELDS: Final = Fields(
     *CALL_FIELDS, Field("wait", FLAG, "false: answer at once with the execution's id")
 )
-EDIT_FIELDS: Final = (
-    *CALL_FIELDS,
-    Field("trigger_config", TRIGGER, "its type and the fields of that type", required=True),
-    Field("name", or_null(printable(MAX_TITLE_CHARS))),
-    Field("coalesce", one_of(Coalesce), "what becomes of several fires due at once"),
-    Field("overlap", one_of(Overlap), "what a fire does while the last one still runs"),
-    Field("misfire_grace_time", or_null(numeric(0, MAX_GRACE_S)), "seconds"),
-    Field("max_jitter", numeric(0, 86_400), "seconds"),
-    Field("paused", FLAG),
-)
 SCHEDULE_FIELDS: Final = Fields(*EDIT_FIELDS, Field("schedule_id", NAME))
-CHANGE_FIELDS: Final = Fields(*EDIT_FIELDS).optional()
-DECLARED_FIELDS: Final = Fields(*EDIT_FIELDS)
+CHANGE_FIELDS: Final = Fields(*(replace(field, required=False) for field in EDIT_FIELDS))
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
     Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
 )
-
-
-SORT: Final = one_of([*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS)])
+SORT: Final = one_of(*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS))
 SCHEDULE_FILTERS: Final = (
     Field("handler_id", NAME),
     Field("method_name", NAME),
-    Field("paused", FLAG_TEXT),
+    Field("paused", in_text(FLAG)),
     Field("search", ANY_TEXT, "part of id, name, handler or method"),
 )
 SCHEDULES_QUERY: Final = Fields(
     *SCHEDULE_FILTERS,
     Field("sort", SORT, "a minus before the name turns it round"),
-    Field("limit", whole_number_text(1, MAX_PAGE), f"{MAX_PAGE} if not given"),
-    Field("offset", whole_number_text(0, 999_999_999)),
+    Field("limit", LIMIT, f"{MAX_PAGE} if not given"),
+    Field("offset", OFFSET),
 )
 EXECUTIONS_QUERY: Final = Fields(
     Field("handler_id", NAME),
     Field("schedule_id", NAME),
     Field("status", STATUSES, "one status, or several with commas between them"),
     Field("since", TIME_TEXT, "ISO 8601 or Unix seconds"),
-    Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"),
+    Field("limit", LIMIT, "50 if not given"),
     Field("cursor", CURSOR, "next_cursor of the answer before"),
 )
 NO_FIELDS: Final = Fields()
@@ -11262,17 +11033,16 @@ MANY_FIELDS: Final = Fields(
     Field("schedule_ids", list_kind(NAME, MAX_PAGE), "only these of those that match"),
 )
 UPCOMING_QUERY: Final = Fields(
-    Field("hours", whole_number_text(1, MAX_UPCOMING_HOURS), "24 if not given"),
-    Field("buckets", whole_number_text(1, MAX_UPCOMING_BUCKETS), "96 if not given"),
+    Field("hours", in_text(whole_number(1, MAX_UPCOMING_HOURS)), "24 if not given"),
+    Field("buckets", in_text(whole_number(1, MAX_UPCOMING_BUCKETS)), "96 if not given"),
 )
 WEBSOCKET_QUERY: Final = Fields(Field("last_event_id", printable(64), "go on after this event"))
 AUDIT_QUERY: Final = Fields(
-    Field("limit", whole_number_text(1, MAX_PAGE), "100 if not given"),
-    Field("cursor", whole_number_text(0, 999_999_999), "next_cursor of the answer before"),
+    Field("limit", LIMIT, "100 if not given"),
+    Field("cursor", OFFSET, "next_cursor of the answer before"),
 )
 STATS_QUERY: Final = Fields(Field("since", TIME_TEXT, "24 hours ago if not given"))
-ERRORS_QUERY: Final = Fields(Field("limit", whole_number_text(1, MAX_PAGE), "50 if not given"))
-
+ERRORS_QUERY: Final = Fields(Field("limit", LIMIT, "50 if not given"))
 
 # How things are shown
 
@@ -11348,7 +11118,7 @@ SCHEDULE_VIEW: Final = View(
 EXECUTION_VIEW: Final = View(
     {"duration_ms": NUMBER_OR_NULL},
     execution_id=TEXT, job_id=(TEXT, "execution_id"), schedule_id=TEXT_OR_NULL,
-    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, status=one_of(Status).schema,
+    handler_id=TEXT, method_name=TEXT, job_params=ANY_OBJECT, status=one_of(*Status).schema,
     scheduled_at=TIME, created_at=TIME, due_at=TIME, deadline=TIME_OR_NULL,
     started_at=TIME_OR_NULL, completed_at=TIME_OR_NULL, attempt_number=(COUNT, "attempt"),
     max_attempts=(COUNT, "retry.max_attempts"), timeout=NUMBER, instance=TEXT_OR_NULL,
@@ -11564,7 +11334,7 @@ def parse_declared_schedule(
     schedule_id: str, body: Mapping[str, Any], config: Config, now_us: int
 ) -> Schedule:
     """A schedule of a file. Raises InvalidField."""
-    NAME.check("schedule_id", schedule_id)
+    NAME.check(("schedule_id",), schedule_id)
     return declared_schedule(schedule_id, DECLARED_FIELDS.read(body), config, now_us)
 
 
@@ -11845,7 +11615,7 @@ def read_receipt(app: App, call: Call) -> Receipt:
 
     The key may be quoted, as draft-ietf-httpapi-idempotency-key-header has it, or bare.
     """
-    sent = KEY_TEXT.check("Idempotency-Key", call.request.headers[IDEMPOTENCY_KEY])
+    sent = KEY_TEXT.check(("Idempotency-Key",), call.request.headers[IDEMPOTENCY_KEY])
     key = sent[1:-1] if re.fullmatch('".+"', sent) else sent
     scope = f"{call.request.route} {call.identity.name}"
     digest = hashlib.sha256(canonical_json(call.body).encode()).digest()
@@ -11907,7 +11677,7 @@ async def put_schedule(app: App, call: Call) -> Response:
 
     It may name what is not there yet, as declared schedules may; `warnings` says so.
     """
-    schedule_id = NAME.check("schedule_id", call.path["schedule_id"])
+    schedule_id = NAME.check(("schedule_id",), call.path["schedule_id"])
     given = dict(call.body)
     if given.pop("schedule_id", schedule_id) != schedule_id:
         raise InvalidField("schedule_id", f"schedule_id must be '{schedule_id}', as in the path")
@@ -13992,6 +13762,8 @@ UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
 HOMES: Final = ("/home/", "/root/", "/run/user/")
+MADE_BY_SYSTEMD: Final = ("/var/lib/", "/var/log/")
+INSTALL: Final = ("", "[Install]", "WantedBy=multi-user.target")
 
 # For every unit, also of handlers that run whatever a user has written.
 LAX_SETTINGS: Final = """\
@@ -14005,8 +13777,7 @@ ProtectKernelTunables=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
-SystemCallArchitectures=native
-"""
+SystemCallArchitectures=native"""
 STRICT_SETTINGS: Final = """\
 ProtectSystem=strict
 PrivateDevices=yes
@@ -14024,8 +13795,7 @@ CapabilityBoundingSet=
 AmbientCapabilities=
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-SystemCallErrorNumber=EPERM
-"""
+SystemCallErrorNumber=EPERM"""
 
 
 def unit_name(config: Config) -> str:
@@ -14047,10 +13817,15 @@ def program_words() -> list[str]:
 def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     """The unit of governor, server and handlers: what they need is allowed and nothing else."""
     name = unit_name(config)
-    directories = (os.path.dirname(config.data_dir), os.path.dirname(config.log_dir))
+    data, logs = os.path.dirname(config.data_dir), os.path.dirname(config.log_dir)
+    others = [path for path in (data, logs) if not path.startswith(MADE_BY_SYSTEMD)]
+    shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
+    is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
+    is_closed = is_local and not any(spec.autostart for spec in config.handlers)
     lines = [
         f"# Save as {UNIT_DIRECTORY}/{name}, and then:",
-        *_user_lines(directories),
+        "#   useradd --system --shell /usr/sbin/nologin schedulezero",
+        *([f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"] if others else []),
         f"#   systemctl daemon-reload && systemctl enable --now {name}",
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
@@ -14067,16 +13842,14 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["run"]),
         "ExecReload=kill -HUP $MAINPID",
         "RestartPreventExitStatus=2 75 78",
-        *_directory_lines("StateDirectory", "/var/lib/", directories[0]),
-        *_directory_lines("LogsDirectory", "/var/log/", directories[1]),
+        *_directory_lines("StateDirectory", "/var/lib/", data),
+        *_directory_lines("LogsDirectory", "/var/log/", logs),
         "UMask=0077",
         f"ProtectHome={'read-only' if _is_in_home(config) else 'yes'}",
-        *LAX_SETTINGS.splitlines(),
-        *STRICT_SETTINGS.splitlines(),
-        *_network_lines(config),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
+        LAX_SETTINGS,
+        STRICT_SETTINGS,
+        *(["IPAddressDeny=any", "IPAddressAllow=localhost"] if is_closed else []),
+        *INSTALL,
     ]
     return "\n".join(lines)
 
@@ -14097,17 +13870,15 @@ def render_handler_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["handler", "%i"]),
         "RestartPreventExitStatus=2 78",
         "UMask=0027",
-        *LAX_SETTINGS.splitlines(),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
+        LAX_SETTINGS,
+        *INSTALL,
     ]
     return "\n".join(lines)
 
 
 def _service_lines(
     config: Config, environ: Mapping[str, str], command: Iterable[str]
-) -> Iterable[str]:
+) -> Iterator[str]:
     home = os.path.dirname(find_archive() or os.path.abspath(__file__))
     words = [*program_words(), "--deployment", config.deployment]
     words += ["--config", config.path] if config.path else []
@@ -14120,45 +13891,26 @@ def _service_lines(
     yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
     for name, value in sorted(variables.items()):
         yield f"Environment={quote_setting(f'{name}={value}')}"
-    yield "Restart=on-failure"
-    yield "RestartSec=2"
-    yield "KillMode=mixed"
+    yield from ("Restart=on-failure", "RestartSec=2", "KillMode=mixed")
     yield f"TimeoutStopSec={UNIT_STOP_S}"
     if find_archive():
         yield from ("CacheDirectory=schedulezero", "CacheDirectoryMode=0700")  # to unpack to
     yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
 
 
-def _directory_lines(setting: str, root: str, directory: str) -> Iterable[str]:
+def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
     """Where systemd makes directories it makes this one; elsewhere it is there already."""
     if directory.startswith(root):
         return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
-def _user_lines(directories: Iterable[str]) -> Iterable[str]:
-    """Comments: how to make the unit's user, and to give it what systemd does not make."""
-    yield "#   useradd --system --shell /usr/sbin/nologin schedulezero"
-    others = [path for path in directories if not path.startswith(("/var/lib/", "/var/log/"))]
-    if others:
-        shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
-        yield f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"
-
-
 def _is_in_home(config: Config) -> bool:
     """Whether something that is needed stands where users have their own."""
     places = [find_archive() or __file__, sys.prefix, sys.base_prefix, config.directory]
-    places += [config.data_dir, config.log_dir, *filter(None, (config.tls_cert, config.tls_key))]
+    places += [config.data_dir, config.log_dir, config.tls_cert or "", config.tls_key or ""]
     places += [spec.cwd or "" for spec in config.handlers]
     return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
-
-
-def _network_lines(config: Config) -> Iterable[str]:
-    """Without handlers of its own, and for this machine alone, nothing has to leave it."""
-    is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
-    if is_local and not any(spec.autostart for spec in config.handlers):
-        return ["IPAddressDeny=any", "IPAddressAllow=localhost"]
-    return []
 
 
 def quote_unit(text: str) -> str:
@@ -14177,11 +13929,7 @@ def quote_setting(text: str) -> str:
 # Each check is a pure function of what was looked up for it; `diagnose` does the looking up.
 
 PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
-REQUIREMENTS: Final = (
-    ("apscheduler", (4, 0, 0), (4, 0, 1), "==4.0.0a6"),  # name, from, below, as it is written
-    ("pyzmq", (24,), (28,), ">=24,<28"),
-    ("pyyaml", (6,), (7,), ">=6,<7"),
-)
+REQUIREMENTS: Final = (("apscheduler", "==4.0.0a6"), ("pyzmq", ">=24,<28"), ("pyyaml", ">=6,<7"))
 LITTLE_ROOM_BYTES: Final = 512 << 20
 NO_ROOM_BYTES: Final = 32 << 20
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
@@ -14203,26 +13951,17 @@ class Verdict(enum.StrEnum):
 class Diagnosis:
     """What one check found, and what helps."""
 
-    check: str
     verdict: Verdict
+    check: str
     sentence: str
-    fix: str | None = None
+    fix: str | None = None  # if there is anything to be done
 
-    @classmethod
-    def ok(cls, check: str, sentence: str) -> Diagnosis:
-        return cls(check, Verdict.OK, sentence)
 
-    @classmethod
-    def warning(cls, check: str, sentence: str, fix: str) -> Diagnosis:
-        return cls(check, Verdict.WARNING, sentence, fix)
-
-    @classmethod
-    def failed(cls, check: str, sentence: str, fix: str) -> Diagnosis:
-        return cls(check, Verdict.FAILED, sentence, fix)
+passes, warns, fails = (partial(Diagnosis, verdict) for verdict in Verdict)
 
 
 def render_diagnosis(found: Diagnosis) -> list[str]:
-    mark = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAILED: "FAILED"}[found.verdict]
+    mark = found.verdict if found.fix is None else found.verdict.upper()
     lines = [f"{mark:8} {found.check:14} {found.sentence}"]
     return lines if found.fix is None else [*lines, f"{'':8} {'':14} fix: {found.fix}"]
 
@@ -14234,38 +13973,22 @@ def check_python(version: tuple[int, int]) -> Diagnosis:
     first, last = PYTHONS
     shown = ".".join(map(str, version))
     if version < first:
-        return Diagnosis.failed("python", f"{shown} is too old", "install Python 3.11 or newer")
+        return fails("python", f"{shown} is too old", "install Python 3.11 or newer")
     if version > last:
-        return Diagnosis.warning(
-            "python", f"{shown} is newer than any tested", "use Python 3.13 if it fails"
-        )
-    return Diagnosis.ok("python", shown)
+        return warns("python", f"{shown} is newer than any tested", "use Python 3.13 if it fails")
+    return passes("python", shown)
 
 
-def check_requirement(
-    name: str, low: Sequence[int], high: Sequence[int], rule: str, version: str | None
-) -> Diagnosis:
+def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
+    """`rule`: one version, or majors `>=from,<below`."""
     fix = f"python -m pip install '{name}{rule}'"
     if version is None:  # it was imported, or this would not run
-        return Diagnosis.warning(name, "does not tell its version", fix)
-    numbers = [int(part) for part in re.findall(r"\d+", re.split(r"a|b|rc|\.dev", version)[0])]
-    if not list(low) <= numbers < list(high) or (rule.startswith("==") and rule[2:] != version):
-        return Diagnosis.failed(name, f"{version} is not {rule}", fix)
-    return Diagnosis.ok(name, version)
-
-
-def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) -> Diagnosis:
-    """`path`: where Python keeps the compiled program."""
-    if is_cached:
-        return Diagnosis.ok("bytecode", "cached")
-    fix = f"make {os.path.dirname(path)} writable, or compile once: python -m compileall FILE"
-    if is_off:
-        fix = "unset PYTHONDONTWRITEBYTECODE"
-    if is_off or not can_write:
-        return Diagnosis.warning(
-            "bytecode", "compiled at each start, for 17 MB more in each process", fix
-        )
-    return Diagnosis.ok("bytecode", "cached by the next start")
+        return warns(name, "does not tell its version", fix)
+    first, *below = map(int, re.findall(r"[0-9]+", rule)[:2])
+    is_within = ">" in rule and first <= int(version.partition(".")[0]) < below[0]
+    if is_within or rule == f"=={version}":
+        return passes(name, version)
+    return fails(name, f"{version} is not {rule}", fix)
 
 
 # The machine.
@@ -14274,37 +13997,33 @@ def check_bytecode(path: str, is_cached: bool, can_write: bool, is_off: bool) ->
 def check_clock(is_synchronised: bool | None, now_us: int) -> Diagnosis:
     fix = "timedatectl set-ntp true, or install chrony"
     if now_us < FIRST_CREDIBLE_US:
-        return Diagnosis.failed("clock", f"it is not {iso_of(now_us)}", fix)
+        return fails("clock", f"it is not {iso_of(now_us)}", fix)
     if is_synchronised is None:
-        return Diagnosis.warning(
-            "clock", "the kernel does not tell whether it is synchronised", fix
-        )
+        return warns("clock", "the kernel does not tell whether it is synchronised", fix)
     if not is_synchronised:
-        return Diagnosis.warning("clock", "not synchronised: schedules fire when it says so", fix)
-    return Diagnosis.ok("clock", "synchronised")
+        return warns("clock", "not synchronised: schedules fire when it says so", fix)
+    return passes("clock", "synchronised")
 
 
 def check_zones(count: int, timezone: str, is_there: bool) -> Diagnosis:
     fix = "apt install tzdata, or python -m pip install tzdata"
     if not count:
-        return Diagnosis.failed("time zones", "there is no time zone database", fix)
+        return fails("time zones", "there is no time zone database", fix)
     if not is_there:
-        return Diagnosis.failed(
-            "time zones", f"{timezone} is not among the {count} of this machine", fix
-        )
-    return Diagnosis.ok("time zones", f"{count}, schedules in {timezone}")
+        return fails("time zones", f"{timezone} is not among the {count} of this machine", fix)
+    return passes("time zones", f"{count}, schedules in {timezone}")
 
 
 def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis:
     shown = f"{free_bytes >> 20} MB free on {path}"
     fix = "delete something, or set data_dir to a larger disk"
-    if free_bytes < NO_ROOM_BYTES or free_inodes == 0:
-        return Diagnosis.failed(
-            "disk", shown if free_inodes else f"no inode is free on {path}", fix
-        )
+    if free_inodes == 0:
+        return fails("disk", f"no inode is free on {path}", fix)
+    if free_bytes < NO_ROOM_BYTES:
+        return fails("disk", shown, fix)
     if free_bytes < LITTLE_ROOM_BYTES:
-        return Diagnosis.warning("disk", shown, fix)
-    return Diagnosis.ok("disk", shown)
+        return warns("disk", shown, fix)
+    return passes("disk", shown)
 
 
 # The installation.
@@ -14319,8 +14038,8 @@ def check_directory(
     if closed:
         sentence = f"{user} cannot write to {closed[0]}, which is {closed[1]}'s"
         fix = f"run it as {closed[1]}, or make it yours: sudo chown -R {user} {nearest}"
-        return Diagnosis.failed(name, sentence, fix)
-    return Diagnosis.ok(name, path if path == nearest else f"{path}, made by the first start")
+        return fails(name, sentence, fix)
+    return passes(name, path if path == nearest else f"{path}, made by the first start")
 
 
 def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
@@ -14328,102 +14047,81 @@ def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
     open_files = [path for path, mode in files if mode & 0o077]
     if open_files:
         sentence = f"others can read {', '.join(open_files)}"
-        return Diagnosis.failed("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
-    return Diagnosis.ok("secrecy", "keys and tokens are readable by their owner alone")
+        return fails("secrecy", sentence, f"chmod go= {' '.join(open_files)}")
+    return passes("secrecy", "keys and tokens are readable by their owner alone")
 
 
 def check_ports(
     config: Config, pid: int | None, status: int | None, trouble: str | None
 ) -> Diagnosis:
     """`status`: what the server's health answers; `trouble`: why a port could not be had."""
+    url = http_url(config)
+    if trouble:
+        fix = "end what has it (ss -ltnp shows it), or set another"
+        return fails("ports", trouble, fix)
     if pid is None:
-        if trouble:
-            return Diagnosis.failed(
-                "ports", trouble, "end what has it (ss -ltnp shows it), or set another"
-            )
-        return Diagnosis.ok("ports", f"{config.http_port} and {config.zmq_port} are free")
+        return passes("ports", f"{config.http_port} and {config.zmq_port} are free")
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
-        return Diagnosis.failed(
-            "server", f"pid {pid} runs, but {http_url(config)} does not answer", fix
-        )
+        return fails("server", f"pid {pid} runs, but {url} does not answer", fix)
     if status != 200:
-        return Diagnosis.failed(
-            "server", f"not healthy: {status}", f"see {http_url(config)}/api/health"
-        )
-    return Diagnosis.ok("server", f"pid {pid} answers on {http_url(config)}")
+        return fails("server", f"not healthy: {status}", f"see {url}/api/health")
+    return passes("server", f"pid {pid} answers on {url}")
 
 
 def check_database(finding: Finding | str, wal_bytes: int) -> Diagnosis:
     """`finding`: a sentence where it could not be looked at."""
-    restore = (
-        "schedulezero.py restore FILE with one of the backups; the next start does so by itself"
-    )
     if isinstance(finding, str):
-        return Diagnosis.failed("database", finding, "start the newer program, or correct data_dir")
+        return fails("database", finding, "start the newer program, or correct data_dir")
     if finding.condition is Condition.DAMAGED:
-        return Diagnosis.failed("database", finding.sentence, restore)
+        fix = "the next start restores the newest sound backup; or schedulezero.py restore FILE"
+        return fails("database", finding.sentence, fix)
     if finding.condition is Condition.EMPTY:
-        return Diagnosis.ok("database", "made by the first start")
+        return passes("database", "made by the first start")
     if wal_bytes > LONG_WAL_BYTES:
         sentence = f"sound, but its log has {wal_bytes >> 20} MB"
-        return Diagnosis.warning("database", sentence, "end what reads it, or restart the server")
+        return warns("database", sentence, "end what reads it, or restart the server")
     if finding.condition is Condition.UNCHECKED:
-        return Diagnosis.ok("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
-    return Diagnosis.ok("database", "sound")
+        return passes("database", f"sound as far as was seen in {CHECK_DATABASE_S:g} s")
+    return passes("database", "sound")
 
 
 def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: bool) -> Diagnosis:
     fix = "see the server's log; meanwhile: schedulezero.py backup FILE"
     if not every_h:
-        return Diagnosis.warning("backups", "are switched off", "set backup: {every_hours: 24}")
+        return warns("backups", "are switched off", "set backup: {every_hours: 24}")
     if newest_us is None:
-        return (
-            Diagnosis.ok("backups", "none yet")
-            if not has_data
-            else Diagnosis.warning("backups", "there is none", fix)
-        )
+        if not has_data:
+            return passes("backups", "none yet")
+        return warns("backups", "there is none", fix)
     age_h = (now_us - newest_us) / 3_600e6
     if age_h > LATE_BACKUPS * every_h:
-        return Diagnosis.warning("backups", f"the newest is {age_h:.0f} hours old", fix)
-    return Diagnosis.ok("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
+        return warns("backups", f"the newest is {age_h:.0f} hours old", fix)
+    return passes("backups", f"the newest is {max(0.0, age_h):.1f} hours old")
 
 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
         sentence = f"left by something that went wrong: {', '.join(paths)}"
-        return Diagnosis.warning(
-            "leftovers", sentence, f"when nobody needs them: rm {' '.join(paths)}"
-        )
-    return Diagnosis.ok("leftovers", "none")
-
-
-def check_logs(used_bytes: int, most_mb: int) -> Diagnosis:
-    shown = f"{used_bytes >> 20} of {most_mb} MB"
-    if used_bytes > 1.1 * (most_mb << 20):
-        return Diagnosis.warning(
-            "logs", shown, "nothing, if the server runs: within a minute the oldest go"
-        )
-    return Diagnosis.ok("logs", shown)
+        fix = f"when nobody needs them: rm {' '.join(paths)}"
+        return warns("leftovers", sentence, fix)
+    return passes("leftovers", "none")
 
 
 def check_unit(path: str, present: str | None, wanted: str) -> Diagnosis:
     """A unit's user, its comments and empty lines are the installer's own."""
     if present is None:
-        return Diagnosis.ok("unit", "not installed")
+        return passes("unit", "not installed")
     before, after = (
         [line for line in text.splitlines() if line and not line.startswith(("#", "User="))]
         for text in (present, wanted)
     )
-    changes = [
-        line
-        for line in difflib.unified_diff(before, after, lineterm="", n=0)
-        if not line.startswith(("---", "+++", "@@"))
-    ]
+    changes = [f"-{line}" for line in before if line not in after]
+    changes += [f"+{line}" for line in after if line not in before]
     if changes:
         sentence = f"{path} is not what this version would write: {'; '.join(changes[:4])}"
-        return Diagnosis.warning("unit", sentence, "compare with: schedulezero.py systemd")
-    return Diagnosis.ok("unit", path)
+        return warns("unit", sentence, "compare with: schedulezero.py systemd")
+    return passes("unit", path)
 
 
 # Looking things up.
@@ -14434,23 +14132,22 @@ def diagnose(
     environ: Mapping[str, str],
     clock: Clock,
     ask: Callable[[Config], int | None],
-    unit_directory: str = UNIT_DIRECTORY,
-) -> list[Diagnosis]:
+) -> Iterator[Diagnosis]:
     """Everything that can be checked. `ask` gives the status of a running server's health."""
-    found = [check_python((sys.version_info[0], sys.version_info[1]))]
-    for name, low, high, rule in REQUIREMENTS:
-        found.append(check_requirement(name, low, high, rule, load_version(name)))
-    found += [look_at_bytecode(), check_clock(is_clock_synchronised(), clock.now_us())]
+    yield check_python((sys.version_info[0], sys.version_info[1]))
+    for name, rule in REQUIREMENTS:
+        yield check_requirement(name, rule, load_version(name))
+    yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
     except ConfigError as error:
         fix = "correct it; schedulezero.py check says when it is right"
-        return [*found, Diagnosis.failed("configuration", str(error), fix)]
-    found.append(Diagnosis.ok("configuration", config.path or "the defaults"))
-    found += look_at_installation(config, clock, ask)
-    path = os.path.join(unit_directory, unit_name(config))
-    found.append(check_unit(path, load_text(path), render_unit(config, environ)))
-    return found
+        yield fails("configuration", str(error), fix)
+        return
+    yield passes("configuration", config.path or "the defaults")
+    yield from look_at_installation(config, clock, ask)
+    path = os.path.join(UNIT_DIRECTORY, unit_name(config))
+    yield check_unit(path, load_text(path), render_unit(config, environ))
 
 
 def look_at_installation(
@@ -14472,7 +14169,6 @@ def look_at_installation(
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
     yield check_ports(config, pid, ask(config) if pid else None, trouble)
-    yield check_logs(sum(size for _, size, _ in walk_logs(config.log_dir)), config.log_max_mb)
     yield from look_at_database(config, clock.now_us())
 
 
@@ -14525,14 +14221,6 @@ def load_version(distribution: str) -> str | None:
         return None
 
 
-def look_at_bytecode() -> Diagnosis:
-    source = os.path.abspath(__file__)
-    path = importlib.util.cache_from_source(source)
-    is_cached = os.path.exists(path) and os.path.getmtime(path) >= os.path.getmtime(source)
-    can_write = os.access(nearest_directory(os.path.dirname(path)), os.W_OK)
-    return check_bytecode(path, is_cached, can_write, sys.dont_write_bytecode)
-
-
 def is_clock_synchronised() -> bool | None:
     """What the kernel knows of it, which whoever keeps the time tells it; None: it does not."""
     try:
@@ -14572,10 +14260,10 @@ def port_trouble(config: Config, kind: str) -> str | None:
     host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, type_, protocol, _, address in found[:1]:
-            with socket.socket(family, type_, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+        family, type_, protocol, _, address = found[0]
+        with socket.socket(family, type_, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except socket.gaierror:
         return f"{kind}_host {host} is no address of this machine"
     except OSError as error:
@@ -14726,7 +14414,7 @@ def check_schedules(config: Config) -> None:
             # and must not keep the server from starting.
             parse_trigger(entry["trigger_config"], timezone=config.timezone, now=EPOCH)
         except TriggerError as error:
-            at = ("schedules", schedule_id, *error.field.split("."))
+            at = ("schedules", schedule_id, *error.path)
             raise error_in_config(config, at, str(error)) from None
 
 
@@ -15152,9 +14840,7 @@ def read_schedules(
         try:
             wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
         except InvalidField as error:
-            raise source.refused(
-                ("schedules", schedule_id, *error.field.split(".")), error
-            ) from None
+            raise source.refused(("schedules", schedule_id, *error.path), error) from None
 
     def is_owned(schedule: Schedule) -> bool:
         is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
@@ -15166,18 +14852,11 @@ def read_schedules(
 
 def read_import(path: str) -> tuple[str, str]:
     """Name and text of a file, or of stdin. Raises ConfigError."""
-    name = "stdin" if path == "-" else os.path.basename(path)
     if path == "-":
-        data = sys.stdin.buffer.read(MAX_IMPORT_BYTES + 1)
-    else:
-        with open(path, "rb") as file:
-            data = file.read(MAX_IMPORT_BYTES + 1)
-    if len(data) > MAX_IMPORT_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_IMPORT_BYTES} bytes")
-    try:
-        return name, data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+        return "stdin", load_utf8(sys.stdin.buffer, "stdin", MAX_IMPORT_BYTES)
+    name = os.path.basename(path)
+    with open(path, "rb") as file:
+        return name, load_utf8(file, name, MAX_IMPORT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15888,7 +15567,8 @@ def command_systemd(arguments: Arguments) -> int:
 
 def command_doctor(arguments: Arguments) -> int:
     """Look at everything, also when the configuration itself is what is wrong."""
-    diagnoses = diagnose(lambda: load_checked(arguments), os.environ, Clock(), fetch_health)
+    load = partial(load_checked, arguments)
+    diagnoses = list(diagnose(load, os.environ, Clock(), fetch_health))
     is_well = not any(found.verdict is Verdict.FAILED for found in diagnoses)
     if arguments.json:
         print(json.dumps({"ok": is_well, "checks": [asdict(found) for found in diagnoses]}))

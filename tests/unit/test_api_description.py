@@ -66,6 +66,10 @@ def test_a_body_is_described_by_the_fields_that_check_it() -> None:
     assert set(retry["properties"]) == set(sz.RetryPolicy.__dataclass_fields__)
 
 
+def test_every_type_of_trigger_is_described() -> None:
+    assert tuple(sz.TRIGGER_KINDS) == sz.TRIGGER_TYPES
+
+
 @pytest.mark.parametrize("route", sz.ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_the_router_finds_each_route_by_its_own_path(route: sz.Route) -> None:
     path = re.sub(r"{\w+}", "a.b:c@d-e_f", route.path)

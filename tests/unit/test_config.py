@@ -258,11 +258,18 @@ def test_unknown_keys_are_found_at_every_depth(
         ("handlers: {a: {command: []}}", "a list of texts"),
         ("handlers: {a: {command: [x, 1]}}", "a list of texts"),
         ("handlers: {../a: {command: [x]}}", "letters, digits"),
+        ("handlers: {a: {1: x}}", "keys are texts"),
+        ("handlers: {a: {command: [x], env: {A: null}}}", "a text"),
+        ("handlers: {a: {command: [x], env: {'': x}}}", "a variable's name"),
         ("handlers: {server: {command: [x]}}", "another name"),
         ("deployments: {../x: {}}", "letters, digits"),
         ("deployments: {a: {deployments: {}}}", "unknown key"),
         (SCHEDULE + "    overlap: skipp\n", "did you mean 'skip'?"),
         (SCHEDULE + "    paused: 1\n", "true or false"),
+        (SCHEDULE + "    timeout: 0.01\n", "a number from 0.1"),
+        (SCHEDULE + "    name: ''\n", "a printable text"),
+        (SCHEDULE.replace("handler_id: a", "handler_id: a b"), "letters, digits"),
+        (SCHEDULE.replace("  s:", "  .s:"), "letters, digits"),
         (SCHEDULE + "    job_params: {x: .nan}\n", "a finite number"),
         (SCHEDULE + "    job_params: {1: x}\n", "keys are texts"),
         (SCHEDULE + "    job_params: &a {x: *a}\n", "nested at most"),
@@ -306,6 +313,8 @@ def test_a_secret_never_shows_in_a_refusal() -> None:
     sentence = refusal("api_token: hunter2\n")
     assert "hunter2" not in sentence
     assert "hunter2" not in refusal("handlers: {a: {command: [x], env: {A: [hunter2]}}}")
+    assert "hunter2" not in refusal("handlrs: {a: {command: [x], env: {A: hunter2}}}")
+    assert "hunter2" not in refusal("handlers: {a: {env: {A: hunter2}}}")
 
 
 @pytest.mark.parametrize(

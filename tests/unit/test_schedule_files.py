@@ -285,7 +285,7 @@ def test_an_id_stays_when_the_time_changes_and_tells_commands_apart() -> None:
     assert sorted(read_crontab(moved).entries) == sorted(ids)
     twice = list(read_crontab("@daily run\n@weekly run\n").entries)
     assert twice == [ids[2], f"{ids[2]}-2"]
-    assert all(sz.NAME.check("id", each) for each in ids + twice)
+    assert all(sz.NAME.check(("id",), each) for each in ids + twice)
 
 
 def test_the_lines_of_a_system_crontab_name_a_user() -> None:
@@ -336,7 +336,7 @@ def test_no_text_makes_more_than_a_sentence_of_a_crontab(text: str) -> None:
         assert str(error).startswith("crontab line ")
     else:
         for key, entry in crontab.entries.items():
-            sz.NAME.check("id", key)
+            sz.NAME.check(("id",), key)
             assert entry["job_params"]
 
 

@@ -18,6 +18,7 @@ SECTIONS = (
     "Errors",
     "Values",
     "JSON",
+    "Fields",
     "Configuration",
     "Logging",
     "Triggers",
