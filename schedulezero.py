@@ -9127,8 +9127,8 @@ TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 a
 log_access: Final = logging.getLogger("schedulezero.access")
 
 
-class Refused(ScheduleZeroError):
-    """A request that whoever sent it may not make: status, code, sentence, headers to add."""
+class HttpError(ScheduleZeroError):
+    """A request that is refused: status, code, sentence, headers to add."""
 
     def __init__(
         self, status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = ()
@@ -9560,16 +9560,16 @@ class Access:
         return self._is_exposed or self.tokens.is_present
 
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Raise Refused if the client meant another server. Programs of HTTP/1.0 need not say."""
+        """Raise HttpError if the client meant another server. Programs of HTTP/1.0 need not say."""
         host = headers.get("host")
         if host is not None and not self._is_host_allowed(host):
             sentence = f"this server is not called {host_name(host)[:80]!r}; see allowed_hosts"
-            raise Refused(421, "misdirected_request", sentence)
+            raise HttpError(421, "misdirected_request", sentence)
 
     def check_source(self, method: str, headers: Mapping[str, str]) -> None:
-        """Raise Refused for what another site's page asks for."""
+        """Raise HttpError for what another site's page asks for."""
         if reason := describe_cross_site(method, headers, self._origins):
-            raise Refused(403, "cross_site", reason)
+            raise HttpError(403, "cross_site", reason)
 
     def cors_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """What lets the page of a configured origin read the answer."""
@@ -9580,7 +9580,7 @@ class Access:
         return (*allowed, ("Vary", "Origin"))
 
     def identify(self, headers: Mapping[str, str], peer: str) -> Identity:
-        """Who sends a request. Raises Refused for a token that is not valid."""
+        """Who sends a request. Raises HttpError for a token that is not valid."""
         authorization = headers.get("authorization")
         if authorization is not None and (token := parse_bearer(authorization)):
             return self._identify_token(token, peer)
@@ -9614,12 +9614,12 @@ class Access:
             return False
         return self.tokens.get(identity.token_id, now_us) is not None
 
-    def refusal(self, identity: Identity, role: Role) -> Refused:
+    def refusal(self, identity: Identity, role: Role) -> HttpError:
         """What to tell an identity that has not the role."""
         if identity is NOBODY:
-            return Refused(401, "login_required", self._login_sentence(), CHALLENGE)
+            return HttpError(401, "login_required", self._login_sentence(), CHALLENGE)
         sentence = f"this needs the role {role}; the token '{identity.name}' has {identity.role}"
-        return Refused(403, "forbidden", sentence)
+        return HttpError(403, "forbidden", sentence)
 
     def _login_sentence(self) -> str:
         if self.is_login_required:
@@ -9629,7 +9629,7 @@ class Access:
     # Logging in and out
 
     def log_in(self, credential: str, peer: str) -> tuple[Identity, tuple[str, str]]:
-        """Begin a session: who it is, and the header that sets the cookie. Raises Refused."""
+        """Begin a session: who it is, and the header that sets the cookie. Raises HttpError."""
         self._check_rate(peer)
         now_us = self._clock.now_us()
         token = self.tokens.find(credential, now_us)
@@ -9652,14 +9652,14 @@ class Access:
         if wait_s := self._failures.wait_s(peer, self._clock.monotonic()):
             retry = (("Retry-After", str(int(wait_s) + 1)),)
             sentence = "too many wrong tokens from this address; try again later"
-            raise Refused(429, "too_many_failures", sentence, retry)
+            raise HttpError(429, "too_many_failures", sentence, retry)
 
-    def _failed(self, peer: str, action: str) -> Refused:
+    def _failed(self, peer: str, action: str) -> HttpError:
         self._failures.note_failure(peer, self._clock.monotonic())
         self._note(AuditEntry(self._clock.now_us(), "", peer, action, "", 401))
         log_access.warning("a token that is not valid, from %s", peer)
         sentence = "the token is not valid: unknown, revoked or expired"
-        return Refused(401, "invalid_token", sentence, INVALID_TOKEN)
+        return HttpError(401, "invalid_token", sentence, INVALID_TOKEN)
 
     def _note_change(self, action: str, token: Token) -> None:
         at_us = token.created_us if action == "create_token" else self._clock.now_us()
@@ -9962,15 +9962,6 @@ METHODS: Final = frozenset(
 )
 
 log_http: Final = logging.getLogger("schedulezero.http")
-
-
-class HttpError(ScheduleZeroError):
-    """A request that is refused: the status to answer with, a code and a sentence."""
-
-    def __init__(self, status: int, code: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
 
 
 # Requests
@@ -10698,8 +10689,7 @@ class HttpConnection(asyncio.Protocol):
 
         Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
         """
-        retry = (("Retry-After", "5"),) if error.status == 503 else ()
-        response = error_response(error.status, error.code, str(error), retry)
+        response = error_response(error.status, error.code, str(error), error.headers)
         self._server.answered("", "", error.status)
         self._enter(Phase.LINGERING)
         self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
@@ -10712,7 +10702,8 @@ class HttpConnection(asyncio.Protocol):
         """The server has its fill of connections; of those it may answer a few, for a moment."""
         if self._server.may_answer_refused(self):
             sentence = "the server has as many connections as it takes; try again later"
-            self._refuse(HttpError(503, "too_many_connections", sentence))
+            retry = (("Retry-After", "5"),)
+            self._refuse(HttpError(503, "too_many_connections", sentence, retry))
         else:
             self._transport.abort()
 
@@ -12641,26 +12632,13 @@ STATUS_OF: Final = (
 )  # fmt: skip
 
 
-class MethodNotAllowed(HttpError):
-    """The path is right, the method is not; `allowed` is for the Allow header."""
-
-    def __init__(self, allowed: str) -> None:
-        super().__init__(405, "method_not_allowed", f"only {allowed} can be done here")
-        self.allowed = allowed
-
-
 def answer_failure(error: ScheduleZeroError) -> Response:
     """The one place where a failure becomes a status."""
     if isinstance(error, HttpError):
-        status = error.status
-    else:
-        status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
-    if isinstance(error, Refused):
         return error_response(error.status, error.code, str(error), error.headers)
+    status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
     more = {"field": error.field} if error.field else {}
     headers = RETRY_AFTER if status in (503, 507) else ()
-    if isinstance(error, MethodNotAllowed):
-        headers = (("Allow", error.allowed),)
     return error_response(status, error.code, str(error), headers, **more)
 
 
@@ -12694,7 +12672,8 @@ class Router:
         route = by_method.get("GET" if method == "HEAD" else method)
         if route is None:
             allowed = ", ".join(sorted({*by_method, *(["HEAD"] if "GET" in by_method else [])}))
-            raise MethodNotAllowed(allowed)
+            sentence = f"only {allowed} can be done here"
+            raise HttpError(405, "method_not_allowed", sentence, (("Allow", allowed),))
         return route, arguments
 
     def _match(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
@@ -12763,7 +12742,7 @@ class Api:
             app.store.note_refusal(place, done.status)
         return done
 
-    def _refusal(self, request: Request, route: Route, identity: Identity) -> Refused:
+    def _refusal(self, request: Request, route: Route, identity: Identity) -> HttpError:
         refusal = self._app.access.refusal(identity, route.role)
         if refusal.status == 403:
             entry = self._entry(request, route, identity)
