@@ -10474,6 +10474,7 @@ class HttpLimits:
 class Phase(enum.IntEnum):
     """What a connection is doing."""
 
+    HANDSHAKE = enum.auto()  # of TLS
     IDLE = enum.auto()  # between requests
     HEAD = enum.auto()
     BODY = enum.auto()
@@ -10491,6 +10492,7 @@ _RECEIVING: Final = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
 def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
     """Seconds a connection may stay in each phase; what it may stay in for ever is not there."""
     return {
+        Phase.HANDSHAKE: limits.head_timeout_s,
         Phase.IDLE: limits.idle_timeout_s,
         Phase.HEAD: limits.head_timeout_s,
         Phase.BODY: limits.body_timeout_s,
@@ -10525,8 +10527,8 @@ class HttpConnection(asyncio.Protocol):
         self._phase = Phase.CLOSED
         self._deadline = math.inf
         self._has_eof = False
-        self._stream: StreamResponse | None = None
-        self._stop: Callable[[], None] | None = None
+        self._stream: StreamResponse  # while streaming
+        self._stop: Callable[[], None] = lambda: None
         self._transport: asyncio.Transport
         self.peer = ""
 
@@ -10534,22 +10536,17 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.expect(transport)
-        if self._server.admit(self):
-            self._enter(Phase.HEAD)
-        else:
-            self._turn_away()
-
-    def expect(self, transport: asyncio.Transport) -> None:
-        """Note who it is; for the time of a handshake there is no more to do."""
         self._transport = transport
         self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
+        self._server.admit(self)
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase in _RECEIVING:
             self._parser.feed(data)
             self._serve()
+        elif phase is Phase.HANDSHAKE:
+            self._parser.feed(data)  # it came with the end of the handshake
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
             self._parser.feed(data)
             if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
@@ -10564,7 +10561,7 @@ class HttpConnection(asyncio.Protocol):
         if self._phase is Phase.HANDLING:
             # A client that left altogether looks the same: it is not kept for long.
             self._deadline = self._server.deadline(Phase.WRITING)
-        if not self._transport.can_write_eof():
+        if self._phase is Phase.HANDSHAKE or not self._transport.can_write_eof():
             return False  # TLS knows no half a close
         return self._phase not in (Phase.STREAMING, Phase.LINGERING, Phase.CLOSED)
 
@@ -10575,27 +10572,34 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._phase is Phase.WRITING:
             self._enter(Phase.IDLE)
-            self._server.call_soon(self._resume)
+            self._server.loop.call_soon(self._resume)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = Phase.CLOSED
         self._server.forget(self)
-        if self._stop is not None:
-            stop, self._stop = self._stop, None
-            stop()
+        self._stop()
 
     # Called by the server
 
+    def begin(self, tls: ssl.SSLContext | None) -> None:
+        """Wait for the first request, after the handshake if there is one."""
+        if tls is None:
+            self._enter(Phase.HEAD)
+        else:
+            self._enter(Phase.HANDSHAKE)
+            self._transport.pause_reading()  # what comes is for start_tls
+            self._server.spawn(self._shake_hands(tls))
+
     def check_deadline(self, now: float) -> None:
         """Do what the end of the phase's time asks for, if it has come."""
-        if self._stream is not None and not self._stream.is_allowed():
+        if self._phase is Phase.STREAMING and not self._stream.is_allowed():
             self.drain()
         if now < self._deadline:
             return
-        if self._phase is Phase.STREAMING and self._stream is not None:
+        if self._phase is Phase.STREAMING:
             self._write_stream(self._stream.keep_alive)
         elif self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._parser.has_begun):
-            self._refuse(HttpError(408, "timeout", "the request did not arrive in time"))
+            self.refuse(HttpError(408, "timeout", "the request did not arrive in time"))
         elif self._phase in _RECEIVING and not self._transport.get_write_buffer_size():
             self._close()
         else:
@@ -10603,15 +10607,43 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close as soon as nothing is being answered."""
-        if self._phase is Phase.STREAMING and self._stream is not None:
+        if self._phase is Phase.STREAMING:
             self._transport.write(self._stream.farewell)
         if self._phase in _RECEIVING or self._phase is Phase.STREAMING:
             self._close()
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer with the refusal, and read on for a moment without looking.
+
+        Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
+        """
+        response = error_response(error.status, error.code, str(error), error.headers)
+        self._server.answered("", "", error.status)
+        self._enter(Phase.LINGERING)
+        self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
+        if self._has_eof or not self._transport.can_write_eof():
+            self._close()
+        else:
+            self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
 
     # The life of a request
+
+    async def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        """Go on over TLS. asyncio's own TLS servers tell of a client only after the handshake;
+        this one counts as any other from its first byte.
+        """
+        secure = None
+        with suppress(OSError):  # ssl.SSLError is one; a stranger's bad handshake is no news
+            secure = await self._server.loop.start_tls(self._transport, self, tls, server_side=True)
+        if secure is None or secure.is_closing():
+            self.connection_lost(None)
+            return
+        self._transport = secure
+        self._enter(Phase.HEAD)
+        self._serve()
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -10622,8 +10654,13 @@ class HttpConnection(asyncio.Protocol):
         for _ in range(MAX_REQUESTS_PER_TURN):
             if self._phase not in _RECEIVING:
                 return
-            request = self._next_request()
+            try:
+                request = self._parser.next_request()
+            except HttpError as error:
+                self.refuse(error)
+                return
             if request is None:
+                self._await_more()
                 return
             answer = self._server.answer(request)
             if isinstance(answer, (Response, StreamResponse)):
@@ -10631,17 +10668,7 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
-        self._server.call_soon(self._serve)
-
-    def _next_request(self) -> Request | None:
-        try:
-            request = self._parser.next_request()
-        except HttpError as error:
-            self._refuse(error)
-            return None
-        if request is None:
-            self._await_more()
-        return request
+        self._server.loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
@@ -10684,29 +10711,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
             self._serve()
 
-    def _refuse(self, error: HttpError) -> None:
-        """Answer with the refusal, and read on for a moment without looking.
-
-        Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
-        """
-        response = error_response(error.status, error.code, str(error), error.headers)
-        self._server.answered("", "", error.status)
-        self._enter(Phase.LINGERING)
-        self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
-        if self._has_eof or not self._transport.can_write_eof():
-            self._close()
-        else:
-            self._transport.write_eof()
-
-    def _turn_away(self) -> None:
-        """The server has its fill of connections; of those it may answer a few, for a moment."""
-        if self._server.may_answer_refused(self):
-            sentence = "the server has as many connections as it takes; try again later"
-            retry = (("Retry-After", "5"),)
-            self._refuse(HttpError(503, "too_many_connections", sentence, retry))
-        else:
-            self._transport.abort()
-
     def _close(self) -> None:
         self._enter(Phase.CLOSING)
         self._transport.close()
@@ -10714,6 +10718,7 @@ class HttpConnection(asyncio.Protocol):
     # Event streams
 
     def _start_stream(self, request: Request, stream: StreamResponse) -> None:
+        self._stream = stream
         self._enter(Phase.STREAMING)
         self._transport.write(render_stream_head(stream, self._server.http_date()))
         status = 101 if stream.websocket_accept else 200
@@ -10722,13 +10727,12 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self._transport.resume_reading()  # to see the client leave
-        self._stream = stream
         self._stop = stream.start(self._write_stream)
         self._receive(self._parser.take_rest())
 
     def _receive(self, data: bytes) -> None:
         """What the client of a stream sends: of interest only on a WebSocket."""
-        if not data or self._stream is None or self._stream.receive is None:
+        if not data or self._stream.receive is None:
             return
         answer, goes_on = self._stream.receive(data)
         if answer:
@@ -10737,7 +10741,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
 
     def _write_stream(self, chunk: bytes) -> bool:
-        if self._phase is not Phase.STREAMING or self._stream is None:
+        if self._phase is not Phase.STREAMING:
             return False
         if not self._stream.is_allowed():
             self.drain()
@@ -10749,52 +10753,6 @@ class HttpConnection(asyncio.Protocol):
         self._enter(Phase.STREAMING)
         self._transport.write(chunk)
         return True
-
-
-class TlsGate(asyncio.Protocol):
-    """A connection until its TLS handshake is done. It counts as any other from the first byte:
-    asyncio's own TLS servers tell of a client only afterwards.
-    """
-
-    def __init__(
-        self, server: HttpServer, connection: HttpConnection, tls: ssl.SSLContext, limit_s: float
-    ) -> None:
-        self._server = server
-        self._connection = connection
-        self._tls = tls
-        self._limit_s = limit_s
-        self._early = b""  # came with the end of the handshake
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # what comes is for start_tls
-        self._connection.expect(transport)
-        if self._server.admit(self._connection):
-            self._server.spawn(self._shake_hands(transport))
-        else:
-            transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._early += data
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        loop, connection = asyncio.get_running_loop(), self._connection
-        try:
-            secure = await loop.start_tls(
-                transport, self, self._tls, server_side=True, ssl_handshake_timeout=self._limit_s
-            )
-        except OSError:  # ssl.SSLError is one; a stranger's bad handshake is not worth a line
-            secure = None
-        except asyncio.CancelledError:
-            self._server.forget(connection)
-            raise
-        if secure is None or secure.is_closing():
-            self._server.forget(connection)
-            return
-        secure.set_protocol(connection)
-        connection.connection_made(secure)
-        if self._early:
-            connection.data_received(self._early)
 
 
 # The server
@@ -10817,26 +10775,23 @@ class HttpServer:
         self._allowed_s = phase_limits(self._limits)
         self._connections: set[HttpConnection] = set()
         self._turned_away: set[HttpConnection] = set()
-        self._per_address: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = 0  # connections over a bound since the last sweep
         self._date = (0, b"")
-        self._loop: asyncio.AbstractEventLoop
+        self._tls: ssl.SSLContext | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_empty = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop
         self.is_closing = False
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Listen. Raises OSError if the address cannot be had."""
-        self._loop = asyncio.get_running_loop()
-        handshake_s = self._limits.head_timeout_s
-
-        def accept() -> asyncio.Protocol:
-            connection = HttpConnection(self)
-            return TlsGate(self, connection, tls, handshake_s) if tls else connection
-
-        self._listener = await self._loop.create_server(accept, host, port, backlog=128)
+        self._tls = tls
+        self.loop = asyncio.get_running_loop()
+        self._listener = await self.loop.create_server(
+            partial(HttpConnection, self), host, port, backlog=128
+        )
         self._sweep()
 
     @property
@@ -10857,9 +10812,10 @@ class HttpServer:
         self._listener.close()
         for connection in tuple(self._connections):
             connection.drain()
-        self._note_if_empty()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), grace_s)
+        if self._connections:
+            self._is_empty.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_empty.wait(), grace_s)
         if self._connections:
             log_http.warning("closing %d connections in progress", len(self._connections))
         self._sweeper.cancel()
@@ -10870,47 +10826,37 @@ class HttpServer:
 
     # For the connections
 
-    def admit(self, connection: HttpConnection) -> bool:
-        """Count a new connection, or say no if a bound is reached."""
-        if connection in self._connections:
-            return True
+    def admit(self, connection: HttpConnection) -> None:
+        """Let a new connection begin, or turn it away at a bound; a few of those are told why."""
         limits, peer = self._limits, connection.peer
-        here = self._per_address.get(peer, 0)
         is_local = peer in ("127.0.0.1", "::1", "")
         allowed = limits.max_connections if is_local else limits.max_per_address
-        if here >= allowed or len(self._connections) >= limits.max_connections:
-            return False
-        self._per_address[peer] = here + 1
-        self._connections.add(connection)
-        return True
-
-    def may_answer_refused(self, connection: HttpConnection) -> bool:
-        """Whether one that was not admitted gets an answer; few at a time do."""
+        here = sum(other.peer == peer for other in self._connections)
+        if here < allowed and len(self._connections) < limits.max_connections:
+            self._connections.add(connection)
+            connection.begin(self._tls)
+            return
         self._refused += 1
-        if len(self._turned_away) >= MAX_TURNED_AWAY:
-            return False
-        self._turned_away.add(connection)
-        return True
+        if self._tls or len(self._turned_away) >= MAX_TURNED_AWAY:
+            connection.abort()
+        else:
+            self._turned_away.add(connection)
+            sentence = "the server has as many connections as it takes; try again later"
+            retry = (("Retry-After", "5"),)
+            connection.refuse(HttpError(503, "too_many_connections", sentence, retry))
 
     def forget(self, connection: HttpConnection) -> None:
         self._turned_away.discard(connection)
-        if connection not in self._connections:
-            return
-        self._connections.remove(connection)
-        self._per_address[connection.peer] -= 1
-        if not self._per_address[connection.peer]:
-            del self._per_address[connection.peer]
-        self._note_if_empty()
+        self._connections.discard(connection)
+        if not self._connections:
+            self._is_empty.set()
 
     def deadline(self, phase: Phase) -> float:
         """Loop time until which a phase that begins now may last."""
-        return self._loop.time() + self._allowed_s.get(phase, math.inf)
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_soon(call)
+        return self.loop.time() + self._allowed_s.get(phase, math.inf)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -10938,14 +10884,10 @@ class HttpServer:
         log_http.exception("%s %s failed", request.method, request.path)
         return error_response(500, "internal_error", "the server failed; its log says why")
 
-    def _note_if_empty(self) -> None:
-        if self.is_closing and not self._connections:
-            self._is_empty.set()
-
     def _sweep(self) -> None:
         """Every now and then: enforce the time limits and say how many were turned away."""
-        self._sweeper = self._loop.call_later(self._limits.sweep_s, self._sweep)
-        now = self._loop.time()
+        self._sweeper = self.loop.call_later(self._limits.sweep_s, self._sweep)
+        now = self.loop.time()
         for connection in (*self._connections, *self._turned_away):
             connection.check_deadline(now)
         if self._refused:

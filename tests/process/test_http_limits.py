@@ -348,7 +348,6 @@ def test_a_thousand_rude_connections_leave_nothing_behind() -> None:
             await asyncio.sleep(0)
         await until(lambda: server.connections == 0)
         assert not server._turned_away
-        assert not server._per_address
         assert not server._tasks
         assert (await (await connect(server)).ask(b"GET /a"))[0] == 200
 
