@@ -40,7 +40,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import binascii
 import calendar
 import contextlib
 import difflib
@@ -9742,10 +9741,11 @@ def load_certificate(context: ssl.SSLContext, config: Config) -> None:
 # --- WebSocket --------------------------------------------------------------------------------
 #
 # RFC 6455, the server's side of it, without extensions. Programs get events over it; what they
-# say is checked to the letter and otherwise of no interest.
+# say is of no interest: it is framed to the letter, bounded, and thrown away unread.
 
 WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
-MAX_WEBSOCKET_MESSAGE_BYTES: Final = 64 << 10
+WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes
+MAX_WEBSOCKET_FRAME_BYTES: Final = 64 << 10
 MAX_CONTROL_BYTES: Final = 125  # section 5.5
 PING_FRAME: Final = b"\x89\x00"
 
@@ -9764,17 +9764,13 @@ class Opcode(enum.IntEnum):
 class CloseCode(enum.IntEnum):
     """Section 7.4.1: why a connection ends."""
 
-    NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
-    INVALID_DATA = 1007
     TOO_BIG = 1009
 
 
 class WebSocketError(ScheduleZeroError):
     """A peer broke the protocol; `close_code` is what it is told."""
-
-    code = "websocket_error"
 
     def __init__(self, close_code: CloseCode, sentence: str) -> None:
         super().__init__(sentence)
@@ -9789,11 +9785,7 @@ def accept_websocket(headers: Mapping[str, str]) -> str:
     if headers.get("sec-websocket-version") != "13":
         raise InvalidField("sec-websocket-version", "the WebSocket version served here is 13")
     key = headers.get("sec-websocket-key", "")
-    try:
-        nonce = base64.b64decode(key, validate=True)
-    except binascii.Error:
-        nonce = b""
-    if len(nonce) != 16:
+    if not WEBSOCKET_KEY.fullmatch(key):
         raise InvalidField("sec-websocket-key", "Sec-WebSocket-Key is 16 bytes in base64")
     return base64.b64encode(hashlib.sha1(key.encode() + WEBSOCKET_GUID).digest()).decode()
 
@@ -9810,10 +9802,9 @@ def encode_frame(opcode: Opcode, payload: bytes) -> bytes:
     return head + payload
 
 
-def encode_close(close_code: CloseCode, sentence: str = "") -> bytes:
-    """A close frame; the sentence is cut to what a control frame holds."""
-    reason = sentence.encode()[: MAX_CONTROL_BYTES - 2].decode(errors="ignore").encode()
-    return encode_frame(Opcode.CLOSE, struct.pack("!H", close_code) + reason)
+def encode_close(close_code: CloseCode, sentence: str) -> bytes:
+    """A close frame; the sentence has at most the 123 bytes that a control frame has room for."""
+    return encode_frame(Opcode.CLOSE, struct.pack("!H", close_code) + sentence.encode())
 
 
 class WebSocketReader:
@@ -9821,26 +9812,25 @@ class WebSocketReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._message: bytearray | None = None  # the fragments of a message so far
-        self._opcode = Opcode.TEXT  # of that message
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """What to send, and whether the connection goes on after it."""
         self._buffer += data
-        answers: list[bytes] = []
+        answers = bytearray()
         try:
             while (frame := self._next_frame()) is not None:
-                answer, goes_on = self._on_frame(*frame)
-                answers.append(answer)
-                if not goes_on:
-                    return b"".join(answers), False
+                opcode, payload = frame
+                if opcode is Opcode.CLOSE:  # its code is echoed (section 5.5.1)
+                    code = payload[:2] if len(payload) > 1 else b""
+                    return bytes(answers + encode_frame(Opcode.CLOSE, code)), False
+                if opcode is Opcode.PING:
+                    answers += encode_frame(Opcode.PONG, payload)
         except WebSocketError as error:
-            answers.append(encode_close(error.close_code, str(error)))
-            return b"".join(answers), False
-        return b"".join(answers), True
+            return bytes(answers + encode_close(error.close_code, str(error))), False
+        return bytes(answers), True
 
-    def _next_frame(self) -> tuple[bool, Opcode, bytes] | None:
-        """Take a whole frame from the buffer: its FIN bit, opcode and unmasked payload."""
+    def _next_frame(self) -> tuple[Opcode, bytes] | None:
+        """Take a whole frame from the buffer: its opcode and unmasked payload."""
         buffer = self._buffer
         if len(buffer) < 2:
             return None
@@ -9851,60 +9841,32 @@ class WebSocketReader:
             if len(buffer) < start:
                 return None
             size = int.from_bytes(buffer[2:start])
-        if size > MAX_WEBSOCKET_MESSAGE_BYTES:
-            raise WebSocketError(
-                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
-            )
+        if size > MAX_WEBSOCKET_FRAME_BYTES:
+            sentence = f"a frame has at most {MAX_WEBSOCKET_FRAME_BYTES} bytes"
+            raise WebSocketError(CloseCode.TOO_BIG, sentence)
         end = start + 4 + size
         if len(buffer) < end:
             return None
-        is_last = bool(buffer[0] & 0x80)
         payload = _unmask(bytes(buffer[start + 4 : end]), bytes(buffer[start : start + 4]))
         del buffer[:end]
-        return is_last, opcode, payload
-
-    def _on_frame(self, is_last: bool, opcode: Opcode, payload: bytes) -> tuple[bytes, bool]:
-        if opcode is Opcode.PING:
-            return encode_frame(Opcode.PONG, payload), True
-        if opcode is Opcode.CLOSE:
-            return _answer_close(payload), False
-        if opcode is not Opcode.PONG:
-            self._on_data(is_last, opcode, payload)
-        return b"", True
-
-    def _on_data(self, is_last: bool, opcode: Opcode, payload: bytes) -> None:
-        """Follow the fragments of a message. Raises WebSocketError."""
-        if (opcode is Opcode.CONTINUATION) is (self._message is None):
-            raise WebSocketError(CloseCode.PROTOCOL_ERROR, "fragments are out of order")
-        if self._message is None:
-            self._message, self._opcode = bytearray(), opcode
-        self._message += payload
-        if len(self._message) > MAX_WEBSOCKET_MESSAGE_BYTES:
-            raise WebSocketError(
-                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
-            )
-        if is_last:
-            message, self._message = self._message, None
-            if self._opcode is Opcode.TEXT and not _is_utf8(message):
-                raise WebSocketError(CloseCode.INVALID_DATA, "a text message is UTF-8")
+        return opcode, payload
 
 
 def _check_head(first: int, second: int) -> tuple[Opcode, int]:
     """Opcode and length field of a frame's first two bytes. Raises WebSocketError."""
-    if first & 0x70:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
-    try:
-        opcode = Opcode(first & 0x0F)
-    except ValueError:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "the opcode is reserved") from None
-    if not second & 0x80:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a client masks its frames")
     size = second & 0x7F
-    if opcode >= Opcode.CLOSE and (size > MAX_CONTROL_BYTES or not first & 0x80):
-        raise WebSocketError(
-            CloseCode.PROTOCOL_ERROR, "a control frame is whole and has at most 125 bytes"
-        )
-    return opcode, size
+    is_whole_control = first & 0x80 and size <= MAX_CONTROL_BYTES
+    if first & 0x70:
+        sentence = "reserved bits are set"
+    elif first & 0x07 > Opcode.BINARY:
+        sentence = "the opcode is reserved"
+    elif not second & 0x80:
+        sentence = "a client masks its frames"
+    elif first & 0x0F >= Opcode.CLOSE and not is_whole_control:
+        sentence = f"a control frame is whole and has at most {MAX_CONTROL_BYTES} bytes"
+    else:
+        return Opcode(first & 0x0F), size
+    raise WebSocketError(CloseCode.PROTOCOL_ERROR, sentence)
 
 
 def _unmask(payload: bytes, mask: bytes) -> bytes:
@@ -9912,29 +9874,6 @@ def _unmask(payload: bytes, mask: bytes) -> bytes:
     size = len(payload)
     key = (mask * (size // 4 + 1))[:size]
     return (int.from_bytes(payload) ^ int.from_bytes(key)).to_bytes(size)
-
-
-def _is_utf8(data: bytes | bytearray) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _answer_close(payload: bytes) -> bytes:
-    """Echo a close frame, or say what is wrong with it (sections 5.5.1 and 7.4)."""
-    if not payload:
-        return encode_frame(Opcode.CLOSE, b"")
-    if len(payload) < 2:
-        return encode_close(CloseCode.PROTOCOL_ERROR, "a close code has two bytes")
-    (code,) = struct.unpack("!H", payload[:2])
-    is_defined = code in range(1000, 1004) or code in range(1007, 1015)
-    if not is_defined and code not in range(3000, 5000):
-        return encode_close(CloseCode.PROTOCOL_ERROR, "that close code is not to be sent")
-    if not _is_utf8(payload[2:]):
-        return encode_close(CloseCode.INVALID_DATA, "a close reason is UTF-8")
-    return encode_frame(Opcode.CLOSE, payload[:2])
 
 
 # --- HTTP -------------------------------------------------------------------------------------
