@@ -9892,9 +9892,7 @@ MAX_PIPELINED_BYTES: Final = 64 << 10  # taken from a client while its last requ
 MAX_REQUESTS_PER_TURN: Final = 16  # of one connection, before the others have theirs
 MAX_TURNED_AWAY: Final = 50  # connections over the bound that are being told so
 MAX_STREAM_BUFFER_BYTES: Final = 256 << 10  # unread by an event stream's client
-MAX_STATIC_FILES: Final = 200
 MAX_STATIC_BYTES: Final = 4 << 20
-MIN_GZIP_BYTES: Final = 512
 
 METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"}
@@ -10287,12 +10285,9 @@ STATIC_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         ".js": "text/javascript; charset=utf-8",
         ".css": "text/css; charset=utf-8",
         ".svg": "image/svg+xml",
-        ".json": "application/json",
-        ".webmanifest": "application/manifest+json",
         ".txt": "text/plain; charset=utf-8",
         ".png": "image/png",
         ".ico": "image/x-icon",
-        ".woff2": "font/woff2",
     }
 )
 NO_DASHBOARD: Final = """<!doctype html><html lang="en"><meta charset="utf-8">
@@ -10303,58 +10298,37 @@ NO_DASHBOARD: Final = """<!doctype html><html lang="en"><meta charset="utf-8">
 """
 
 
-@dataclass(frozen=True, slots=True)
-class StaticFile:
-    """One file in memory. `gzipped` is empty where compressing gains nothing."""
-
-    body: bytes
-    gzipped: bytes
-    etag: str
-    content_type: str
-
-
 class StaticFiles:
-    """The regular files below a directory, read once.
+    """The regular files below a directory, read once, and a front page if there is none.
 
     A request is a look-up among their names, so nothing else can be reached by any path.
     """
 
     def __init__(self, directory: str) -> None:
-        self._files = load_static_files(directory)
+        self._files: dict[str, Response] = {}  # by URL path
+        left = MAX_STATIC_BYTES
+        for path, name in _walk_static(directory):
+            with open(path, "rb") as file:
+                body = file.read(left + 1)
+            left -= len(body)
+            if left < 0:
+                log_http.warning("%s: more than fits; left out from %s on", directory, name)
+                break
+            self._files[name] = _file_response(name, body)
+        self._files.setdefault("/index.html", _file_response(".html", NO_DASHBOARD.encode()))
 
     def handle(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
-            return error_response(
-                405, "method_not_allowed", "this can only be read", (("Allow", "GET, HEAD"),)
-            )
+            allow = (("Allow", "GET, HEAD"),)
+            return error_response(405, "method_not_allowed", "this can only be read", allow)
         file = self._files.get("/index.html" if request.path == "/" else request.path)
         if file is None:
             return error_response(404, "not_found", "there is no such page")
-        gzip = bool(file.gzipped) and _accepts_gzip(request.headers.get("accept-encoding", ""))
-        etag = f'"{file.etag}-gzip"' if gzip else f'"{file.etag}"'
-        headers: tuple[tuple[str, str], ...] = (("ETag", etag), ("Vary", "Accept-Encoding"))
-        if _matches(request.headers.get("if-none-match", ""), etag):
-            return Response(304, b"", file.content_type, headers, "no-cache")
-        if gzip:
-            headers = (*headers, ("Content-Encoding", "gzip"))
-        body = file.gzipped if gzip else file.body
-        return Response(200, body, file.content_type, headers, "no-cache")
-
-
-def load_static_files(directory: str) -> dict[str, StaticFile]:
-    """Files by URL path; a page that explains itself if there is no index.html."""
-    files: dict[str, StaticFile] = {}
-    left = MAX_STATIC_BYTES
-    for path, name in _walk_static(directory):
-        with open(path, "rb") as file:
-            body = file.read(left + 1)
-        left -= len(body)
-        if left < 0 or len(files) == MAX_STATIC_FILES:
-            log_http.warning("%s: more than fits; left out from %s on", directory, name)
-            break
-        files[name] = _pack_file(body, STATIC_TYPES[os.path.splitext(name)[1]])
-    files.setdefault("/index.html", _pack_file(NO_DASHBOARD.encode(), STATIC_TYPES[".html"]))
-    return files
+        known = request.headers.get("if-none-match", "").replace("W/", "")
+        ((_, etag),) = file.headers
+        if {etag, "*"}.isdisjoint(tag.strip() for tag in known.split(",")):
+            return replace(file)
+        return replace(file, status=304, body=b"")
 
 
 def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
@@ -10368,28 +10342,10 @@ def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
                 yield path, "/" + os.path.relpath(path, directory).replace(os.sep, "/")
 
 
-def _pack_file(body: bytes, content_type: str) -> StaticFile:
-    gzipped = b""
-    if len(body) >= MIN_GZIP_BYTES:
-        packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-        gzipped = packer.compress(body) + packer.flush()
-    worth_it = len(gzipped) < len(body) * 9 // 10
-    etag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
-    return StaticFile(body, gzipped if worth_it else b"", etag, content_type)
-
-
-def _accepts_gzip(accept_encoding: str) -> bool:
-    """Whether the header names gzip, and not with a quality of zero."""
-    for item in accept_encoding.lower().split(","):
-        coding, _, parameter = item.partition(";")
-        if coding.strip() == "gzip":
-            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", parameter)
-    return False
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    tags = (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
-    return any(tag in (etag, "*") for tag in tags)
+def _file_response(name: str, body: bytes) -> Response:
+    etag = f'"{zlib.crc32(body):08x}-{len(body):x}"'  # hashlib would load OpenSSL, 3.6 MB
+    content_type = STATIC_TYPES["." + name.rpartition(".")[2]]
+    return Response(200, body, content_type, (("ETag", etag),), "no-cache")
 
 
 # Connections
