@@ -9883,8 +9883,7 @@ def _unmask(payload: bytes, mask: bytes) -> bytes:
 # HttpServer that accepts, sweeps for overdue connections and closes. What RFC 9112 leaves to the
 # server is refused: a message two parsers could read in two ways is never read at all.
 
-MAX_URI_BYTES: Final = 8 << 10
-MAX_REQUEST_LINE_BYTES: Final = MAX_URI_BYTES + 32  # the method and the version beside the URI
+MAX_REQUEST_LINE_BYTES: Final = 8 << 10
 MAX_HEAD_BYTES: Final = 32 << 10  # the request line and all header lines
 MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
@@ -9910,7 +9909,6 @@ class Request:
 
     method: str
     path: str
-    raw_path: str  # as sent, with the query
     query: Mapping[str, str]
     headers: Mapping[str, str]
     keep_alive: bool
@@ -9921,14 +9919,12 @@ class Request:
 
 _REQUEST_LINE: Final = re.compile(r"([A-Z]{1,16}) (/[!-\"$-~]*) HTTP/1\.([01])")
 _OTHER_VERSION: Final = re.compile(r"[!-~]+ [!-~]+ HTTP/(?!1\.[01])[0-9]\.[0-9]")
-_OTHER_TARGET: Final = re.compile(r"[A-Z]{1,16} [!-~]+ HTTP/1\.[01]")
 _HEADER_LINES: Final = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\n-\x1f\x7f]*+)\r\n", re.MULTILINE
 )
 _FORBIDDEN: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_HIDING_ESCAPE: Final = re.compile(r"%[01][0-9A-Fa-f]|%2[Ff]|%5[Cc]|%7[Ff]")
+_HIDING_ESCAPE: Final = re.compile(r"%[01]|%2[Ff]|%5[Cc]|%7[Ff]")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~:\[\]-]*")
 _LENGTH: Final = re.compile(r"[0-9]{1,16}")
 _SINGLE_HEADERS: Final = frozenset(
@@ -10002,12 +9998,12 @@ class HttpParser:
             self._scanned = max(0, len(buffer) - 3)
             return
         try:
-            self._pending, self._length = _parse_head(buffer[: end + 2].decode("latin-1"))
+            head = buffer[: end + 2].decode("latin-1")
+            self._pending, self._length = _parse_head(head, self.peer)
         except HttpError:
             # What was wrong first in the bytes is what is answered, in pieces or whole.
             _check_head_so_far(buffer, end + 4, 0)
             raise
-        self._pending.peer = self.peer
         self._scanned = 0
         del buffer[: end + 4]
 
@@ -10020,43 +10016,40 @@ def _check_head_so_far(buffer: bytearray, end: int, start: int) -> None:
         what = {b"\n": "a bare LF", b"\r": "a bare CR"}.get(found[0], "a control character")
         raise HttpError(400, "bad_request", f"the request's head holds {what}")
     if end > limit:
-        raise _uri_too_long() if line_end < 0 else _head_too_large()
+        if line_end < 0:
+            raise HttpError(414, "uri_too_long", f"the URL is longer than {limit} bytes")
+        raise HttpError(431, "head_too_large", f"the request's head is larger than {limit} bytes")
 
 
-def _parse_head(head: str) -> tuple[Request, int]:
+def _parse_head(head: str, peer: str) -> tuple[Request, int]:
     """Request without body, and the length of the body, of the lines before the empty line."""
     line, _, block = head.partition("\r\n")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise _refused_line(line)
+        if _OTHER_VERSION.fullmatch(line):
+            raise HttpError(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are spoken")
+        raise HttpError(400, "bad_request", "the request line is not a method, a path and HTTP/1.1")
     method, target, minor = match.groups()
     if method not in METHODS:
         raise HttpError(501, "not_implemented", f"the method {method} is not implemented")
-    if len(target) > MAX_URI_BYTES:
-        raise _uri_too_long()
     headers = _parse_headers(block)
-    _check_host(headers, minor)
+    if not _HOST.fullmatch(headers.get("host", "" if minor == "0" else "/")):
+        raise HttpError(400, "bad_request", "the header host is missing or not a host name")
     if minor == "0":
         headers.pop("expect", None)  # RFC 9110 section 10.1.1
     length = _parse_length(headers, minor)
-    path, _, query = target.partition("?")
-    return Request(
-        method=method,
-        path=_decode_path(path) if "%" in path else path,
-        raw_path=target,
-        query=_parse_query(query) if query else {},
-        headers=headers,
-        keep_alive=minor == "1" and _keeps_alive(headers),
-        peer="",
-    ), length
+    is_plain = "%" not in target and "?" not in target
+    path, query = (target, {}) if is_plain else _parse_target(target)
+    keep_alive = minor == "1" and "close" not in headers.get("connection", "").lower()
+    return Request(method, path, query, headers, keep_alive, peer), length
 
 
 def _parse_headers(block: str) -> dict[str, str]:
     pairs = _HEADER_LINES.findall(block)
     if len(pairs) != block.count("\n"):
-        raise _refused_header(block)
+        raise HttpError(400, "bad_request", "a line of the request's head is not a header")
     if len(pairs) > MAX_HEADERS:
-        raise _head_too_large()
+        raise HttpError(431, "head_too_large", f"there are more than {MAX_HEADERS} headers")
     headers: dict[str, str] = {}
     for name, value in pairs:
         name, value = name.lower(), value.strip(" \t")
@@ -10066,14 +10059,6 @@ def _parse_headers(block: str) -> dict[str, str]:
             value = headers[name] + ("; " if name == "cookie" else ", ") + value
         headers[name] = value
     return headers
-
-
-def _check_host(headers: Mapping[str, str], minor: str) -> None:
-    host = headers.get("host")
-    if host is None and minor == "1":
-        raise HttpError(400, "bad_request", "the header host is missing")
-    if host is not None and not _HOST.fullmatch(host):
-        raise HttpError(400, "bad_request", "the header host is not a host name")
 
 
 def _parse_length(headers: Mapping[str, str], minor: str) -> int:
@@ -10102,71 +10087,23 @@ def _parse_length(headers: Mapping[str, str], minor: str) -> int:
     return int(text)
 
 
-def _keeps_alive(headers: Mapping[str, str]) -> bool:
-    connection = headers.get("connection")
-    return connection is None or "close" not in connection.lower()
-
-
-def _decode_path(path: str) -> str:
-    """Decode escapes; refuse broken ones, control characters and hidden slashes."""
+def _parse_target(target: str) -> tuple[str, dict[str, str]]:
+    """Path and query, decoded. No escape hides a control character or a slash in the path."""
+    path, _, query = target.partition("?")
+    if _BROKEN_ESCAPE.search(target) or _HIDING_ESCAPE.search(path):
+        raise HttpError(400, "bad_request", "the URL holds an escape that is not allowed")
     try:
-        if not _HIDING_ESCAPE.search(path):
-            return _unescape(path)
+        path = urllib.parse.unquote(path, errors="strict")
+        pairs = urllib.parse.parse_qsl(
+            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+        )
     except ValueError:
-        pass
-    raise HttpError(400, "bad_request", "the path holds an escape that is not allowed")
-
-
-def _parse_query(query: str) -> dict[str, str]:
-    parts = query.split("&")
-    if len(parts) > MAX_QUERY_FIELDS:
-        raise HttpError(400, "bad_request", f"the query has more than {MAX_QUERY_FIELDS} fields")
-    fields: dict[str, str] = {}
-    try:
-        for part in filter(None, parts):
-            name, value = (_unescape(text) for text in part.replace("+", " ").partition("=")[::2])
-            if name in fields:
-                raise HttpError(400, "bad_request", "a field of the query is given twice")
-            fields[name] = value
-    except ValueError:
-        raise HttpError(400, "bad_request", "the query of the URL cannot be decoded") from None
-    return fields
-
-
-def _unescape(text: str) -> str:
-    """Undo percent-encoding. Raises ValueError for a broken escape and for what is not UTF-8."""
-    if _BROKEN_ESCAPE.search(text):
-        raise ValueError(text)
-    return _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), text.encode()).decode()
-
-
-def _refused_line(line: str) -> HttpError:
-    if len(line) > MAX_URI_BYTES and line.count(" ") == 2:
-        return _uri_too_long()
-    if _OTHER_TARGET.fullmatch(line):
-        return HttpError(400, "bad_request", "the request target is not a path")
-    if _OTHER_VERSION.fullmatch(line):
-        return HttpError(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    return HttpError(400, "bad_request", "the request line is not HTTP")
-
-
-def _refused_header(block: str) -> HttpError:
-    line = next(line for line in block.split("\r\n") if not _HEADER_LINES.fullmatch(line + "\r\n"))
-    if line[:1] in (" ", "\t"):
-        return HttpError(400, "bad_request", "a header is folded over several lines")
-    name = line.partition(":")[0]
-    if name != name.rstrip():
-        return HttpError(400, "bad_request", "a header has a space before its colon")
-    return HttpError(400, "bad_request", "a line of the head is not a header")
-
-
-def _uri_too_long() -> HttpError:
-    return HttpError(414, "uri_too_long", f"the URL is longer than {MAX_URI_BYTES} bytes")
-
-
-def _head_too_large() -> HttpError:
-    what = f"{MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"
-    return HttpError(431, "head_too_large", f"the request's head is larger than {what}")
+        sentence = f"the URL is not UTF-8, or its query has more than {MAX_QUERY_FIELDS} fields"
+        raise HttpError(400, "bad_request", sentence) from None
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise HttpError(400, "bad_request", "a field of the query is given twice")
+    return path, fields
 
 
 # Responses
