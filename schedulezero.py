@@ -9125,13 +9125,13 @@ TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 a
 
 log_access: Final = logging.getLogger("schedulezero.access")
 
+HeaderLines = tuple[tuple[str, str], ...]
+
 
 class HttpError(ScheduleZeroError):
     """A request that is refused: status, code, sentence, headers to add."""
 
-    def __init__(
-        self, status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = ()
-    ) -> None:
+    def __init__(self, status: int, code: str, sentence: str, headers: HeaderLines = ()) -> None:
         super().__init__(sentence)
         self.status = status
         self.code = code
@@ -9220,11 +9220,8 @@ def parse_bearer(authorization: str) -> str:
 
 def parse_cookie(cookies: str, name: str) -> str:
     """The value of one cookie of a Cookie header; empty if it is not there."""
-    for part in cookies.split(";"):
-        key, _, value = part.strip().partition("=")
-        if key == name:
-            return value
-    return ""
+    pairs = (part.strip().partition("=")[::2] for part in cookies.split(";"))
+    return dict(pairs).get(name, "")
 
 
 # Where the server can be reached, and from which pages
@@ -9321,27 +9318,22 @@ class FailureLimit:
     """
 
     def __init__(self) -> None:
-        self._levels: dict[str, tuple[float, float]] = {}  # failures not yet leaked, as of when
+        self._empty_s: dict[str, float] = {}  # when each bucket will have leaked out
 
     def __len__(self) -> int:
-        return len(self._levels)
+        return len(self._empty_s)
 
     def wait_s(self, address: str, now_s: float) -> float:
         """How long the address has to wait before it may try again; 0 if it need not."""
-        excess = self._level(block_of(address), now_s) + 1 - FREE_FAILURES
-        return max(0.0, excess * FAILURE_EVERY_S)
+        empty_s = self._empty_s.get(block_of(address), now_s)
+        return max(0.0, empty_s - now_s - (FREE_FAILURES - 1) * FAILURE_EVERY_S)
 
     def note_failure(self, address: str, now_s: float) -> None:
         block = block_of(address)
-        level = self._level(block, now_s)
-        self._levels.pop(block, None)
-        self._levels[block] = (min(level + 1, FREE_FAILURES), now_s)
-        if len(self._levels) > MAX_ADDRESSES:
-            del self._levels[next(iter(self._levels))]
-
-    def _level(self, block: str, now_s: float) -> float:
-        level, then_s = self._levels.get(block, (0.0, now_s))
-        return max(0.0, level - (now_s - then_s) / FAILURE_EVERY_S)
+        empty_s = max(self._empty_s.pop(block, now_s), now_s) + FAILURE_EVERY_S
+        self._empty_s[block] = min(empty_s, now_s + FREE_FAILURES * FAILURE_EVERY_S)
+        if len(self._empty_s) > MAX_ADDRESSES:
+            del self._empty_s[next(iter(self._empty_s))]
 
 
 # Files
@@ -9354,9 +9346,9 @@ class TokenFile:
         self.is_present = False  # it stays when all tokens are revoked, and demands a login then
         self.changed: Callable[[str, Token], None] = lambda action, token: None
         self._file = PrivateFile(os.path.join(data_dir, TOKENS_FILE))
-        self._text = ""
-        self._trouble: str | None = None  # why the file cannot be used; then it holds no tokens
-        self._tokens: dict[str, Token] = {}
+        self._parse = lru_cache(1)(_parse_tokens)
+        self._trouble = ""  # why the file cannot be used; then it holds no tokens
+        self._tokens: Mapping[str, Token] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -9364,42 +9356,35 @@ class TokenFile:
         if not self.is_present and not os.access(self._file.path, os.F_OK):
             return  # as on most machines and for every request: the fastest way to ask
         try:
-            text = self._file.read()
-        except (OSError, ValueError, ScheduleZeroError) as error:
-            self._take({}, str(error))
-            return
-        was_present, self.is_present = self.is_present, self._file.exists
-        if text is not self._text or was_present is not self.is_present:
-            self._text = text
-            self._take(*_parse_tokens(text) if self.is_present else ({}, None))
+            text, self.is_present = self._file.read(), self._file.exists
+            tokens, trouble = self._parse(text) if self.is_present else {}, ""
+        except (OSError, ValueError, TypeError, KeyError, ScheduleZeroError) as error:
+            tokens, trouble = {}, f"{type(error).__name__}: {error}"
+            self.is_present = True
+        if tokens is not self._tokens:
+            self._take(tokens, trouble)
 
-    def _take(self, tokens: dict[str, Token], trouble: str | None) -> None:
-        if trouble:
-            self.is_present, self._text = True, ""
-            if trouble != self._trouble:
-                log_access.error("nobody can log in: %s: %s", self._file.path, trouble)
-        self._trouble = trouble
-        before, self._tokens = self._tokens, tokens
-        for token_id, token in tokens.items():
-            if token_id not in before:
+    def _take(self, tokens: Mapping[str, Token], trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log_access.error("nobody can log in: %s: %s", self._file.path, trouble)
+        before, self._tokens, self._trouble = self._tokens, tokens, trouble
+        for token in tokens.values():
+            if token.token_id not in before:
                 self.changed("create_token", token)
-        for token_id, token in before.items():
-            if token_id not in tokens:
+        for token in before.values():
+            if token.token_id not in tokens:
                 self.changed("revoke_token", token)
+
+    def get(self, token_id: str | None, now_us: int) -> Token | None:
+        """The token of an id, unless it is expired or there is none."""
+        self.refresh()
+        token = self._tokens.get(token_id or "")
+        return token if token is not None and token.is_valid_at(now_us) else None
 
     def find(self, credential: str, now_us: int) -> Token | None:
         """The token a text is, unless it is expired or there is none."""
-        self.refresh()
-        token = self._tokens.get(parse_credential(credential) or "")
-        if token is None or not is_credential(credential, token.digest):
-            return None
-        return token if token.is_valid_at(now_us) else None
-
-    def get(self, token_id: str, now_us: int) -> Token | None:
-        """The token of an id, unless it is expired or there is none."""
-        self.refresh()
-        token = self._tokens.get(token_id)
-        return token if token is not None and token.is_valid_at(now_us) else None
+        token = self.get(parse_credential(credential), now_us)
+        return token if token is not None and is_credential(credential, token.digest) else None
 
     def all(self) -> list[Token]:
         return sorted(self._tokens.values(), key=lambda token: token.name)
@@ -9450,13 +9435,10 @@ class TokenFile:
         self.refresh()
 
 
-def _parse_tokens(text: str) -> tuple[dict[str, Token], str | None]:
-    """The tokens by id, and what is wrong with the text if there are none for that."""
-    try:
-        tokens = [Token(**entry) for entry in json.loads(text)["tokens"]]
-        return {token.token_id: replace(token, role=Role(token.role)) for token in tokens}, None
-    except (ValueError, TypeError, KeyError) as error:
-        return {}, f"not a list of tokens ({type(error).__name__})"
+def _parse_tokens(text: str) -> Mapping[str, Token]:
+    """The tokens by id. Raises ValueError, TypeError, KeyError."""
+    tokens = [Token(**entry) for entry in json.loads(text)["tokens"]]
+    return {token.token_id: replace(token, role=Role(token.role)) for token in tokens}
 
 
 class SessionFile:
@@ -9469,9 +9451,6 @@ class SessionFile:
         self._file = PrivateFile(os.path.join(data_dir, SESSIONS_FILE))
         self._sessions = self._load()
 
-    def __len__(self) -> int:
-        return len(self._sessions)
-
     def open(self, token: Token, now_us: int) -> tuple[str, Session]:
         """Begin a session: its credential, for the cookie, and what is kept of it."""
         credential, session_id = make_credential()
@@ -9479,30 +9458,29 @@ class SessionFile:
         valid = [known for known in self._sessions.values() if known.is_valid_at(now_us)]
         kept = sorted(valid, key=lambda known: known.seen_us)[-(MAX_SESSIONS - 1) :]
         self._sessions = {known.session_id: known for known in [*kept, session]}
-        self.save()
+        self._save()
         return credential, session
+
+    def get(self, session_id: str | None, now_us: int) -> Session | None:
+        """The session of an id, if it has not ended."""
+        session = self._sessions.get(session_id or "")
+        return session if session is not None and session.is_valid_at(now_us) else None
 
     def find(self, credential: str, now_us: int) -> Session | None:
         """The session a cookie belongs to, if it has not ended; it is used now."""
-        session = self._sessions.get(parse_credential(credential) or "")
+        session = self.get(parse_credential(credential), now_us)
         if session is None or not is_credential(credential, session.digest):
-            return None
-        if not session.is_valid_at(now_us):
             return None
         if now_us - session.seen_us >= SESSION_SEEN_US:
             session = self._sessions[session.session_id] = replace(session, seen_us=now_us)
-            self.save()
+            self._save()
         return session
-
-    def get(self, session_id: str, now_us: int) -> Session | None:
-        session = self._sessions.get(session_id)
-        return session if session is not None and session.is_valid_at(now_us) else None
 
     def close(self, session_id: str) -> None:
         if self._sessions.pop(session_id, None) is not None:
-            self.save()
+            self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Write the file; if that fails, who is logged in stays so until the next start."""
         entries = [asdict(session) for session in self._sessions.values()]
         try:
@@ -9570,7 +9548,7 @@ class Access:
         if reason := describe_cross_site(method, headers, self._origins):
             raise HttpError(403, "cross_site", reason)
 
-    def cors_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    def cors_headers(self, headers: Mapping[str, str]) -> HeaderLines:
         """What lets the page of a configured origin read the answer."""
         if not self._origins:
             return ()
@@ -9616,14 +9594,12 @@ class Access:
     def refusal(self, identity: Identity, role: Role) -> HttpError:
         """What to tell an identity that has not the role."""
         if identity is NOBODY:
-            return HttpError(401, "login_required", self._login_sentence(), CHALLENGE)
+            needed = "log in, or send a token as Authorization: Bearer sz_..."
+            if not self.is_login_required:
+                needed = "what comes through a proxy needs a token: see token create"
+            return HttpError(401, "login_required", needed, CHALLENGE)
         sentence = f"this needs the role {role}; the token '{identity.name}' has {identity.role}"
         return HttpError(403, "forbidden", sentence)
-
-    def _login_sentence(self) -> str:
-        if self.is_login_required:
-            return "log in, or send a token as Authorization: Bearer sz_..."
-        return "this came through a proxy, and from there a token is needed: see token create"
 
     # Logging in and out
 
@@ -9698,15 +9674,6 @@ def open_tls(config: Config) -> ssl.SSLContext:
     """The TLS of a server with the configured files. Raises ConfigError."""
     import ssl  # it costs 4 MB, which a server without TLS need not spend
 
-    for key in ("tls_cert", "tls_key"):
-        path = getattr(config, key)
-        try:
-            with open(path, "rb") as file:
-                if b"-----BEGIN " not in file.read(MAX_CONFIG_BYTES):
-                    raise error_in_config(config, (key,), f"{path} is not in PEM format")
-        except OSError as error:
-            sentence = f"cannot read {path}: {error.strerror}"
-            raise error_in_config(config, (key,), sentence) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -9720,22 +9687,29 @@ def load_certificate(context: ssl.SSLContext, config: Config) -> None:
     """Use the configured files for the connections from now on. Raises ConfigError."""
     import ssl
 
-    assert config.tls_cert and config.tls_key
+    paths = {"tls_cert": config.tls_cert or "", "tls_key": config.tls_key or ""}
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(config.tls_cert)
-    except ssl.SSLError:
-        sentence = f"{config.tls_cert} holds no certificate that can be used"
-        raise error_in_config(config, ("tls_cert",), sentence) from None
-    try:
+        for key, path in paths.items():
+            with open(path, "rb") as file:
+                if b"-----BEGIN " not in file.read(MAX_CONFIG_BYTES):
+                    raise error_in_config(config, (key,), f"{path} is not in PEM format")
+        key = "tls_cert"
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(paths[key])
+        key = "tls_key"
         # Without a password OpenSSL would ask the terminal for that of an encrypted key.
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
-    except ssl.SSLError as error:
-        is_mismatch = error.reason == "KEY_VALUES_MISMATCH"
-        why = "is not the key of tls_cert" if is_mismatch else "is not usable with tls_cert"
-        sentence = f"{config.tls_key} {why} ({error.reason or 'no PEM, or encrypted'})"
-        raise error_in_config(config, ("tls_key",), sentence) from None
+        context.load_cert_chain(paths["tls_cert"], paths[key], password="")
     except OSError as error:
-        raise error_in_config(config, ("tls_cert",), str(error.strerror)) from None
+        path = paths[key]
+        if not isinstance(error, ssl.SSLError):
+            sentence = f"cannot read {path}: {error.strerror}"
+        elif key == "tls_cert":
+            sentence = f"{path} holds no certificate that can be used"
+        elif error.reason == "KEY_VALUES_MISMATCH":
+            sentence = f"{path} is not the key of tls_cert"
+        else:
+            reason = error.reason or "no PEM, or encrypted"
+            sentence = f"{path} is not usable with tls_cert ({reason})"
+        raise error_in_config(config, (key,), sentence) from None
 
 
 # --- WebSocket --------------------------------------------------------------------------------
@@ -10129,7 +10103,7 @@ class Response:
     status: int
     body: bytes = b""
     content_type: str = JSON_TYPE
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: HeaderLines = ()
     cache_control: str = "no-store"
 
 
@@ -10146,7 +10120,7 @@ class StreamResponse:
     content_type: str = "text/event-stream"
     keep_alive: bytes = b":\n\n"  # sent when nothing else was for a while
     farewell: bytes = b""  # sent when the server closes
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: HeaderLines = ()
     is_allowed: Callable[[], bool] = lambda: True  # asked again and again; False ends it
     websocket_accept: str | None = None  # set: the connection becomes a WebSocket
     receive: Callable[[bytes], tuple[bytes, bool]] | None = None
@@ -10157,12 +10131,12 @@ HttpAnswer = Response | StreamResponse
 HttpHandler = Callable[[Request], HttpAnswer | Awaitable[HttpAnswer]]
 
 
-def json_response(status: int, value: Any, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def json_response(status: int, value: Any, headers: HeaderLines = ()) -> Response:
     return Response(status, encode_json(value), headers=headers)
 
 
 def error_response(
-    status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = (), **more: Any
+    status: int, code: str, sentence: str, headers: HeaderLines = (), **more: Any
 ) -> Response:
     """The one shape of every refusal and failure."""
     return json_response(
@@ -12716,7 +12690,6 @@ class Server:
         if hasattr(self, "http"):
             self.dispatcher.close()
             await self.http.close(CLOSE_S)
-            self.access.sessions.save()
         if hasattr(self, "store") and self.store.state == "ok":
             with suppress(ScheduleZeroError):
                 await self.store.save_seen(self.clock.now_us())
