@@ -9167,8 +9167,7 @@ class Session:
     seen_us: int
 
     def is_valid_at(self, now_us: int) -> bool:
-        is_fresh = now_us < self.created_us + SESSION_LIFE_US
-        return is_fresh and now_us < self.seen_us + SESSION_IDLE_US
+        return now_us < min(self.created_us + SESSION_LIFE_US, self.seen_us + SESSION_IDLE_US)
 
 
 @dataclass(frozen=True, slots=True)
@@ -9560,21 +9559,15 @@ class Access:
         """Who sends a request. Raises HttpError for a token that is not valid."""
         authorization = headers.get("authorization")
         if authorization is not None and (token := parse_bearer(authorization)):
-            return self._identify_token(token, peer)
+            # The right one passes however often others of the same address were wrong: behind a
+            # proxy all have the same one, and 256 bits are not found by trying.
+            found = self._find_token(token, peer, "authenticate")
+            return Identity(found.name, found.role, found.token_id, expires_us=found.expires_us)
         if self.tokens.is_present and (cookies := headers.get("cookie")):
             return self._identify_session(parse_cookie(cookies, self._cookie))
         if self.is_login_required or not FORWARDED.isdisjoint(headers):
             return NOBODY
         return LOOPBACK
-
-    def _identify_token(self, credential: str, peer: str) -> Identity:
-        # The right token passes however often others of the same address were wrong: behind a
-        # proxy all have the same one, and 256 bits are not found by trying.
-        token = self.tokens.find(credential, self._clock.now_us())
-        if token is None:
-            self._check_rate(peer)
-            raise self._failed(peer, "authenticate")
-        return Identity(token.name, token.role, token.token_id, expires_us=token.expires_us)
 
     def _identify_session(self, credential: str) -> Identity:
         now_us = self._clock.now_us()
@@ -9606,11 +9599,8 @@ class Access:
     def log_in(self, credential: str, peer: str) -> tuple[Identity, tuple[str, str]]:
         """Begin a session: who it is, and the header that sets the cookie. Raises HttpError."""
         self._check_rate(peer)
-        now_us = self._clock.now_us()
-        token = self.tokens.find(credential, now_us)
-        if token is None:
-            raise self._failed(peer, "log_in")
-        cookie, session = self.sessions.open(token, now_us)
+        token = self._find_token(credential, peer, "log_in")
+        cookie, session = self.sessions.open(token, self._clock.now_us())
         return _identity_of(token, session), self._set_cookie(cookie, SESSION_LIFE_US)
 
     def log_out(self, identity: Identity) -> tuple[str, str]:
@@ -9629,12 +9619,16 @@ class Access:
             sentence = "too many wrong tokens from this address; try again later"
             raise HttpError(429, "too_many_failures", sentence, retry)
 
-    def _failed(self, peer: str, action: str) -> HttpError:
+    def _find_token(self, credential: str, peer: str, action: str) -> Token:
+        now_us = self._clock.now_us()
+        if token := self.tokens.find(credential, now_us):
+            return token
+        self._check_rate(peer)
         self._failures.note_failure(peer, self._clock.monotonic())
-        self._note(AuditEntry(self._clock.now_us(), "", peer, action, "", 401))
+        self._note(AuditEntry(now_us, "", peer, action, "", 401))
         log_access.warning("a token that is not valid, from %s", peer)
         sentence = "the token is not valid: unknown, revoked or expired"
-        return HttpError(401, "invalid_token", sentence, INVALID_TOKEN)
+        raise HttpError(401, "invalid_token", sentence, INVALID_TOKEN)
 
     def _note_change(self, action: str, token: Token) -> None:
         at_us = token.created_us if action == "create_token" else self._clock.now_us()
@@ -9913,8 +9907,6 @@ class HttpParser:
     After next_request has raised HttpError the place in the bytes is lost: close the connection.
     """
 
-    __slots__ = ("_buffer", "_length", "_pending", "_scanned", "peer")
-
     def __init__(self, peer: str = "") -> None:
         self.peer = peer
         self._buffer = bytearray()
@@ -9956,12 +9948,6 @@ class HttpParser:
         """Whether the client waits for `100 Continue` before it sends the body."""
         pending = self._pending
         return pending is not None and not self._buffer and "expect" in pending.headers
-
-    def take_rest(self) -> bytes:
-        """What came behind the last request, which was the last one of HTTP."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        return rest
 
     def _read_head(self) -> None:
         buffer = self._buffer
@@ -10041,14 +10027,13 @@ def _parse_length(headers: Mapping[str, str], minor: str) -> int:
     One way to frame a body cannot be confused with another, and no client of a JSON API needs to
     send chunks (RFC 9110 section 15.5.12 lets a server ask for the length instead).
     """
-    if coding := headers.get("transfer-encoding"):
-        if "content-length" in headers:
-            raise HttpError(400, "bad_request", "content-length beside transfer-encoding")
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if not coding or "content-length" in headers:
+            raise HttpError(400, "bad_request", "transfer-encoding is empty or beside a length")
         if coding.lower() == "chunked" and minor == "1":
             raise HttpError(411, "length_required", "send the body with a content-length")
         raise HttpError(501, "not_implemented", "this transfer-encoding is not implemented")
-    if "transfer-encoding" in headers:
-        raise HttpError(400, "bad_request", "the header transfer-encoding is empty")
     text = headers.get("content-length")
     if text is None:
         return 0
@@ -10117,7 +10102,6 @@ class StreamResponse:
     """
 
     start: Callable[[Callable[[bytes], bool]], Callable[[], None]]
-    content_type: str = "text/event-stream"
     keep_alive: bytes = b":\n\n"  # sent when nothing else was for a while
     farewell: bytes = b""  # sent when the server closes
     headers: HeaderLines = ()
@@ -10159,28 +10143,23 @@ def render_response(
         date,
         SECURITY_HEADERS,
         b"" if keep_alive else b"Connection: close\r\n",
-        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
+        _render_headers(response.headers),
     )
     return head if is_head or status == 304 else head + body
 
 
 def render_stream_head(response: StreamResponse, date: bytes) -> bytes:
     if response.websocket_accept is not None:
-        return (
-            b"%bUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n"
-            % (STATUS_LINES[101], response.websocket_accept.encode())
-        )
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept"
+        return STATUS_LINES[101] + f"{upgrade}: {response.websocket_accept}\r\n\r\n".encode()
     return (
-        b"%bContent-Type: %b\r\nCache-Control: no-store\r\nDate: %b\r\n"
+        b"%bContent-Type: text/event-stream\r\nCache-Control: no-store\r\nDate: %b\r\n"
         b"%b%bX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
-    ) % (
-        STATUS_LINES[200],
-        response.content_type.encode(),
-        date,
-        SECURITY_HEADERS,
-        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
-    )
+    ) % (STATUS_LINES[200], date, SECURITY_HEADERS, _render_headers(response.headers))
+
+
+def _render_headers(headers: HeaderLines) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
 
 
 def render_http_date(us: int) -> bytes:
@@ -10314,18 +10293,6 @@ class HttpConnection(asyncio.Protocol):
 
     The server's sweep enforces the time limit of the phase, so that a request costs no timer.
     """
-
-    __slots__ = (
-        "_deadline",
-        "_has_eof",
-        "_parser",
-        "_phase",
-        "_server",
-        "_stop",
-        "_stream",
-        "_transport",
-        "peer",
-    )
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -10506,7 +10473,10 @@ class HttpConnection(asyncio.Protocol):
 
     async def _send_later(self, request: Request, pending: Awaitable[HttpAnswer]) -> None:
         """Send what comes of `pending`. It runs to its end even if the client leaves."""
-        answer = await self._server.settle(request, pending)
+        try:
+            answer = await pending
+        except Exception:
+            answer = self._server.failed(request)
         if self._phase is Phase.HANDLING:
             self._send(request, answer)
             self._resume()
@@ -10534,11 +10504,10 @@ class HttpConnection(asyncio.Protocol):
             return
         self._transport.resume_reading()  # to see the client leave
         self._stop = stream.start(self._write_stream)
-        self._receive(self._parser.take_rest())
 
     def _receive(self, data: bytes) -> None:
         """What the client of a stream sends: of interest only on a WebSocket."""
-        if not data or self._stream.receive is None:
+        if self._stream.receive is None:
             return
         answer, goes_on = self._stream.receive(data)
         if answer:
@@ -10606,10 +10575,6 @@ class HttpServer:
         assert self._listener is not None, "the server does not listen"
         return int(self._listener.sockets[0].getsockname()[1])
 
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
-
     async def close(self, grace_s: float) -> None:
         """Stop accepting, let answers in progress end within `grace_s`, close all. Idempotent."""
         self.is_closing = True
@@ -10670,13 +10635,12 @@ class HttpServer:
         try:
             return self._handle(request)
         except Exception:
-            return self._failed(request)
+            return self.failed(request)
 
-    async def settle(self, request: Request, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
-        try:
-            return await pending
-        except Exception:
-            return self._failed(request)
+    def failed(self, request: Request) -> Response:
+        """Called in an `except`: what happens to the request is over, the connection goes on."""
+        log_http.exception("%s %s failed", request.method, request.path)
+        return error_response(500, "internal_error", "the server failed; its log says why")
 
     def http_date(self) -> bytes:
         """The date header's value, rendered once a second."""
@@ -10684,11 +10648,6 @@ class HttpServer:
         if now_us // 1_000_000 != self._date[0]:
             self._date = (now_us // 1_000_000, render_http_date(now_us))
         return self._date[1]
-
-    def _failed(self, request: Request) -> Response:
-        """Called in an `except`: what happens to the request is over, the connection goes on."""
-        log_http.exception("%s %s failed", request.method, request.path)
-        return error_response(500, "internal_error", "the server failed; its log says why")
 
     def _sweep(self) -> None:
         """Every now and then: enforce the time limits and say how many were turned away."""
