@@ -9319,9 +9319,6 @@ class FailureLimit:
     def __init__(self) -> None:
         self._empty_s: dict[str, float] = {}  # when each bucket will have leaked out
 
-    def __len__(self) -> int:
-        return len(self._empty_s)
-
     def wait_s(self, address: str, now_s: float) -> float:
         """How long the address has to wait before it may try again; 0 if it need not."""
         empty_s = self._empty_s.get(block_of(address), now_s)
@@ -10272,6 +10269,7 @@ class Phase(enum.IntEnum):
 
 
 _RECEIVING: Final = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
+_DRAINABLE: Final = _RECEIVING | {Phase.HANDSHAKE, Phase.STREAMING}
 
 
 def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
@@ -10382,7 +10380,7 @@ class HttpConnection(asyncio.Protocol):
         """Close as soon as nothing is being answered."""
         if self._phase is Phase.STREAMING:
             self._transport.write(self._stream.farewell)
-        if self._phase in _RECEIVING or self._phase is Phase.STREAMING:
+        if self._phase in _DRAINABLE:
             self._close()
 
     def refuse(self, error: HttpError) -> None:

@@ -478,7 +478,7 @@ def test_the_memory_for_failures_is_bounded() -> None:
     limit = sz.FailureLimit()
     for number in range(5_000):
         limit.note_failure(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 0.0)
-    assert len(limit) == sz.MAX_ADDRESSES
+    assert len(limit._empty_s) == sz.MAX_ADDRESSES
 
 
 def test_too_many_failures_are_429_but_the_right_token_of_a_program_passes(gate: Gate) -> None:
