@@ -9745,13 +9745,11 @@ class WebSocketError(ScheduleZeroError):
 def accept_websocket(headers: Mapping[str, str]) -> str:
     """The Sec-WebSocket-Accept for a handshake's headers. Raises InvalidField if it is none."""
     tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    if headers.get("upgrade", "").lower() != "websocket" or "upgrade" not in tokens:
-        raise InvalidField("upgrade", "this is a WebSocket: send Upgrade and Connection headers")
-    if headers.get("sec-websocket-version") != "13":
-        raise InvalidField("sec-websocket-version", "the WebSocket version served here is 13")
+    is_upgrade = "upgrade" in tokens and headers.get("upgrade", "").lower() == "websocket"
+    is_13 = headers.get("sec-websocket-version") == "13"
     key = headers.get("sec-websocket-key", "")
-    if not WEBSOCKET_KEY.fullmatch(key):
-        raise InvalidField("sec-websocket-key", "Sec-WebSocket-Key is 16 bytes in base64")
+    if not (is_upgrade and is_13 and WEBSOCKET_KEY.fullmatch(key)):
+        raise InvalidField("upgrade", "this is a WebSocket of version 13: send its handshake")
     return base64.b64encode(hashlib.sha1(key.encode() + WEBSOCKET_GUID).digest()).decode()
 
 
@@ -10433,7 +10431,10 @@ class HttpConnection(asyncio.Protocol):
             if request is None:
                 self._await_more()
                 return
-            answer = self._server.answer(request)
+            try:
+                answer = self._server.handle(request)
+            except Exception:
+                answer = self._server.failed(request)
             if isinstance(answer, (Response, StreamResponse)):
                 self._send(request, answer)
             else:
@@ -10444,9 +10445,8 @@ class HttpConnection(asyncio.Protocol):
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
-        phase = Phase.HEAD if parser.has_begun else Phase.IDLE
-        if parser.is_in_body:
-            phase = Phase.BODY
+        begun = Phase.HEAD if parser.has_begun else Phase.IDLE
+        phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
             self._close()
         elif phase is not self._phase and phase is not Phase.IDLE:
@@ -10540,7 +10540,7 @@ class HttpServer:
     def __init__(
         self, handle: HttpHandler, *, clock: Clock, limits: HttpLimits | None = None
     ) -> None:
-        self._handle = handle
+        self.handle = handle
         self.answered: Callable[[str, str, int], None] = lambda method, route, status: None
         """Told method, route and status of each answer; the first two are empty if unread."""
         self._clock = clock
@@ -10628,12 +10628,6 @@ class HttpServer:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
-        try:
-            return self._handle(request)
-        except Exception:
-            return self.failed(request)
 
     def failed(self, request: Request) -> Response:
         """Called in an `except`: what happens to the request is over, the connection goes on."""
