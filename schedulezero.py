@@ -70,7 +70,6 @@ vars(sys.modules["ssl"]).setdefault("SSLContext", None)  # newer anyios import i
 import argparse
 import asyncio
 import base64
-import binascii
 import calendar
 import contextlib
 import difflib
@@ -9055,13 +9054,13 @@ TLS_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 a
 
 log_access: Final = logging.getLogger("schedulezero.access")
 
+HeaderLines = tuple[tuple[str, str], ...]
 
-class Refused(ScheduleZeroError):
-    """A request that whoever sent it may not make: status, code, sentence, headers to add."""
 
-    def __init__(
-        self, status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = ()
-    ) -> None:
+class HttpError(ScheduleZeroError):
+    """A request that is refused: status, code, sentence, headers to add."""
+
+    def __init__(self, status: int, code: str, sentence: str, headers: HeaderLines = ()) -> None:
         super().__init__(sentence)
         self.status = status
         self.code = code
@@ -9097,8 +9096,7 @@ class Session:
     seen_us: int
 
     def is_valid_at(self, now_us: int) -> bool:
-        is_fresh = now_us < self.created_us + SESSION_LIFE_US
-        return is_fresh and now_us < self.seen_us + SESSION_IDLE_US
+        return now_us < min(self.created_us + SESSION_LIFE_US, self.seen_us + SESSION_IDLE_US)
 
 
 @dataclass(frozen=True, slots=True)
@@ -9150,11 +9148,8 @@ def parse_bearer(authorization: str) -> str:
 
 def parse_cookie(cookies: str, name: str) -> str:
     """The value of one cookie of a Cookie header; empty if it is not there."""
-    for part in cookies.split(";"):
-        key, _, value = part.strip().partition("=")
-        if key == name:
-            return value
-    return ""
+    pairs = (part.strip().partition("=")[::2] for part in cookies.split(";"))
+    return dict(pairs).get(name, "")
 
 
 # Where the server can be reached, and from which pages
@@ -9251,27 +9246,19 @@ class FailureLimit:
     """
 
     def __init__(self) -> None:
-        self._levels: dict[str, tuple[float, float]] = {}  # failures not yet leaked, as of when
-
-    def __len__(self) -> int:
-        return len(self._levels)
+        self._empty_s: dict[str, float] = {}  # when each bucket will have leaked out
 
     def wait_s(self, address: str, now_s: float) -> float:
         """How long the address has to wait before it may try again; 0 if it need not."""
-        excess = self._level(block_of(address), now_s) + 1 - FREE_FAILURES
-        return max(0.0, excess * FAILURE_EVERY_S)
+        empty_s = self._empty_s.get(block_of(address), now_s)
+        return max(0.0, empty_s - now_s - (FREE_FAILURES - 1) * FAILURE_EVERY_S)
 
     def note_failure(self, address: str, now_s: float) -> None:
         block = block_of(address)
-        level = self._level(block, now_s)
-        self._levels.pop(block, None)
-        self._levels[block] = (min(level + 1, FREE_FAILURES), now_s)
-        if len(self._levels) > MAX_ADDRESSES:
-            del self._levels[next(iter(self._levels))]
-
-    def _level(self, block: str, now_s: float) -> float:
-        level, then_s = self._levels.get(block, (0.0, now_s))
-        return max(0.0, level - (now_s - then_s) / FAILURE_EVERY_S)
+        empty_s = max(self._empty_s.pop(block, now_s), now_s) + FAILURE_EVERY_S
+        self._empty_s[block] = min(empty_s, now_s + FREE_FAILURES * FAILURE_EVERY_S)
+        if len(self._empty_s) > MAX_ADDRESSES:
+            del self._empty_s[next(iter(self._empty_s))]
 
 
 # Files
@@ -9284,9 +9271,9 @@ class TokenFile:
         self.is_present = False  # it stays when all tokens are revoked, and demands a login then
         self.changed: Callable[[str, Token], None] = lambda action, token: None
         self._file = PrivateFile(os.path.join(data_dir, TOKENS_FILE))
-        self._text = ""
-        self._trouble: str | None = None  # why the file cannot be used; then it holds no tokens
-        self._tokens: dict[str, Token] = {}
+        self._parse = lru_cache(1)(_parse_tokens)
+        self._trouble = ""  # why the file cannot be used; then it holds no tokens
+        self._tokens: Mapping[str, Token] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -9294,42 +9281,35 @@ class TokenFile:
         if not self.is_present and not os.access(self._file.path, os.F_OK):
             return  # as on most machines and for every request: the fastest way to ask
         try:
-            text = self._file.read()
-        except (OSError, ValueError, ScheduleZeroError) as error:
-            self._take({}, str(error))
-            return
-        was_present, self.is_present = self.is_present, self._file.exists
-        if text is not self._text or was_present is not self.is_present:
-            self._text = text
-            self._take(*_parse_tokens(text) if self.is_present else ({}, None))
+            text, self.is_present = self._file.read(), self._file.exists
+            tokens, trouble = self._parse(text) if self.is_present else {}, ""
+        except (OSError, ValueError, TypeError, KeyError, ScheduleZeroError) as error:
+            tokens, trouble = {}, f"{type(error).__name__}: {error}"
+            self.is_present = True
+        if tokens is not self._tokens:
+            self._take(tokens, trouble)
 
-    def _take(self, tokens: dict[str, Token], trouble: str | None) -> None:
-        if trouble:
-            self.is_present, self._text = True, ""
-            if trouble != self._trouble:
-                log_access.error("nobody can log in: %s: %s", self._file.path, trouble)
-        self._trouble = trouble
-        before, self._tokens = self._tokens, tokens
-        for token_id, token in tokens.items():
-            if token_id not in before:
+    def _take(self, tokens: Mapping[str, Token], trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log_access.error("nobody can log in: %s: %s", self._file.path, trouble)
+        before, self._tokens, self._trouble = self._tokens, tokens, trouble
+        for token in tokens.values():
+            if token.token_id not in before:
                 self.changed("create_token", token)
-        for token_id, token in before.items():
-            if token_id not in tokens:
+        for token in before.values():
+            if token.token_id not in tokens:
                 self.changed("revoke_token", token)
+
+    def get(self, token_id: str | None, now_us: int) -> Token | None:
+        """The token of an id, unless it is expired or there is none."""
+        self.refresh()
+        token = self._tokens.get(token_id or "")
+        return token if token is not None and token.is_valid_at(now_us) else None
 
     def find(self, credential: str, now_us: int) -> Token | None:
         """The token a text is, unless it is expired or there is none."""
-        self.refresh()
-        token = self._tokens.get(parse_credential(credential) or "")
-        if token is None or not is_credential(credential, token.digest):
-            return None
-        return token if token.is_valid_at(now_us) else None
-
-    def get(self, token_id: str, now_us: int) -> Token | None:
-        """The token of an id, unless it is expired or there is none."""
-        self.refresh()
-        token = self._tokens.get(token_id)
-        return token if token is not None and token.is_valid_at(now_us) else None
+        token = self.get(parse_credential(credential), now_us)
+        return token if token is not None and is_credential(credential, token.digest) else None
 
     def all(self) -> list[Token]:
         return sorted(self._tokens.values(), key=lambda token: token.name)
@@ -9380,13 +9360,10 @@ class TokenFile:
         self.refresh()
 
 
-def _parse_tokens(text: str) -> tuple[dict[str, Token], str | None]:
-    """The tokens by id, and what is wrong with the text if there are none for that."""
-    try:
-        tokens = [Token(**entry) for entry in json.loads(text)["tokens"]]
-        return {token.token_id: replace(token, role=Role(token.role)) for token in tokens}, None
-    except (ValueError, TypeError, KeyError) as error:
-        return {}, f"not a list of tokens ({type(error).__name__})"
+def _parse_tokens(text: str) -> Mapping[str, Token]:
+    """The tokens by id. Raises ValueError, TypeError, KeyError."""
+    tokens = [Token(**entry) for entry in json.loads(text)["tokens"]]
+    return {token.token_id: replace(token, role=Role(token.role)) for token in tokens}
 
 
 class SessionFile:
@@ -9399,9 +9376,6 @@ class SessionFile:
         self._file = PrivateFile(os.path.join(data_dir, SESSIONS_FILE))
         self._sessions = self._load()
 
-    def __len__(self) -> int:
-        return len(self._sessions)
-
     def open(self, token: Token, now_us: int) -> tuple[str, Session]:
         """Begin a session: its credential, for the cookie, and what is kept of it."""
         credential, session_id = make_credential()
@@ -9409,30 +9383,29 @@ class SessionFile:
         valid = [known for known in self._sessions.values() if known.is_valid_at(now_us)]
         kept = sorted(valid, key=lambda known: known.seen_us)[-(MAX_SESSIONS - 1) :]
         self._sessions = {known.session_id: known for known in [*kept, session]}
-        self.save()
+        self._save()
         return credential, session
+
+    def get(self, session_id: str | None, now_us: int) -> Session | None:
+        """The session of an id, if it has not ended."""
+        session = self._sessions.get(session_id or "")
+        return session if session is not None and session.is_valid_at(now_us) else None
 
     def find(self, credential: str, now_us: int) -> Session | None:
         """The session a cookie belongs to, if it has not ended; it is used now."""
-        session = self._sessions.get(parse_credential(credential) or "")
+        session = self.get(parse_credential(credential), now_us)
         if session is None or not is_credential(credential, session.digest):
-            return None
-        if not session.is_valid_at(now_us):
             return None
         if now_us - session.seen_us >= SESSION_SEEN_US:
             session = self._sessions[session.session_id] = replace(session, seen_us=now_us)
-            self.save()
+            self._save()
         return session
-
-    def get(self, session_id: str, now_us: int) -> Session | None:
-        session = self._sessions.get(session_id)
-        return session if session is not None and session.is_valid_at(now_us) else None
 
     def close(self, session_id: str) -> None:
         if self._sessions.pop(session_id, None) is not None:
-            self.save()
+            self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Write the file; if that fails, who is logged in stays so until the next start."""
         entries = [asdict(session) for session in self._sessions.values()]
         try:
@@ -9489,18 +9462,18 @@ class Access:
         return self._is_exposed or self.tokens.is_present
 
     def check_host(self, headers: Mapping[str, str]) -> None:
-        """Raise Refused if the client meant another server. Programs of HTTP/1.0 need not say."""
+        """Raise HttpError if the client meant another server. Programs of HTTP/1.0 need not say."""
         host = headers.get("host")
         if host is not None and not self._is_host_allowed(host):
             sentence = f"this server is not called {host_name(host)[:80]!r}; see allowed_hosts"
-            raise Refused(421, "misdirected_request", sentence)
+            raise HttpError(421, "misdirected_request", sentence)
 
     def check_source(self, method: str, headers: Mapping[str, str]) -> None:
-        """Raise Refused for what another site's page asks for."""
+        """Raise HttpError for what another site's page asks for."""
         if reason := describe_cross_site(method, headers, self._origins):
-            raise Refused(403, "cross_site", reason)
+            raise HttpError(403, "cross_site", reason)
 
-    def cors_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    def cors_headers(self, headers: Mapping[str, str]) -> HeaderLines:
         """What lets the page of a configured origin read the answer."""
         if not self._origins:
             return ()
@@ -9509,24 +9482,18 @@ class Access:
         return (*allowed, ("Vary", "Origin"))
 
     def identify(self, headers: Mapping[str, str], peer: str) -> Identity:
-        """Who sends a request. Raises Refused for a token that is not valid."""
+        """Who sends a request. Raises HttpError for a token that is not valid."""
         authorization = headers.get("authorization")
         if authorization is not None and (token := parse_bearer(authorization)):
-            return self._identify_token(token, peer)
+            # The right one passes however often others of the same address were wrong: behind a
+            # proxy all have the same one, and 256 bits are not found by trying.
+            found = self._find_token(token, peer, "authenticate")
+            return Identity(found.name, found.role, found.token_id, expires_us=found.expires_us)
         if self.tokens.is_present and (cookies := headers.get("cookie")):
             return self._identify_session(parse_cookie(cookies, self._cookie))
         if self.is_login_required or not FORWARDED.isdisjoint(headers):
             return NOBODY
         return LOOPBACK
-
-    def _identify_token(self, credential: str, peer: str) -> Identity:
-        # The right token passes however often others of the same address were wrong: behind a
-        # proxy all have the same one, and 256 bits are not found by trying.
-        token = self.tokens.find(credential, self._clock.now_us())
-        if token is None:
-            self._check_rate(peer)
-            raise self._failed(peer, "authenticate")
-        return Identity(token.name, token.role, token.token_id, expires_us=token.expires_us)
 
     def _identify_session(self, credential: str) -> Identity:
         now_us = self._clock.now_us()
@@ -9543,28 +9510,23 @@ class Access:
             return False
         return self.tokens.get(identity.token_id, now_us) is not None
 
-    def refusal(self, identity: Identity, role: Role) -> Refused:
+    def refusal(self, identity: Identity, role: Role) -> HttpError:
         """What to tell an identity that has not the role."""
         if identity is NOBODY:
-            return Refused(401, "login_required", self._login_sentence(), CHALLENGE)
+            needed = "log in, or send a token as Authorization: Bearer sz_..."
+            if not self.is_login_required:
+                needed = "what comes through a proxy needs a token: see token create"
+            return HttpError(401, "login_required", needed, CHALLENGE)
         sentence = f"this needs the role {role}; the token '{identity.name}' has {identity.role}"
-        return Refused(403, "forbidden", sentence)
-
-    def _login_sentence(self) -> str:
-        if self.is_login_required:
-            return "log in, or send a token as Authorization: Bearer sz_..."
-        return "this came through a proxy, and from there a token is needed: see token create"
+        return HttpError(403, "forbidden", sentence)
 
     # Logging in and out
 
     def log_in(self, credential: str, peer: str) -> tuple[Identity, tuple[str, str]]:
-        """Begin a session: who it is, and the header that sets the cookie. Raises Refused."""
+        """Begin a session: who it is, and the header that sets the cookie. Raises HttpError."""
         self._check_rate(peer)
-        now_us = self._clock.now_us()
-        token = self.tokens.find(credential, now_us)
-        if token is None:
-            raise self._failed(peer, "log_in")
-        cookie, session = self.sessions.open(token, now_us)
+        token = self._find_token(credential, peer, "log_in")
+        cookie, session = self.sessions.open(token, self._clock.now_us())
         return _identity_of(token, session), self._set_cookie(cookie, SESSION_LIFE_US)
 
     def log_out(self, identity: Identity) -> tuple[str, str]:
@@ -9581,14 +9543,18 @@ class Access:
         if wait_s := self._failures.wait_s(peer, self._clock.monotonic()):
             retry = (("Retry-After", str(int(wait_s) + 1)),)
             sentence = "too many wrong tokens from this address; try again later"
-            raise Refused(429, "too_many_failures", sentence, retry)
+            raise HttpError(429, "too_many_failures", sentence, retry)
 
-    def _failed(self, peer: str, action: str) -> Refused:
+    def _find_token(self, credential: str, peer: str, action: str) -> Token:
+        now_us = self._clock.now_us()
+        if token := self.tokens.find(credential, now_us):
+            return token
+        self._check_rate(peer)
         self._failures.note_failure(peer, self._clock.monotonic())
-        self._note(AuditEntry(self._clock.now_us(), "", peer, action, "", 401))
+        self._note(AuditEntry(now_us, "", peer, action, "", 401))
         log_access.warning("a token that is not valid, from %s", peer)
         sentence = "the token is not valid: unknown, revoked or expired"
-        return Refused(401, "invalid_token", sentence, INVALID_TOKEN)
+        raise HttpError(401, "invalid_token", sentence, INVALID_TOKEN)
 
     def _note_change(self, action: str, token: Token) -> None:
         at_us = token.created_us if action == "create_token" else self._clock.now_us()
@@ -9628,15 +9594,6 @@ def open_tls(config: Config) -> ssl.SSLContext:
     """The TLS of a server with the configured files. Raises ConfigError."""
     import ssl  # it costs 4 MB, which a server without TLS need not spend
 
-    for key in ("tls_cert", "tls_key"):
-        path = getattr(config, key)
-        try:
-            with open(path, "rb") as file:
-                if b"-----BEGIN " not in file.read(MAX_CONFIG_BYTES):
-                    raise error_in_config(config, (key,), f"{path} is not in PEM format")
-        except OSError as error:
-            sentence = f"cannot read {path}: {error.strerror}"
-            raise error_in_config(config, (key,), sentence) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -9650,31 +9607,39 @@ def load_certificate(context: ssl.SSLContext, config: Config) -> None:
     """Use the configured files for the connections from now on. Raises ConfigError."""
     import ssl
 
-    assert config.tls_cert and config.tls_key
+    paths = {"tls_cert": config.tls_cert or "", "tls_key": config.tls_key or ""}
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(config.tls_cert)
-    except ssl.SSLError:
-        sentence = f"{config.tls_cert} holds no certificate that can be used"
-        raise error_in_config(config, ("tls_cert",), sentence) from None
-    try:
+        for key, path in paths.items():
+            with open(path, "rb") as file:
+                if b"-----BEGIN " not in file.read(MAX_CONFIG_BYTES):
+                    raise error_in_config(config, (key,), f"{path} is not in PEM format")
+        key = "tls_cert"
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(paths[key])
+        key = "tls_key"
         # Without a password OpenSSL would ask the terminal for that of an encrypted key.
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
-    except ssl.SSLError as error:
-        is_mismatch = error.reason == "KEY_VALUES_MISMATCH"
-        why = "is not the key of tls_cert" if is_mismatch else "is not usable with tls_cert"
-        sentence = f"{config.tls_key} {why} ({error.reason or 'no PEM, or encrypted'})"
-        raise error_in_config(config, ("tls_key",), sentence) from None
+        context.load_cert_chain(paths["tls_cert"], paths[key], password="")
     except OSError as error:
-        raise error_in_config(config, ("tls_cert",), str(error.strerror)) from None
+        path = paths[key]
+        if not isinstance(error, ssl.SSLError):
+            sentence = f"cannot read {path}: {error.strerror}"
+        elif key == "tls_cert":
+            sentence = f"{path} holds no certificate that can be used"
+        elif error.reason == "KEY_VALUES_MISMATCH":
+            sentence = f"{path} is not the key of tls_cert"
+        else:
+            reason = error.reason or "no PEM, or encrypted"
+            sentence = f"{path} is not usable with tls_cert ({reason})"
+        raise error_in_config(config, (key,), sentence) from None
 
 
 # --- WebSocket --------------------------------------------------------------------------------
 #
 # RFC 6455, the server's side of it, without extensions. Programs get events over it; what they
-# say is checked to the letter and otherwise of no interest.
+# say is of no interest: it is framed to the letter, bounded, and thrown away unread.
 
 WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
-MAX_WEBSOCKET_MESSAGE_BYTES: Final = 64 << 10
+WEBSOCKET_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes
+MAX_WEBSOCKET_FRAME_BYTES: Final = 64 << 10
 MAX_CONTROL_BYTES: Final = 125  # section 5.5
 PING_FRAME: Final = b"\x89\x00"
 
@@ -9693,17 +9658,13 @@ class Opcode(enum.IntEnum):
 class CloseCode(enum.IntEnum):
     """Section 7.4.1: why a connection ends."""
 
-    NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
-    INVALID_DATA = 1007
     TOO_BIG = 1009
 
 
 class WebSocketError(ScheduleZeroError):
     """A peer broke the protocol; `close_code` is what it is told."""
-
-    code = "websocket_error"
 
     def __init__(self, close_code: CloseCode, sentence: str) -> None:
         super().__init__(sentence)
@@ -9713,17 +9674,11 @@ class WebSocketError(ScheduleZeroError):
 def accept_websocket(headers: Mapping[str, str]) -> str:
     """The Sec-WebSocket-Accept for a handshake's headers. Raises InvalidField if it is none."""
     tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    if headers.get("upgrade", "").lower() != "websocket" or "upgrade" not in tokens:
-        raise InvalidField("upgrade", "this is a WebSocket: send Upgrade and Connection headers")
-    if headers.get("sec-websocket-version") != "13":
-        raise InvalidField("sec-websocket-version", "the WebSocket version served here is 13")
+    is_upgrade = "upgrade" in tokens and headers.get("upgrade", "").lower() == "websocket"
+    is_13 = headers.get("sec-websocket-version") == "13"
     key = headers.get("sec-websocket-key", "")
-    try:
-        nonce = base64.b64decode(key, validate=True)
-    except binascii.Error:
-        nonce = b""
-    if len(nonce) != 16:
-        raise InvalidField("sec-websocket-key", "Sec-WebSocket-Key is 16 bytes in base64")
+    if not (is_upgrade and is_13 and WEBSOCKET_KEY.fullmatch(key)):
+        raise InvalidField("upgrade", "this is a WebSocket of version 13: send its handshake")
     return base64.b64encode(hashlib.sha1(key.encode() + WEBSOCKET_GUID).digest()).decode()
 
 
@@ -9739,10 +9694,9 @@ def encode_frame(opcode: Opcode, payload: bytes) -> bytes:
     return head + payload
 
 
-def encode_close(close_code: CloseCode, sentence: str = "") -> bytes:
-    """A close frame; the sentence is cut to what a control frame holds."""
-    reason = sentence.encode()[: MAX_CONTROL_BYTES - 2].decode(errors="ignore").encode()
-    return encode_frame(Opcode.CLOSE, struct.pack("!H", close_code) + reason)
+def encode_close(close_code: CloseCode, sentence: str) -> bytes:
+    """A close frame; the sentence has at most the 123 bytes that a control frame has room for."""
+    return encode_frame(Opcode.CLOSE, struct.pack("!H", close_code) + sentence.encode())
 
 
 class WebSocketReader:
@@ -9750,26 +9704,25 @@ class WebSocketReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._message: bytearray | None = None  # the fragments of a message so far
-        self._opcode = Opcode.TEXT  # of that message
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """What to send, and whether the connection goes on after it."""
         self._buffer += data
-        answers: list[bytes] = []
+        answers = bytearray()
         try:
             while (frame := self._next_frame()) is not None:
-                answer, goes_on = self._on_frame(*frame)
-                answers.append(answer)
-                if not goes_on:
-                    return b"".join(answers), False
+                opcode, payload = frame
+                if opcode is Opcode.CLOSE:  # its code is echoed (section 5.5.1)
+                    code = payload[:2] if len(payload) > 1 else b""
+                    return bytes(answers + encode_frame(Opcode.CLOSE, code)), False
+                if opcode is Opcode.PING:
+                    answers += encode_frame(Opcode.PONG, payload)
         except WebSocketError as error:
-            answers.append(encode_close(error.close_code, str(error)))
-            return b"".join(answers), False
-        return b"".join(answers), True
+            return bytes(answers + encode_close(error.close_code, str(error))), False
+        return bytes(answers), True
 
-    def _next_frame(self) -> tuple[bool, Opcode, bytes] | None:
-        """Take a whole frame from the buffer: its FIN bit, opcode and unmasked payload."""
+    def _next_frame(self) -> tuple[Opcode, bytes] | None:
+        """Take a whole frame from the buffer: its opcode and unmasked payload."""
         buffer = self._buffer
         if len(buffer) < 2:
             return None
@@ -9780,60 +9733,32 @@ class WebSocketReader:
             if len(buffer) < start:
                 return None
             size = int.from_bytes(buffer[2:start])
-        if size > MAX_WEBSOCKET_MESSAGE_BYTES:
-            raise WebSocketError(
-                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
-            )
+        if size > MAX_WEBSOCKET_FRAME_BYTES:
+            sentence = f"a frame has at most {MAX_WEBSOCKET_FRAME_BYTES} bytes"
+            raise WebSocketError(CloseCode.TOO_BIG, sentence)
         end = start + 4 + size
         if len(buffer) < end:
             return None
-        is_last = bool(buffer[0] & 0x80)
         payload = _unmask(bytes(buffer[start + 4 : end]), bytes(buffer[start : start + 4]))
         del buffer[:end]
-        return is_last, opcode, payload
-
-    def _on_frame(self, is_last: bool, opcode: Opcode, payload: bytes) -> tuple[bytes, bool]:
-        if opcode is Opcode.PING:
-            return encode_frame(Opcode.PONG, payload), True
-        if opcode is Opcode.CLOSE:
-            return _answer_close(payload), False
-        if opcode is not Opcode.PONG:
-            self._on_data(is_last, opcode, payload)
-        return b"", True
-
-    def _on_data(self, is_last: bool, opcode: Opcode, payload: bytes) -> None:
-        """Follow the fragments of a message. Raises WebSocketError."""
-        if (opcode is Opcode.CONTINUATION) is (self._message is None):
-            raise WebSocketError(CloseCode.PROTOCOL_ERROR, "fragments are out of order")
-        if self._message is None:
-            self._message, self._opcode = bytearray(), opcode
-        self._message += payload
-        if len(self._message) > MAX_WEBSOCKET_MESSAGE_BYTES:
-            raise WebSocketError(
-                CloseCode.TOO_BIG, f"a message has at most {MAX_WEBSOCKET_MESSAGE_BYTES} bytes"
-            )
-        if is_last:
-            message, self._message = self._message, None
-            if self._opcode is Opcode.TEXT and not _is_utf8(message):
-                raise WebSocketError(CloseCode.INVALID_DATA, "a text message is UTF-8")
+        return opcode, payload
 
 
 def _check_head(first: int, second: int) -> tuple[Opcode, int]:
     """Opcode and length field of a frame's first two bytes. Raises WebSocketError."""
-    if first & 0x70:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
-    try:
-        opcode = Opcode(first & 0x0F)
-    except ValueError:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "the opcode is reserved") from None
-    if not second & 0x80:
-        raise WebSocketError(CloseCode.PROTOCOL_ERROR, "a client masks its frames")
     size = second & 0x7F
-    if opcode >= Opcode.CLOSE and (size > MAX_CONTROL_BYTES or not first & 0x80):
-        raise WebSocketError(
-            CloseCode.PROTOCOL_ERROR, "a control frame is whole and has at most 125 bytes"
-        )
-    return opcode, size
+    is_whole_control = first & 0x80 and size <= MAX_CONTROL_BYTES
+    if first & 0x70:
+        sentence = "reserved bits are set"
+    elif first & 0x07 > Opcode.BINARY:
+        sentence = "the opcode is reserved"
+    elif not second & 0x80:
+        sentence = "a client masks its frames"
+    elif first & 0x0F >= Opcode.CLOSE and not is_whole_control:
+        sentence = f"a control frame is whole and has at most {MAX_CONTROL_BYTES} bytes"
+    else:
+        return Opcode(first & 0x0F), size
+    raise WebSocketError(CloseCode.PROTOCOL_ERROR, sentence)
 
 
 def _unmask(payload: bytes, mask: bytes) -> bytes:
@@ -9843,29 +9768,6 @@ def _unmask(payload: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(payload) ^ int.from_bytes(key)).to_bytes(size)
 
 
-def _is_utf8(data: bytes | bytearray) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _answer_close(payload: bytes) -> bytes:
-    """Echo a close frame, or say what is wrong with it (sections 5.5.1 and 7.4)."""
-    if not payload:
-        return encode_frame(Opcode.CLOSE, b"")
-    if len(payload) < 2:
-        return encode_close(CloseCode.PROTOCOL_ERROR, "a close code has two bytes")
-    (code,) = struct.unpack("!H", payload[:2])
-    is_defined = code in range(1000, 1004) or code in range(1007, 1015)
-    if not is_defined and code not in range(3000, 5000):
-        return encode_close(CloseCode.PROTOCOL_ERROR, "that close code is not to be sent")
-    if not _is_utf8(payload[2:]):
-        return encode_close(CloseCode.INVALID_DATA, "a close reason is UTF-8")
-    return encode_frame(Opcode.CLOSE, payload[:2])
-
-
 # --- HTTP -------------------------------------------------------------------------------------
 #
 # Pure first: bytes to requests (HttpParser), answers to bytes (render_response), the dashboard's
@@ -9873,8 +9775,7 @@ def _answer_close(payload: bytes) -> bytes:
 # HttpServer that accepts, sweeps for overdue connections and closes. What RFC 9112 leaves to the
 # server is refused: a message two parsers could read in two ways is never read at all.
 
-MAX_URI_BYTES: Final = 8 << 10
-MAX_REQUEST_LINE_BYTES: Final = MAX_URI_BYTES + 32  # the method and the version beside the URI
+MAX_REQUEST_LINE_BYTES: Final = 8 << 10
 MAX_HEAD_BYTES: Final = 32 << 10  # the request line and all header lines
 MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
@@ -9882,19 +9783,13 @@ MAX_PIPELINED_BYTES: Final = 64 << 10  # taken from a client while its last requ
 MAX_REQUESTS_PER_TURN: Final = 16  # of one connection, before the others have theirs
 MAX_TURNED_AWAY: Final = 50  # connections over the bound that are being told so
 MAX_STREAM_BUFFER_BYTES: Final = 256 << 10  # unread by an event stream's client
-MAX_STATIC_FILES: Final = 200
 MAX_STATIC_BYTES: Final = 4 << 20
-MIN_GZIP_BYTES: Final = 512
 
 METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY"}
 )
 
 log_http: Final = logging.getLogger("schedulezero.http")
-
-
-class HttpError(Refused):
-    """A request that is refused for what it is, whoever sent it."""
 
 
 # Requests
@@ -9906,7 +9801,6 @@ class Request:
 
     method: str
     path: str
-    raw_path: str  # as sent, with the query
     query: Mapping[str, str]
     headers: Mapping[str, str]
     keep_alive: bool
@@ -9917,14 +9811,12 @@ class Request:
 
 _REQUEST_LINE: Final = re.compile(r"([A-Z]{1,16}) (/[!-\"$-~]*) HTTP/1\.([01])")
 _OTHER_VERSION: Final = re.compile(r"[!-~]+ [!-~]+ HTTP/(?!1\.[01])[0-9]\.[0-9]")
-_OTHER_TARGET: Final = re.compile(r"[A-Z]{1,16} [!-~]+ HTTP/1\.[01]")
 _HEADER_LINES: Final = re.compile(
     r"^([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\n-\x1f\x7f]*+)\r\n", re.MULTILINE
 )
 _FORBIDDEN: Final = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_HIDING_ESCAPE: Final = re.compile(r"%[01][0-9A-Fa-f]|%2[Ff]|%5[Cc]|%7[Ff]")
+_HIDING_ESCAPE: Final = re.compile(r"%[01]|%2[Ff]|%5[Cc]|%7[Ff]")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~:\[\]-]*")
 _LENGTH: Final = re.compile(r"[0-9]{1,16}")
 _SINGLE_HEADERS: Final = frozenset(
@@ -9938,8 +9830,6 @@ class HttpParser:
 
     After next_request has raised HttpError the place in the bytes is lost: close the connection.
     """
-
-    __slots__ = ("_buffer", "_length", "_pending", "_scanned", "peer")
 
     def __init__(self, peer: str = "") -> None:
         self.peer = peer
@@ -9983,12 +9873,6 @@ class HttpParser:
         pending = self._pending
         return pending is not None and not self._buffer and "expect" in pending.headers
 
-    def take_rest(self) -> bytes:
-        """What came behind the last request, which was the last one of HTTP."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        return rest
-
     def _read_head(self) -> None:
         buffer = self._buffer
         end = buffer.find(b"\r\n\r\n", self._scanned)
@@ -9998,12 +9882,12 @@ class HttpParser:
             self._scanned = max(0, len(buffer) - 3)
             return
         try:
-            self._pending, self._length = _parse_head(buffer[: end + 2].decode("latin-1"))
+            head = buffer[: end + 2].decode("latin-1")
+            self._pending, self._length = _parse_head(head, self.peer)
         except HttpError:
             # What was wrong first in the bytes is what is answered, in pieces or whole.
             _check_head_so_far(buffer, end + 4, 0)
             raise
-        self._pending.peer = self.peer
         self._scanned = 0
         del buffer[: end + 4]
 
@@ -10016,43 +9900,40 @@ def _check_head_so_far(buffer: bytearray, end: int, start: int) -> None:
         what = {b"\n": "a bare LF", b"\r": "a bare CR"}.get(found[0], "a control character")
         raise HttpError(400, "bad_request", f"the request's head holds {what}")
     if end > limit:
-        raise _uri_too_long() if line_end < 0 else _head_too_large()
+        if line_end < 0:
+            raise HttpError(414, "uri_too_long", f"the URL is longer than {limit} bytes")
+        raise HttpError(431, "head_too_large", f"the request's head is larger than {limit} bytes")
 
 
-def _parse_head(head: str) -> tuple[Request, int]:
+def _parse_head(head: str, peer: str) -> tuple[Request, int]:
     """Request without body, and the length of the body, of the lines before the empty line."""
     line, _, block = head.partition("\r\n")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise _refused_line(line)
+        if _OTHER_VERSION.fullmatch(line):
+            raise HttpError(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are spoken")
+        raise HttpError(400, "bad_request", "the request line is not a method, a path and HTTP/1.1")
     method, target, minor = match.groups()
     if method not in METHODS:
         raise HttpError(501, "not_implemented", f"the method {method} is not implemented")
-    if len(target) > MAX_URI_BYTES:
-        raise _uri_too_long()
     headers = _parse_headers(block)
-    _check_host(headers, minor)
+    if not _HOST.fullmatch(headers.get("host", "" if minor == "0" else "/")):
+        raise HttpError(400, "bad_request", "the header host is missing or not a host name")
     if minor == "0":
         headers.pop("expect", None)  # RFC 9110 section 10.1.1
     length = _parse_length(headers, minor)
-    path, _, query = target.partition("?")
-    return Request(
-        method=method,
-        path=_decode_path(path) if "%" in path else path,
-        raw_path=target,
-        query=_parse_query(query) if query else {},
-        headers=headers,
-        keep_alive=minor == "1" and _keeps_alive(headers),
-        peer="",
-    ), length
+    is_plain = "%" not in target and "?" not in target
+    path, query = (target, {}) if is_plain else _parse_target(target)
+    keep_alive = minor == "1" and "close" not in headers.get("connection", "").lower()
+    return Request(method, path, query, headers, keep_alive, peer), length
 
 
 def _parse_headers(block: str) -> dict[str, str]:
     pairs = _HEADER_LINES.findall(block)
     if len(pairs) != block.count("\n"):
-        raise _refused_header(block)
+        raise HttpError(400, "bad_request", "a line of the request's head is not a header")
     if len(pairs) > MAX_HEADERS:
-        raise _head_too_large()
+        raise HttpError(431, "head_too_large", f"there are more than {MAX_HEADERS} headers")
     headers: dict[str, str] = {}
     for name, value in pairs:
         name, value = name.lower(), value.strip(" \t")
@@ -10064,28 +9945,19 @@ def _parse_headers(block: str) -> dict[str, str]:
     return headers
 
 
-def _check_host(headers: Mapping[str, str], minor: str) -> None:
-    host = headers.get("host")
-    if host is None and minor == "1":
-        raise HttpError(400, "bad_request", "the header host is missing")
-    if host is not None and not _HOST.fullmatch(host):
-        raise HttpError(400, "bad_request", "the header host is not a host name")
-
-
 def _parse_length(headers: Mapping[str, str], minor: str) -> int:
     """Length of the body, by Content-Length alone.
 
     One way to frame a body cannot be confused with another, and no client of a JSON API needs to
     send chunks (RFC 9110 section 15.5.12 lets a server ask for the length instead).
     """
-    if coding := headers.get("transfer-encoding"):
-        if "content-length" in headers:
-            raise HttpError(400, "bad_request", "content-length beside transfer-encoding")
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if not coding or "content-length" in headers:
+            raise HttpError(400, "bad_request", "transfer-encoding is empty or beside a length")
         if coding.lower() == "chunked" and minor == "1":
             raise HttpError(411, "length_required", "send the body with a content-length")
         raise HttpError(501, "not_implemented", "this transfer-encoding is not implemented")
-    if "transfer-encoding" in headers:
-        raise HttpError(400, "bad_request", "the header transfer-encoding is empty")
     text = headers.get("content-length")
     if text is None:
         return 0
@@ -10098,71 +9970,23 @@ def _parse_length(headers: Mapping[str, str], minor: str) -> int:
     return int(text)
 
 
-def _keeps_alive(headers: Mapping[str, str]) -> bool:
-    connection = headers.get("connection")
-    return connection is None or "close" not in connection.lower()
-
-
-def _decode_path(path: str) -> str:
-    """Decode escapes; refuse broken ones, control characters and hidden slashes."""
+def _parse_target(target: str) -> tuple[str, dict[str, str]]:
+    """Path and query, decoded. No escape hides a control character or a slash in the path."""
+    path, _, query = target.partition("?")
+    if _BROKEN_ESCAPE.search(target) or _HIDING_ESCAPE.search(path):
+        raise HttpError(400, "bad_request", "the URL holds an escape that is not allowed")
     try:
-        if not _HIDING_ESCAPE.search(path):
-            return _unescape(path)
+        path = urllib.parse.unquote(path, errors="strict")
+        pairs = urllib.parse.parse_qsl(
+            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS
+        )
     except ValueError:
-        pass
-    raise HttpError(400, "bad_request", "the path holds an escape that is not allowed")
-
-
-def _parse_query(query: str) -> dict[str, str]:
-    parts = query.split("&")
-    if len(parts) > MAX_QUERY_FIELDS:
-        raise HttpError(400, "bad_request", f"the query has more than {MAX_QUERY_FIELDS} fields")
-    fields: dict[str, str] = {}
-    try:
-        for part in filter(None, parts):
-            name, value = (_unescape(text) for text in part.replace("+", " ").partition("=")[::2])
-            if name in fields:
-                raise HttpError(400, "bad_request", "a field of the query is given twice")
-            fields[name] = value
-    except ValueError:
-        raise HttpError(400, "bad_request", "the query of the URL cannot be decoded") from None
-    return fields
-
-
-def _unescape(text: str) -> str:
-    """Undo percent-encoding. Raises ValueError for a broken escape and for what is not UTF-8."""
-    if _BROKEN_ESCAPE.search(text):
-        raise ValueError(text)
-    return _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), text.encode()).decode()
-
-
-def _refused_line(line: str) -> HttpError:
-    if len(line) > MAX_URI_BYTES and line.count(" ") == 2:
-        return _uri_too_long()
-    if _OTHER_TARGET.fullmatch(line):
-        return HttpError(400, "bad_request", "the request target is not a path")
-    if _OTHER_VERSION.fullmatch(line):
-        return HttpError(505, "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    return HttpError(400, "bad_request", "the request line is not HTTP")
-
-
-def _refused_header(block: str) -> HttpError:
-    line = next(line for line in block.split("\r\n") if not _HEADER_LINES.fullmatch(line + "\r\n"))
-    if line[:1] in (" ", "\t"):
-        return HttpError(400, "bad_request", "a header is folded over several lines")
-    name = line.partition(":")[0]
-    if name != name.rstrip():
-        return HttpError(400, "bad_request", "a header has a space before its colon")
-    return HttpError(400, "bad_request", "a line of the head is not a header")
-
-
-def _uri_too_long() -> HttpError:
-    return HttpError(414, "uri_too_long", f"the URL is longer than {MAX_URI_BYTES} bytes")
-
-
-def _head_too_large() -> HttpError:
-    what = f"{MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers"
-    return HttpError(431, "head_too_large", f"the request's head is larger than {what}")
+        sentence = f"the URL is not UTF-8, or its query has more than {MAX_QUERY_FIELDS} fields"
+        raise HttpError(400, "bad_request", sentence) from None
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise HttpError(400, "bad_request", "a field of the query is given twice")
+    return path, fields
 
 
 # Responses
@@ -10188,7 +10012,7 @@ class Response:
     status: int
     body: bytes = b""
     content_type: str = JSON_TYPE
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: HeaderLines = ()
     cache_control: str = "no-store"
 
 
@@ -10202,10 +10026,9 @@ class StreamResponse:
     """
 
     start: Callable[[Callable[[bytes], bool]], Callable[[], None]]
-    content_type: str = "text/event-stream"
     keep_alive: bytes = b":\n\n"  # sent when nothing else was for a while
     farewell: bytes = b""  # sent when the server closes
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: HeaderLines = ()
     is_allowed: Callable[[], bool] = lambda: True  # asked again and again; False ends it
     websocket_accept: str | None = None  # set: the connection becomes a WebSocket
     receive: Callable[[bytes], tuple[bytes, bool]] | None = None
@@ -10216,12 +10039,12 @@ HttpAnswer = Response | StreamResponse
 HttpHandler = Callable[[Request], HttpAnswer | Awaitable[HttpAnswer]]
 
 
-def json_response(status: int, value: Any, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def json_response(status: int, value: Any, headers: HeaderLines = ()) -> Response:
     return Response(status, encode_json(value), headers=headers)
 
 
 def error_response(
-    status: int, code: str, sentence: str, headers: tuple[tuple[str, str], ...] = (), **more: Any
+    status: int, code: str, sentence: str, headers: HeaderLines = (), **more: Any
 ) -> Response:
     """The one shape of every refusal and failure."""
     return json_response(
@@ -10244,28 +10067,23 @@ def render_response(
         date,
         SECURITY_HEADERS,
         b"" if keep_alive else b"Connection: close\r\n",
-        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
+        _render_headers(response.headers),
     )
     return head if is_head or status == 304 else head + body
 
 
 def render_stream_head(response: StreamResponse, date: bytes) -> bytes:
     if response.websocket_accept is not None:
-        return (
-            b"%bUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n"
-            % (STATUS_LINES[101], response.websocket_accept.encode())
-        )
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept"
+        return STATUS_LINES[101] + f"{upgrade}: {response.websocket_accept}\r\n\r\n".encode()
     return (
-        b"%bContent-Type: %b\r\nCache-Control: no-store\r\nDate: %b\r\n"
+        b"%bContent-Type: text/event-stream\r\nCache-Control: no-store\r\nDate: %b\r\n"
         b"%b%bX-Accel-Buffering: no\r\nConnection: close\r\n\r\n"
-    ) % (
-        STATUS_LINES[200],
-        response.content_type.encode(),
-        date,
-        SECURITY_HEADERS,
-        b"".join(f"{name}: {value}\r\n".encode() for name, value in response.headers),
-    )
+    ) % (STATUS_LINES[200], date, SECURITY_HEADERS, _render_headers(response.headers))
+
+
+def _render_headers(headers: HeaderLines) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
 
 
 def render_http_date(us: int) -> bytes:
@@ -10282,13 +10100,12 @@ STATIC_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         ".css": "text/css; charset=utf-8",
         ".svg": "image/svg+xml",
         ".json": "application/json",
-        ".webmanifest": "application/manifest+json",
         ".txt": "text/plain; charset=utf-8",
         ".png": "image/png",
         ".ico": "image/x-icon",
-        ".woff2": "font/woff2",
     }
 )
+ACCEPTS_GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", re.IGNORECASE)
 NO_DASHBOARD: Final = """<!doctype html><html lang="en"><meta charset="utf-8">
 <title>ScheduleZero</title><h1>ScheduleZero is running</h1>
 <p>The dashboard's files are missing: put the directory <code>static</code> next to
@@ -10297,58 +10114,38 @@ NO_DASHBOARD: Final = """<!doctype html><html lang="en"><meta charset="utf-8">
 """
 
 
-@dataclass(frozen=True, slots=True)
-class StaticFile:
-    """One file in memory. `gzipped` is empty where compressing gains nothing."""
-
-    body: bytes
-    gzipped: bytes
-    etag: str
-    content_type: str
-
-
 class StaticFiles:
-    """The regular files below a directory, read once.
+    """The regular files below a directory, read once, and a front page if there is none.
 
     A request is a look-up among their names, so nothing else can be reached by any path.
     """
 
     def __init__(self, directory: str) -> None:
-        self._files = load_static_files(directory)
+        self._files: dict[str, tuple[Response, Response]] = {}  # by URL path: plain, and gzipped
+        left = MAX_STATIC_BYTES
+        for path, name in _walk_static(directory):
+            with open(path, "rb") as file:
+                body = file.read(left + 1)
+            left -= len(body)
+            if left < 0:
+                log_http.warning("%s: more than fits; left out from %s on", directory, name)
+                break
+            self._files[name] = _file_responses(name, body)
+        self._files.setdefault("/index.html", _file_responses(".html", NO_DASHBOARD.encode()))
 
     def handle(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
-            return error_response(
-                405, "method_not_allowed", "this can only be read", (("Allow", "GET, HEAD"),)
-            )
+            allow = (("Allow", "GET, HEAD"),)
+            return error_response(405, "method_not_allowed", "this can only be read", allow)
         file = self._files.get("/index.html" if request.path == "/" else request.path)
         if file is None:
             return error_response(404, "not_found", "there is no such page")
-        gzip = bool(file.gzipped) and _accepts_gzip(request.headers.get("accept-encoding", ""))
-        etag = f'"{file.etag}-gzip"' if gzip else f'"{file.etag}"'
-        headers: tuple[tuple[str, str], ...] = (("ETag", etag), ("Vary", "Accept-Encoding"))
-        if _matches(request.headers.get("if-none-match", ""), etag):
-            return Response(304, b"", file.content_type, headers, "no-cache")
-        if gzip:
-            headers = (*headers, ("Content-Encoding", "gzip"))
-        body = file.gzipped if gzip else file.body
-        return Response(200, body, file.content_type, headers, "no-cache")
-
-
-def load_static_files(directory: str) -> dict[str, StaticFile]:
-    """Files by URL path; a page that explains itself if there is no index.html."""
-    files: dict[str, StaticFile] = {}
-    left = MAX_STATIC_BYTES
-    for path, name in _walk_static(directory):
-        with open(path, "rb") as file:
-            body = file.read(left + 1)
-        left -= len(body)
-        if left < 0 or len(files) == MAX_STATIC_FILES:
-            log_http.warning("%s: more than fits; left out from %s on", directory, name)
-            break
-        files[name] = _pack_file(body, STATIC_TYPES[os.path.splitext(name)[1]])
-    files.setdefault("/index.html", _pack_file(NO_DASHBOARD.encode(), STATIC_TYPES[".html"]))
-    return files
+        chosen = file[ACCEPTS_GZIP.search(request.headers.get("accept-encoding", "")) is not None]
+        known = request.headers.get("if-none-match", "").replace("W/", "")
+        etag = chosen.headers[0][1]
+        if {etag, "*"}.isdisjoint(tag.strip() for tag in known.split(",")):
+            return replace(chosen)
+        return replace(chosen, status=304, body=b"", headers=chosen.headers[:2])
 
 
 def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
@@ -10362,28 +10159,13 @@ def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
                 yield path, "/" + os.path.relpath(path, directory).replace(os.sep, "/")
 
 
-def _pack_file(body: bytes, content_type: str) -> StaticFile:
-    gzipped = b""
-    if len(body) >= MIN_GZIP_BYTES:
-        packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-        gzipped = packer.compress(body) + packer.flush()
-    worth_it = len(gzipped) < len(body) * 9 // 10
-    etag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
-    return StaticFile(body, gzipped if worth_it else b"", etag, content_type)
-
-
-def _accepts_gzip(accept_encoding: str) -> bool:
-    """Whether the header names gzip, and not with a quality of zero."""
-    for item in accept_encoding.lower().split(","):
-        coding, _, parameter = item.partition(";")
-        if coding.strip() == "gzip":
-            return not re.fullmatch(r"\s*q=0(\.0*)?\s*", parameter)
-    return False
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    tags = (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))
-    return any(tag in (etag, "*") for tag in tags)
+def _file_responses(name: str, body: bytes) -> tuple[Response, Response]:
+    """A file as it is and gzipped, each with a tag of its own."""
+    tag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
+    content_type, vary = STATIC_TYPES["." + name.rpartition(".")[2]], ("Vary", "Accept-Encoding")
+    plain = Response(200, body, content_type, (("ETag", f'"{tag}"'), vary), "no-cache")
+    headers = (("ETag", f'"{tag}-gzip"'), vary, ("Content-Encoding", "gzip"))
+    return plain, replace(plain, body=zlib.compress(body, 9, zlib.MAX_WBITS | 16), headers=headers)
 
 
 # Connections
@@ -10407,6 +10189,7 @@ class HttpLimits:
 class Phase(enum.IntEnum):
     """What a connection is doing."""
 
+    HANDSHAKE = enum.auto()  # of TLS
     IDLE = enum.auto()  # between requests
     HEAD = enum.auto()
     BODY = enum.auto()
@@ -10419,11 +10202,13 @@ class Phase(enum.IntEnum):
 
 
 _RECEIVING: Final = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
+_DRAINABLE: Final = _RECEIVING | {Phase.HANDSHAKE, Phase.STREAMING}
 
 
 def phase_limits(limits: HttpLimits) -> dict[Phase, float]:
     """Seconds a connection may stay in each phase; what it may stay in for ever is not there."""
     return {
+        Phase.HANDSHAKE: limits.head_timeout_s,
         Phase.IDLE: limits.idle_timeout_s,
         Phase.HEAD: limits.head_timeout_s,
         Phase.BODY: limits.body_timeout_s,
@@ -10440,26 +10225,14 @@ class HttpConnection(asyncio.Protocol):
     The server's sweep enforces the time limit of the phase, so that a request costs no timer.
     """
 
-    __slots__ = (
-        "_deadline",
-        "_has_eof",
-        "_parser",
-        "_phase",
-        "_server",
-        "_stop",
-        "_stream",
-        "_transport",
-        "peer",
-    )
-
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._parser = HttpParser()
         self._phase = Phase.CLOSED
         self._deadline = math.inf
         self._has_eof = False
-        self._stream: StreamResponse | None = None
-        self._stop: Callable[[], None] | None = None
+        self._stream: StreamResponse  # while streaming
+        self._stop: Callable[[], None] = lambda: None
         self._transport: asyncio.Transport
         self.peer = ""
 
@@ -10467,22 +10240,17 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.expect(transport)
-        if self._server.admit(self):
-            self._enter(Phase.HEAD)
-        else:
-            self._turn_away()
-
-    def expect(self, transport: asyncio.Transport) -> None:
-        """Note who it is; for the time of a handshake there is no more to do."""
         self._transport = transport
         self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
+        self._server.admit(self)
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase in _RECEIVING:
             self._parser.feed(data)
             self._serve()
+        elif phase is Phase.HANDSHAKE:
+            self._parser.feed(data)  # it came with the end of the handshake
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
             self._parser.feed(data)
             if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
@@ -10497,7 +10265,7 @@ class HttpConnection(asyncio.Protocol):
         if self._phase is Phase.HANDLING:
             # A client that left altogether looks the same: it is not kept for long.
             self._deadline = self._server.deadline(Phase.WRITING)
-        if not self._transport.can_write_eof():
+        if self._phase is Phase.HANDSHAKE or not self._transport.can_write_eof():
             return False  # TLS knows no half a close
         return self._phase not in (Phase.STREAMING, Phase.LINGERING, Phase.CLOSED)
 
@@ -10508,27 +10276,34 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._phase is Phase.WRITING:
             self._enter(Phase.IDLE)
-            self._server.call_soon(self._resume)
+            self._server.loop.call_soon(self._resume)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = Phase.CLOSED
         self._server.forget(self)
-        if self._stop is not None:
-            stop, self._stop = self._stop, None
-            stop()
+        self._stop()
 
     # Called by the server
 
+    def begin(self, tls: ssl.SSLContext | None) -> None:
+        """Wait for the first request, after the handshake if there is one."""
+        if tls is None:
+            self._enter(Phase.HEAD)
+        else:
+            self._enter(Phase.HANDSHAKE)
+            self._transport.pause_reading()  # what comes is for start_tls
+            self._server.spawn(self._shake_hands(tls))
+
     def check_deadline(self, now: float) -> None:
         """Do what the end of the phase's time asks for, if it has come."""
-        if self._stream is not None and not self._stream.is_allowed():
+        if self._phase is Phase.STREAMING and not self._stream.is_allowed():
             self.drain()
         if now < self._deadline:
             return
-        if self._phase is Phase.STREAMING and self._stream is not None:
+        if self._phase is Phase.STREAMING:
             self._write_stream(self._stream.keep_alive)
         elif self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._parser.has_begun):
-            self._refuse(HttpError(408, "timeout", "the request did not arrive in time"))
+            self.refuse(HttpError(408, "timeout", "the request did not arrive in time"))
         elif self._phase in _RECEIVING and not self._transport.get_write_buffer_size():
             self._close()
         else:
@@ -10536,15 +10311,43 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close as soon as nothing is being answered."""
-        if self._phase is Phase.STREAMING and self._stream is not None:
+        if self._phase is Phase.STREAMING:
             self._transport.write(self._stream.farewell)
-        if self._phase in _RECEIVING or self._phase is Phase.STREAMING:
+        if self._phase in _DRAINABLE:
             self._close()
+
+    def refuse(self, error: HttpError) -> None:
+        """Answer with the refusal, and read on for a moment without looking.
+
+        Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
+        """
+        response = error_response(error.status, error.code, str(error), error.headers)
+        self._server.answered("", "", error.status)
+        self._enter(Phase.LINGERING)
+        self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
+        if self._has_eof or not self._transport.can_write_eof():
+            self._close()
+        else:
+            self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
 
     # The life of a request
+
+    async def _shake_hands(self, tls: ssl.SSLContext) -> None:
+        """Go on over TLS. asyncio's own TLS servers tell of a client only after the handshake;
+        this one counts as any other from its first byte.
+        """
+        secure = None
+        with suppress(OSError):  # ssl.SSLError is one; a stranger's bad handshake is no news
+            secure = await self._server.loop.start_tls(self._transport, self, tls, server_side=True)
+        if secure is None or secure.is_closing():
+            self.connection_lost(None)
+            return
+        self._transport = secure
+        self._enter(Phase.HEAD)
+        self._serve()
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -10555,33 +10358,30 @@ class HttpConnection(asyncio.Protocol):
         for _ in range(MAX_REQUESTS_PER_TURN):
             if self._phase not in _RECEIVING:
                 return
-            request = self._next_request()
-            if request is None:
+            try:
+                request = self._parser.next_request()
+            except HttpError as error:
+                self.refuse(error)
                 return
-            answer = self._server.answer(request)
+            if request is None:
+                self._await_more()
+                return
+            try:
+                answer = self._server.handle(request)
+            except Exception:
+                answer = self._server.failed(request)
             if isinstance(answer, (Response, StreamResponse)):
                 self._send(request, answer)
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
-        self._server.call_soon(self._serve)
-
-    def _next_request(self) -> Request | None:
-        try:
-            request = self._parser.next_request()
-        except HttpError as error:
-            self._refuse(error)
-            return None
-        if request is None:
-            self._await_more()
-        return request
+        self._server.loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
-        phase = Phase.HEAD if parser.has_begun else Phase.IDLE
-        if parser.is_in_body:
-            phase = Phase.BODY
+        begun = Phase.HEAD if parser.has_begun else Phase.IDLE
+        phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
             self._close()
         elif phase is not self._phase and phase is not Phase.IDLE:
@@ -10606,7 +10406,10 @@ class HttpConnection(asyncio.Protocol):
 
     async def _send_later(self, request: Request, pending: Awaitable[HttpAnswer]) -> None:
         """Send what comes of `pending`. It runs to its end even if the client leaves."""
-        answer = await self._server.settle(request, pending)
+        try:
+            answer = await pending
+        except Exception:
+            answer = self._server.failed(request)
         if self._phase is Phase.HANDLING:
             self._send(request, answer)
             self._resume()
@@ -10617,29 +10420,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
             self._serve()
 
-    def _refuse(self, error: HttpError) -> None:
-        """Answer with the refusal, and read on for a moment without looking.
-
-        Closing with bytes unread makes the kernel reset the connection, and the answer gets lost.
-        """
-        retry = (("Retry-After", "5"),) if error.status == 503 else ()
-        response = error_response(error.status, error.code, str(error), retry)
-        self._server.answered("", "", error.status)
-        self._enter(Phase.LINGERING)
-        self._transport.write(render_response(response, self._server.http_date(), keep_alive=False))
-        if self._has_eof or not self._transport.can_write_eof():
-            self._close()
-        else:
-            self._transport.write_eof()
-
-    def _turn_away(self) -> None:
-        """The server has its fill of connections; of those it may answer a few, for a moment."""
-        if self._server.may_answer_refused(self):
-            sentence = "the server has as many connections as it takes; try again later"
-            self._refuse(HttpError(503, "too_many_connections", sentence))
-        else:
-            self._transport.abort()
-
     def _close(self) -> None:
         self._enter(Phase.CLOSING)
         self._transport.close()
@@ -10647,6 +10427,7 @@ class HttpConnection(asyncio.Protocol):
     # Event streams
 
     def _start_stream(self, request: Request, stream: StreamResponse) -> None:
+        self._stream = stream
         self._enter(Phase.STREAMING)
         self._transport.write(render_stream_head(stream, self._server.http_date()))
         status = 101 if stream.websocket_accept else 200
@@ -10655,13 +10436,11 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self._transport.resume_reading()  # to see the client leave
-        self._stream = stream
         self._stop = stream.start(self._write_stream)
-        self._receive(self._parser.take_rest())
 
     def _receive(self, data: bytes) -> None:
         """What the client of a stream sends: of interest only on a WebSocket."""
-        if not data or self._stream is None or self._stream.receive is None:
+        if self._stream.receive is None:
             return
         answer, goes_on = self._stream.receive(data)
         if answer:
@@ -10670,7 +10449,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
 
     def _write_stream(self, chunk: bytes) -> bool:
-        if self._phase is not Phase.STREAMING or self._stream is None:
+        if self._phase is not Phase.STREAMING:
             return False
         if not self._stream.is_allowed():
             self.drain()
@@ -10682,52 +10461,6 @@ class HttpConnection(asyncio.Protocol):
         self._enter(Phase.STREAMING)
         self._transport.write(chunk)
         return True
-
-
-class TlsGate(asyncio.Protocol):
-    """A connection until its TLS handshake is done. It counts as any other from the first byte:
-    asyncio's own TLS servers tell of a client only afterwards.
-    """
-
-    def __init__(
-        self, server: HttpServer, connection: HttpConnection, tls: ssl.SSLContext, limit_s: float
-    ) -> None:
-        self._server = server
-        self._connection = connection
-        self._tls = tls
-        self._limit_s = limit_s
-        self._early = b""  # came with the end of the handshake
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # what comes is for start_tls
-        self._connection.expect(transport)
-        if self._server.admit(self._connection):
-            self._server.spawn(self._shake_hands(transport))
-        else:
-            transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._early += data
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> None:
-        loop, connection = asyncio.get_running_loop(), self._connection
-        try:
-            secure = await loop.start_tls(
-                transport, self, self._tls, server_side=True, ssl_handshake_timeout=self._limit_s
-            )
-        except OSError:  # ssl.SSLError is one; a stranger's bad handshake is not worth a line
-            secure = None
-        except asyncio.CancelledError:
-            self._server.forget(connection)
-            raise
-        if secure is None or secure.is_closing():
-            self._server.forget(connection)
-            return
-        secure.set_protocol(connection)
-        connection.connection_made(secure)
-        if self._early:
-            connection.data_received(self._early)
 
 
 # The server
@@ -10742,7 +10475,7 @@ class HttpServer:
     def __init__(
         self, handle: HttpHandler, *, clock: Clock, limits: HttpLimits | None = None
     ) -> None:
-        self._handle = handle
+        self.handle = handle
         self.answered: Callable[[str, str, int], None] = lambda method, route, status: None
         """Told method, route and status of each answer; the first two are empty if unread."""
         self._clock = clock
@@ -10750,26 +10483,23 @@ class HttpServer:
         self._allowed_s = phase_limits(self._limits)
         self._connections: set[HttpConnection] = set()
         self._turned_away: set[HttpConnection] = set()
-        self._per_address: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused = 0  # connections over a bound since the last sweep
         self._date = (0, b"")
-        self._loop: asyncio.AbstractEventLoop
+        self._tls: ssl.SSLContext | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_empty = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop
         self.is_closing = False
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Listen. Raises OSError if the address cannot be had."""
-        self._loop = asyncio.get_running_loop()
-        handshake_s = self._limits.head_timeout_s
-
-        def accept() -> asyncio.Protocol:
-            connection = HttpConnection(self)
-            return TlsGate(self, connection, tls, handshake_s) if tls else connection
-
-        self._listener = await self._loop.create_server(accept, host, port, backlog=128)
+        self._tls = tls
+        self.loop = asyncio.get_running_loop()
+        self._listener = await self.loop.create_server(
+            partial(HttpConnection, self), host, port, backlog=128
+        )
         self._sweep()
 
     @property
@@ -10777,10 +10507,6 @@ class HttpServer:
         """The port listened on; of use when 0 was asked for."""
         assert self._listener is not None, "the server does not listen"
         return int(self._listener.sockets[0].getsockname()[1])
-
-    @property
-    def connections(self) -> int:
-        return len(self._connections)
 
     async def close(self, grace_s: float) -> None:
         """Stop accepting, let answers in progress end within `grace_s`, close all. Idempotent."""
@@ -10790,9 +10516,10 @@ class HttpServer:
         self._listener.close()
         for connection in tuple(self._connections):
             connection.drain()
-        self._note_if_empty()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), grace_s)
+        if self._connections:
+            self._is_empty.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_empty.wait(), grace_s)
         if self._connections:
             log_http.warning("closing %d connections in progress", len(self._connections))
         self._sweeper.cancel()
@@ -10803,61 +10530,44 @@ class HttpServer:
 
     # For the connections
 
-    def admit(self, connection: HttpConnection) -> bool:
-        """Count a new connection, or say no if a bound is reached."""
-        if connection in self._connections:
-            return True
+    def admit(self, connection: HttpConnection) -> None:
+        """Let a new connection begin, or turn it away at a bound; a few of those are told why."""
         limits, peer = self._limits, connection.peer
-        here = self._per_address.get(peer, 0)
         is_local = peer in ("127.0.0.1", "::1", "")
         allowed = limits.max_connections if is_local else limits.max_per_address
-        if here >= allowed or len(self._connections) >= limits.max_connections:
-            return False
-        self._per_address[peer] = here + 1
-        self._connections.add(connection)
-        return True
-
-    def may_answer_refused(self, connection: HttpConnection) -> bool:
-        """Whether one that was not admitted gets an answer; few at a time do."""
+        here = sum(other.peer == peer for other in self._connections)
+        if here < allowed and len(self._connections) < limits.max_connections:
+            self._connections.add(connection)
+            connection.begin(self._tls)
+            return
         self._refused += 1
-        if len(self._turned_away) >= MAX_TURNED_AWAY:
-            return False
-        self._turned_away.add(connection)
-        return True
+        if self._tls or len(self._turned_away) >= MAX_TURNED_AWAY:
+            connection.abort()
+        else:
+            self._turned_away.add(connection)
+            sentence = "the server has as many connections as it takes; try again later"
+            retry = (("Retry-After", "5"),)
+            connection.refuse(HttpError(503, "too_many_connections", sentence, retry))
 
     def forget(self, connection: HttpConnection) -> None:
         self._turned_away.discard(connection)
-        if connection not in self._connections:
-            return
-        self._connections.remove(connection)
-        self._per_address[connection.peer] -= 1
-        if not self._per_address[connection.peer]:
-            del self._per_address[connection.peer]
-        self._note_if_empty()
+        self._connections.discard(connection)
+        if not self._connections:
+            self._is_empty.set()
 
     def deadline(self, phase: Phase) -> float:
         """Loop time until which a phase that begins now may last."""
-        return self._loop.time() + self._allowed_s.get(phase, math.inf)
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self._loop.call_soon(call)
+        return self.loop.time() + self._allowed_s.get(phase, math.inf)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
-        try:
-            return self._handle(request)
-        except Exception:
-            return self._failed(request)
-
-    async def settle(self, request: Request, pending: Awaitable[HttpAnswer]) -> HttpAnswer:
-        try:
-            return await pending
-        except Exception:
-            return self._failed(request)
+    def failed(self, request: Request) -> Response:
+        """Called in an `except`: what happens to the request is over, the connection goes on."""
+        log_http.exception("%s %s failed", request.method, request.path)
+        return error_response(500, "internal_error", "the server failed; its log says why")
 
     def http_date(self) -> bytes:
         """The date header's value, rendered once a second."""
@@ -10866,19 +10576,10 @@ class HttpServer:
             self._date = (now_us // 1_000_000, render_http_date(now_us))
         return self._date[1]
 
-    def _failed(self, request: Request) -> Response:
-        """Called in an `except`: what happens to the request is over, the connection goes on."""
-        log_http.exception("%s %s failed", request.method, request.path)
-        return error_response(500, "internal_error", "the server failed; its log says why")
-
-    def _note_if_empty(self) -> None:
-        if self.is_closing and not self._connections:
-            self._is_empty.set()
-
     def _sweep(self) -> None:
         """Every now and then: enforce the time limits and say how many were turned away."""
-        self._sweeper = self._loop.call_later(self._limits.sweep_s, self._sweep)
-        now = self._loop.time()
+        self._sweeper = self.loop.call_later(self._limits.sweep_s, self._sweep)
+        now = self.loop.time()
         for connection in (*self._connections, *self._turned_away):
             connection.check_deadline(now)
         if self._refused:
@@ -12188,11 +11889,11 @@ STATUS_OF: Final = (
 
 def answer_failure(error: ScheduleZeroError) -> Response:
     """The one place where a failure becomes a status."""
-    if isinstance(error, Refused):
+    if isinstance(error, HttpError):
         return error_response(error.status, error.code, str(error), error.headers)
     status = next((code for kind, code in STATUS_OF if isinstance(error, kind)), 500)
-    headers = RETRY_AFTER if status in (503, 507) else ()
     more = {"field": error.field} if error.field else {}
+    headers = RETRY_AFTER if status in (503, 507) else ()
     return error_response(status, error.code, str(error), headers, **more)
 
 
@@ -12304,7 +12005,7 @@ class Api:
             app.store.note_refusal(place, answer.status)
         return answer
 
-    def _refusal(self, request: Request, route: Route, identity: Identity) -> Refused:
+    def _refusal(self, request: Request, route: Route, identity: Identity) -> HttpError:
         refusal = self._app.access.refusal(identity, route.role)
         if refusal.status == 403:
             entry = self._entry(request, route, identity)
@@ -12494,7 +12195,6 @@ class Server:
         if hasattr(self, "http"):
             self.dispatcher.close()
             await self.http.close(CLOSE_S)
-            self.access.sessions.save()
         if hasattr(self, "store") and self.store.state == "ok":
             with suppress(ScheduleZeroError):
                 await self.store.save_seen(self.clock.now_us())

@@ -193,6 +193,15 @@ def test_an_event_stream_runs_over_tls_until_the_server_stops(started: Any) -> N
         stream.read()
 
 
+def test_a_client_that_never_shakes_hands_does_not_hold_up_the_stop(started: Any) -> None:
+    server, client = started
+    with socket.create_connection(("127.0.0.1", server.http_port)):
+        assert client.ask("GET", "/api/health")[0] == 200  # accepted after the silent one
+        assert server.cli("stop").returncode == 0
+    logs = "".join(path.read_text() for path in server.directory.glob("logs/**/*.log"))
+    assert "closing 1 connections in progress" not in logs
+
+
 def test_an_open_address_with_tls_starts_with_a_token_of_its_own(
     appliance: Callable[..., Appliance], tmp_path: Path
 ) -> None:

@@ -58,8 +58,8 @@ class Gate:
     def cookie(self, header: str) -> sz.Identity:
         return self.access.identify({"cookie": header.partition(";")[0]}, "127.0.0.1")
 
-    def refusal(self, token: str, peer: str = "127.0.0.1") -> sz.Refused:
-        with pytest.raises(sz.Refused) as caught:
+    def refusal(self, token: str, peer: str = "127.0.0.1") -> sz.HttpError:
+        with pytest.raises(sz.HttpError) as caught:
             self.bearer(token, peer)
         return caught.value
 
@@ -478,7 +478,7 @@ def test_the_memory_for_failures_is_bounded() -> None:
     limit = sz.FailureLimit()
     for number in range(5_000):
         limit.note_failure(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 0.0)
-    assert len(limit) == sz.MAX_ADDRESSES
+    assert len(limit._empty_s) == sz.MAX_ADDRESSES
 
 
 def test_too_many_failures_are_429_but_the_right_token_of_a_program_passes(gate: Gate) -> None:
@@ -486,7 +486,7 @@ def test_too_many_failures_are_429_but_the_right_token_of_a_program_passes(gate:
     assert [gate.refusal("sz_wrong").status for _ in range(12)] == [401] * 10 + [429] * 2
     assert dict(gate.refusal("sz_wrong").headers)["Retry-After"] == "7"
     assert gate.bearer(token).name == "ci"
-    with pytest.raises(sz.Refused) as caught:
+    with pytest.raises(sz.HttpError) as caught:
         gate.access.log_in(token, "127.0.0.1")
     assert caught.value.status == 429
     assert gate.access.log_in(token, "203.0.113.9")[0].name == "ci"
@@ -497,7 +497,7 @@ def test_too_many_failures_are_429_but_the_right_token_of_a_program_passes(gate:
 
 def test_failures_and_changes_of_tokens_are_recorded(gate: Gate) -> None:
     gate.token("ci", OPERATOR)
-    with pytest.raises(sz.Refused):
+    with pytest.raises(sz.HttpError):
         gate.access.log_in("sz_wrong", "203.0.113.9")
     gate.command_line.revoke("ci")
     assert not gate.access.is_still(sz.LOOPBACK)

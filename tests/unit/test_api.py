@@ -334,7 +334,7 @@ class World:
         path, _, query = target.partition("?")
         pairs = [pair.split("=", 1) for pair in query.split("&")] if query else []
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = sz.Request(method, path, target, dict(pairs), given, True, "127.0.0.1", body)
+        request = sz.Request(method, path, dict(pairs), given, True, "127.0.0.1", body)
         answer = self.api.handle(request)
         if isinstance(answer, (sz.Response, sz.StreamResponse)):
             return answer

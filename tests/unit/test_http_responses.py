@@ -19,7 +19,7 @@ def headers_of(data: bytes) -> dict[str, str]:
 
 def get(path: str, method: str = "GET", **headers: str) -> sz.Request:
     lower = {name.replace("_", "-"): value for name, value in headers.items()}
-    return sz.Request(method, path, path, {}, lower, True, "127.0.0.1")
+    return sz.Request(method, path, {}, lower, True, "127.0.0.1")
 
 
 def test_a_response_carries_length_date_and_the_security_headers() -> None:
