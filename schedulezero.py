@@ -14884,47 +14884,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common_options(parser, default=None)
     parser.add_argument("--version", action="version", version=f"ScheduleZero {VERSION}")
-    parser.set_defaults(command=command_run, is_background=False)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    def add(name: str, command: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command_run, background=False)
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
+    for words, run, text, *options in COMMANDS:
+        group, _, name = words.rpartition(" ")
+        description = f"{text[0].upper()}{text[1:]}."
+        added = groups[group].add_parser(name, help=text.split(". ")[0], description=description)
         add_common_options(added, default=argparse.SUPPRESS)
-        added.set_defaults(command=command)
-        return added
-
-    run = add("run", command_run, "run the server and the handlers in the foreground (default)")
-    run.add_argument("--background", action="store_true", dest="is_background",
-                     help=argparse.SUPPRESS)  # fmt: skip
-    add("start", command_start, "the same in the background; returns when it answers")
-    add("stop", command_stop, "stop what runs in the background and wait for its end")
-    add("restart", command_restart, "stop, then start")
-    status = add("status", command_status, "show each process: state, uptime, restarts, memory")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    add("reload", command_reload, "apply a changed configuration without stopping the rest")
-    logs = add("logs", command_logs, "print the end of the logs")
-    logs.add_argument("name", nargs="?", metavar="NAME", help="governor, server or a handler's id")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on printing new lines")
-    logs.add_argument("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
-                      help="how many lines of each log (default: %(default)s)")  # fmt: skip
-    add("server", command_server, "run the server alone, in the foreground")
-    handler = add("handler", command_handler, "run one configured handler, in the foreground")
-    handler.add_argument("name", metavar="NAME", help="the handler's id")
-    add("check", command_check, "validate the configuration and say what it would run")
-    systemd = add("systemd", command_systemd, "print a systemd unit for this installation")
-    systemd.add_argument("--handlers", action="store_true",
-                         help="a template for those with `autostart: false`")  # fmt: skip
-    doctor = add("doctor", command_doctor, "look for what is wrong and say what helps")
-    doctor.add_argument("--json", action="store_true", help="as JSON")
-    add_token_commands(add("token", command_token_list, "make, list and revoke tokens"))
-    add_key_commands(add("handler-key", command_key_list, "let handlers elsewhere in, or no more"))
-    add_secret_commands(add("secret", command_secret_list, "set what jobs may use but not show"))
-    backup = add("backup", command_backup, "copy the database to a file, also while it is in use")
-    backup.add_argument("file", metavar="FILE", help="a file that does not exist yet")
-    restore = add("restore", command_restore, "put a backup in the place of the database")
-    restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
-    add_export_options(add("export", command_export, "print all schedules as YAML for `import`"))
-    add_import_options(add("import", command_import, "make the schedules of a file or a crontab"))
+        added.set_defaults(command=run)
+        for names, settings in options:
+            added.add_argument(*names, **settings)
+        if run is None:
+            groups[name] = added.add_subparsers(title="commands", metavar="COMMAND", required=True)
     return parser
 
 
@@ -14973,10 +14944,10 @@ def command_run(arguments: Arguments) -> int:
     run_as_module(arguments)
     config = load_checked(arguments)
     clock = Clock()
-    make_directories(config, is_foreground=not arguments.is_background)
+    make_directories(config, is_foreground=not arguments.background)
     lock_fd = open_lock(config.data_dir, clock)
     require_ports(config)
-    is_foreground = not arguments.is_background
+    is_foreground = not arguments.background
     configure_logging(config, "governor", is_foreground=is_foreground)
     if is_foreground and config.log_to == "file":
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
@@ -15033,7 +15004,7 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
         command += ["--config", arguments.config]
     if arguments.deployment:
         command += ["--deployment", arguments.deployment]
-    command += ["run", *(["--background"] if arguments.is_background else [])]
+    command += ["run", *(["--background"] if arguments.background else [])]
     ours = os.path.dirname(os.path.abspath(__file__))
     if find_archive() or (os.getcwd() == ours and not sys.flags.safe_path):
         return command, os.environ
@@ -15080,7 +15051,7 @@ def command_start(arguments: Arguments) -> int:
         raise AlreadyRunning(config.data_dir, pid)
     require_ports(config)
     make_first_token(config, Clock())
-    arguments.is_background = True
+    arguments.background = True
     paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
     before = {path: size_of(path) for path in paths}
     command, environ = module_command(arguments)
@@ -15262,24 +15233,12 @@ def wait_until_taken(config: Config, path: str) -> None:
 # Schedules in and out.
 
 
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE",
-                        help="where to write to, if not to stdout")  # fmt: skip
-    origins = parser.add_mutually_exclusive_group()
-    for option, origin, text in (
-        ("--api", "api", "only those that the API has made"),
-        ("--declared", "config", "only those of the configuration file"),
-    ):
-        origins.add_argument(
-            option, dest="origin", action="store_const", const=origin, help=text
-        )  # fmt: skip
-
-
 def command_export(arguments: Arguments) -> int:
     """Write what can be read; schedules whose rows are damaged are named, and it fails."""
     path = find_database(load_arguments(arguments))
     known = load_schedules(path)
-    schedules = [s for s in known if arguments.origin in (None, s.origin)]
+    left_out = "config" if arguments.api else "api" if arguments.declared else None
+    schedules = [s for s in known if s.origin != left_out]
     damaged = [s for s in schedules if not s.trigger_config]
     text = render_schedules(s for s in schedules if s.trigger_config)
     if arguments.file == "-":
@@ -15319,37 +15278,19 @@ def render_schedules(schedules: Iterable[Schedule]) -> str:
     )  # fmt: skip
 
 
-def add_import_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Make the schedules of a file so: what `export` has written, or a crontab. Prints what is "
-        "made (+), changed (~), deleted (-) or equal (=). The server must run, but for --dry-run."
-    )
-    parser.add_argument("file", metavar="FILE", help="the file, or - for stdin")
-    for option, name, text in (
-        ("--dry-run", "is_dry", "only print; exit code 4 if there is something to change"),
-        ("--prune", "must_prune", "delete what the API has made and the file does not name; with "
-         "a crontab only what came from one for that handler"),
-        ("--crontab", "is_crontab", "it is what `crontab -l` prints, if that is not seen"),
-        ("--system", "has_user", "a crontab whose lines name a user, as those in /etc do"),
-    ):  # fmt: skip
-        parser.add_argument(option, dest=name, action="store_true", help=text)
-    parser.add_argument("--handler", metavar="ID", dest="handler_id",
-                        help="the Shell handler that is to run a crontab's lines")  # fmt: skip
-
-
 def command_import(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     wanted, notes, owned = read_schedules(arguments, config)
     path = os.path.join(config.data_dir, DATABASE_FILE)
     known = load_schedules(path) if os.path.exists(path) else []
-    is_surplus = owned if arguments.must_prune else lambda schedule: False
-    if arguments.must_prune and not wanted:
+    is_surplus = owned if arguments.prune else lambda schedule: False
+    if arguments.prune and not wanted:
         raise Conflict(f"{arguments.file} names no schedule: nothing is deleted for that")
     difference = find_difference(known, wanted, is_surplus)
     for note in notes:
         print(note, file=sys.stderr)
     print("\n".join(render_difference(difference)), flush=True)
-    if arguments.is_dry:
+    if arguments.dry_run:
         has_heard = {spec.handler_id for spec in config.handlers}
         has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
         for handler_id in sorted({s.handler_id for s in difference.wanted} - has_heard):
@@ -15370,14 +15311,14 @@ def read_schedules(
     """
     name, text = read_import(arguments.file)
     notes: list[str] = []
-    has_user = arguments.has_user or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
-    is_crontab = arguments.is_crontab or has_user or looks_like_crontab(text)
+    has_user = arguments.system or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
+    is_crontab = arguments.crontab or has_user or looks_like_crontab(text)
     if is_crontab:
-        if not arguments.handler_id:
+        if not arguments.handler:
             raise ScheduleZeroError(
                 f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
             )
-        crontab = Crontab(name, arguments.handler_id, has_user=has_user)
+        crontab = Crontab(name, arguments.handler, has_user=has_user)
         crontab.read(text)
         entries, notes, source = crontab.entries, crontab.notes, crontab.source
     else:
@@ -15394,7 +15335,7 @@ def read_schedules(
 
     def is_owned(schedule: Schedule) -> bool:
         is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
-        of_crontab = is_ours and schedule.handler_id == arguments.handler_id
+        of_crontab = is_ours and schedule.handler_id == arguments.handler
         return schedule.origin == "api" and (of_crontab or not is_crontab)
 
     return wanted, notes, is_owned
@@ -15913,23 +15854,6 @@ def command_check(arguments: Arguments) -> int:
 # Keys of handlers.
 
 
-def add_key_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = commands.add_parser("create", help="make a key and print its join string, this once")
-    create.add_argument("name", metavar="NAME", help="the handler id that the key may serve")
-    create.add_argument("--endpoint", metavar="ADDRESS", help="tcp://host:port where the handler "
-                        "reaches this server, if not by this machine's address")  # fmt: skip
-    create.set_defaults(command=command_key_create)
-    listing = commands.add_parser("list", help="show who is enrolled")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_key_list)
-    revoke = commands.add_parser("revoke", help="end a handler's key, and its connection with it")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=command_key_revoke)
-    for command in (create, listing, revoke):
-        add_common_options(command, default=argparse.SUPPRESS)
-
-
 def command_key_create(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     name = arguments.name
@@ -15985,21 +15909,6 @@ def command_key_revoke(arguments: Arguments) -> int:
 # Secrets.
 
 
-def add_secret_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    setting = commands.add_parser("set", help="set a secret; its value is read from stdin")
-    setting.add_argument("name", metavar="NAME", help='what {"$secret": "NAME"} refers to')
-    setting.set_defaults(command=command_secret_set)
-    listing = commands.add_parser("list", help="show the names of the secrets")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_secret_list)
-    delete = commands.add_parser("delete", help="forget a secret")
-    delete.add_argument("name", metavar="NAME")
-    delete.set_defaults(command=command_secret_delete)
-    for command in (setting, listing, delete):
-        add_common_options(command, default=argparse.SUPPRESS)
-
-
 def command_secret_set(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     if sys.stdin.isatty():
@@ -16031,25 +15940,6 @@ def command_secret_delete(arguments: Arguments) -> int:
 
 
 # Tokens.
-
-
-def add_token_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = commands.add_parser("create", help="make a token; it is shown this once")
-    create.add_argument("name", metavar="NAME", help="who it is for; the audit shows it")
-    roles = [str(role) for role in Role if role is not Role.ANYONE]
-    create.add_argument("--role", choices=roles, required=True,
-                        help="viewer reads, operator also runs, admin may do all")  # fmt: skip
-    create.add_argument("--expires", type=int, metavar="DAYS", help="not at all if not given")
-    create.set_defaults(command=command_token_create)
-    listing = commands.add_parser("list", help="show the tokens, but not what they are")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_token_list)
-    revoke = commands.add_parser("revoke", help="end a token and the sessions begun with it")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=command_token_revoke)
-    for command in (create, listing, revoke):
-        add_common_options(command, default=argparse.SUPPRESS)
 
 
 def command_token_create(arguments: Arguments) -> int:
@@ -16131,6 +16021,88 @@ def command_doctor(arguments: Arguments) -> int:
     else:
         print("\n".join(line for found in diagnoses for line in render_diagnosis(found)))
     return EXIT_OK if is_well else EXIT_FAILED
+
+
+# The commands and their options.
+
+Option = tuple[Sequence[str], Mapping[str, Any]]
+
+
+def option(*names: str, text: str | None = None, **settings: Any) -> Option:
+    return names, {"help": text, **settings}
+
+
+def argument(name: str, text: str | None = None, **settings: Any) -> Option:
+    return option(name, text=text, metavar=name.upper(), **settings)
+
+
+def flag(*names: str, text: str) -> Option:
+    return option(*names, text=text, action="store_true")
+
+
+JSON_FLAG: Final = flag("--json", text="as JSON")
+COMMANDS: Final[Sequence[tuple[Any, ...]]] = (
+    # Words, function (none: further words follow), help, options.
+    ("run", command_run, "run the server and the handlers in the foreground (default)",
+     flag("--background", text=argparse.SUPPRESS)),
+    ("start", command_start, "the same in the background; returns when it answers"),
+    ("stop", command_stop, "stop what runs in the background and wait for its end"),
+    ("restart", command_restart, "stop, then start"),
+    ("status", command_status, "show each process: state, uptime, restarts, memory", JSON_FLAG),
+    ("reload", command_reload, "apply a changed configuration without stopping the rest"),
+    ("logs", command_logs, "print the end of the logs",
+     argument("name", "governor, server or a handler's id", nargs="?"),
+     flag("-f", "--follow", text="go on printing new lines"),
+     option("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
+            text="how many lines of each log (default: %(default)s)")),
+    ("server", command_server, "run the server alone, in the foreground"),
+    ("handler", command_handler, "run one configured handler, in the foreground",
+     argument("name", "the handler's id")),
+    ("check", command_check, "validate the configuration and say what it would run"),
+    ("systemd", command_systemd, "print a systemd unit for this installation",
+     flag("--handlers", text="a template for those with `autostart: false`")),
+    ("doctor", command_doctor, "look for what is wrong and say what helps", JSON_FLAG),
+    ("token", None, "make, list and revoke tokens"),
+    ("token create", command_token_create, "make a token; it is shown this once",
+     argument("name", "who it is for; the audit shows it"),
+     option("--role", required=True, choices=("viewer", "operator", "admin"),
+            text="viewer reads, operator also runs, admin may do all"),
+     option("--expires", type=int, metavar="DAYS", text="not at all if not given")),
+    ("token list", command_token_list, "show the tokens, but not what they are", JSON_FLAG),
+    ("token revoke", command_token_revoke, "end a token and the sessions begun with it",
+     argument("name")),
+    ("handler-key", None, "let handlers elsewhere in, or no more"),
+    ("handler-key create", command_key_create, "make a key and print its join string, this once",
+     argument("name", "the handler id that the key may serve"),
+     option("--endpoint", metavar="ADDRESS", text="tcp://host:port where the handler reaches this "
+            "server, if not by this machine's address")),
+    ("handler-key list", command_key_list, "show who is enrolled", JSON_FLAG),
+    ("handler-key revoke", command_key_revoke, "end a handler's key, and its connection with it",
+     argument("name")),
+    ("secret", None, "set what jobs may use but not show"),
+    ("secret set", command_secret_set, "set a secret; its value is read from stdin",
+     argument("name", 'what {"$secret": "NAME"} refers to')),
+    ("secret list", command_secret_list, "show the names of the secrets", JSON_FLAG),
+    ("secret delete", command_secret_delete, "forget a secret", argument("name")),
+    ("backup", command_backup, "copy the database to a file, also while it is in use",
+     argument("file", "a file that does not exist yet")),
+    ("restore", command_restore, "put a backup in the place of the database",
+     argument("file", "what `backup` or the server has made")),
+    ("export", command_export, "print all schedules as YAML for `import`",
+     argument("file", "where to write to, if not to stdout", nargs="?", default="-"),
+     flag("--api", text="only those that the API has made"),
+     flag("--declared", text="only those of the configuration file")),
+    ("import", command_import, "make the schedules of a file, which `export` has written, or of a "
+     "crontab. Prints what is made (+), changed (~), deleted (-) or equal (=). The server must "
+     "run, but for --dry-run",
+     argument("file", "the file, or - for stdin"),
+     flag("--dry-run", text="only print; exit code 4 if there is something to change"),
+     flag("--prune", text="delete what the API has made and the file does not name; with a crontab "
+          "only what came from one for that handler"),
+     flag("--crontab", text="it is what `crontab -l` prints, if that is not seen"),
+     flag("--system", text="a crontab whose lines name a user, as those in /etc do"),
+     option("--handler", metavar="ID", text="the Shell handler that is to run a crontab's lines")),
+)  # fmt: skip
 
 
 if __name__ == "__main__":
