@@ -13462,7 +13462,7 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     The kernel drops the lock with the process, however it ends, so a file left behind means
     nothing. Raises AlreadyRunning, OSError.
     """
-    os.makedirs(data_dir, exist_ok=True)
+    os.makedirs(data_dir, mode=0o700, exist_ok=True)  # parameters and results are in it
     fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     give_up_s = clock.monotonic() + LOCK_WAIT_S
     while not _try_lock(fd, fcntl.LOCK_EX):
@@ -14829,7 +14829,8 @@ POLL_S: Final = 0.05
 TAIL_LINES: Final = 20
 MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
-ANSWER_S: Final = 30.0  # for the answer to one change
+HEALTH_S: Final = 2.0  # for the answer to one look
+ANSWER_S: Final = 30.0  # for that to one change
 
 Arguments = argparse.Namespace
 
@@ -14944,7 +14945,6 @@ def command_run(arguments: Arguments) -> int:
     run_as_module(arguments)
     config = load_checked(arguments)
     clock = Clock()
-    make_directories(config, is_foreground=not arguments.background)
     lock_fd = open_lock(config.data_dir, clock)
     require_ports(config)
     is_foreground = not arguments.background
@@ -14965,7 +14965,6 @@ def print_handler_line(name: str, line: str) -> None:
 
 def command_server(arguments: Arguments) -> int:
     config = load_checked(arguments)
-    make_directories(config)
     lock_fd = open_lock(config.data_dir, Clock())
     require_ports(config)
     configure_logging(config, SERVER_NAME, is_foreground=True)
@@ -15012,28 +15011,6 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
     return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def make_directories(config: Config, *, is_foreground: bool = True) -> None:
-    """Make the directories of the deployment, and see that they can be written to."""
-    make_data_directory(config)
-    has_logs = config.log_to == "file" or not is_foreground
-    logs = [os.path.join(config.log_dir, "governor")] if has_logs else []
-    for path in (config.data_dir, *logs):
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise Unavailable(f"cannot make {path}: {error.strerror}") from None
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise Unavailable(f"cannot write to {path}")
-
-
-def make_data_directory(config: Config) -> None:
-    """What is in it concerns nobody else: the database holds parameters and results."""
-    try:
-        os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"cannot make {config.data_dir}: {error.strerror}") from None
-
-
 def require_ports(config: Config) -> None:
     """Raise Unavailable, with the key to change, if the server could not listen."""
     for kind in ("http", "zmq"):
@@ -15046,7 +15023,6 @@ def require_ports(config: Config) -> None:
 
 def command_start(arguments: Arguments) -> int:
     config = load_checked(arguments)
-    make_directories(config, is_foreground=False)
     if pid := find_governor(config.data_dir):
         raise AlreadyRunning(config.data_dir, pid)
     require_ports(config)
@@ -15055,6 +15031,7 @@ def command_start(arguments: Arguments) -> int:
     paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
     before = {path: size_of(path) for path in paths}
     command, environ = module_command(arguments)
+    os.makedirs(os.path.dirname(paths[0]), exist_ok=True)
     with open(paths[0], "ab") as log_file:
         process = subprocess.Popen(
             command, env=environ, start_new_session=True,
@@ -15083,8 +15060,7 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
     while clock.monotonic() < give_up_s:
         if process.poll() is not None:
             return f"the governor ended with {describe_exit(process.returncode)}"
-        shown = read_status(config, process.pid)
-        server: Mapping[str, Any] = next(iter(shown.get("children", [])), {})
+        server = read_server(config, process.pid)
         if server.get("state") == ChildState.FATAL:
             process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
@@ -15096,24 +15072,56 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
     return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
 
 
+def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> None:
+    """Raises Unavailable, with the sentence, if it takes longer."""
+    clock = Clock()
+    give_up_s = clock.monotonic() + limit_s
+    while not is_done():
+        if clock.monotonic() >= give_up_s:
+            raise Unavailable(f"{failure} within {limit_s:g} s")
+        time.sleep(POLL_S)
+
+
 def fetch_health(config: Config) -> int | None:
     """The HTTP status of /api/health; None if there was no answer."""
-    host = http_url(config).partition("://")[2].rpartition(":")[0]
-    request = f"GET /api/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     try:
-        with connect_http(host.strip("[]"), config) as connection:
-            connection.sendall(request.encode("ascii"))
-            parts = connection.recv(64).split()
-    except OSError:
+        return ask_server(config, "GET", "/api/health", {})[0]
+    except Unavailable:
         return None
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
+
+
+def ask_server(
+    config: Config,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Any = None,
+    token: str | None = None,
+) -> tuple[int, Mapping[str, Any]]:
+    """Status and answer to a request. Raises Unavailable."""
+    host = http_url(config).partition("://")[2].rpartition(":")[0]
+    data = b"" if body is None else encode_json(body)
+    sent = {"Host": host, "Connection": "close", **headers, "Content-Length": len(data)}
+    sent |= {"Content-Type": JSON_TYPE} if data else {}
+    sent |= {"Authorization": f"Bearer {token}"} if token else {}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
+    is_change = method != "GET"
+    try:
+        with connect_http(host.strip("[]"), config, is_known=is_change) as connection:
+            connection.settimeout(ANSWER_S if is_change else HEALTH_S)
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + data)
+            answer = b"".join(iter(partial(connection.recv, 1 << 16), b""))
+        head, _, answered = answer.partition(b"\r\n\r\n")
+        return int(head.split(None, 2)[1]), json.loads(answered)
+    except (OSError, ValueError, IndexError) as error:
+        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
 
 
 def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:
     """A connection to the server that runs, or is about to; `is_known`: to none but that with the
     configured certificate. Raises OSError.
     """
-    connection = socket.create_connection((host, config.http_port), timeout=2.0)
+    connection = socket.create_connection((host, config.http_port), timeout=HEALTH_S)
     if not config.tls_cert:
         return connection
     import ssl
@@ -15142,12 +15150,8 @@ def command_stop(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     pid = find_running(config)
     signal_process(pid, signal.SIGTERM)
-    clock = Clock()
-    give_up_s = clock.monotonic() + STOP_TIMEOUT_S
-    while find_governor(config.data_dir) == pid:
-        if clock.monotonic() >= give_up_s:
-            raise ScheduleZeroError(f"pid {pid} did not stop within {STOP_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
+    wait_until(lambda: find_governor(config.data_dir) != pid,
+               STOP_TIMEOUT_S, f"pid {pid} did not stop")  # fmt: skip
     print(f"ScheduleZero ({config.deployment}) stopped")
     return EXIT_OK
 
@@ -15171,14 +15175,10 @@ def command_reload(arguments: Arguments) -> int:
     pid = find_running(config)
     before = read_status(config, pid).get("reloads", 0)
     signal_process(pid, signal.SIGHUP)
-    clock = Clock()
-    give_up_s = clock.monotonic() + RELOAD_TIMEOUT_S
-    while (shown := read_status(config, pid)).get("reloads", 0) == before:
-        if clock.monotonic() >= give_up_s:
-            raise ScheduleZeroError(f"pid {pid} did not reload within {RELOAD_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
-    if shown["reload_error"]:
-        raise ConfigError(f"not reloaded: {shown['reload_error']}")
+    wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
+               RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
+    if trouble := read_status(config, pid).get("reload_error"):
+        raise ConfigError(f"not reloaded: {trouble}")
     print(f"ScheduleZero ({config.deployment}) reloaded")
     return EXIT_OK
 
@@ -15202,32 +15202,22 @@ def command_restore(arguments: Arguments) -> int:
     source = os.path.abspath(arguments.file)
     if not os.path.isfile(source):
         raise NotFound(f"there is no file {source}")
-    os.makedirs(config.data_dir, exist_ok=True)
+    os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
     path = os.path.join(config.data_dir, DATABASE_FILE)
     try:
         stage_restore(source, path)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"{source} cannot be restored: {error}") from None
     pid = find_governor(config.data_dir)
-    shown = read_status(config, pid) if pid else {}
-    server = next((child for child in shown.get("children", []) if child["pid"]), None)
-    if server is None:
+    server = read_server(config, pid) if pid else {}
+    if not server.get("pid"):
         print(f"{source} is restored by the next start{' of the server' if pid else ''}")
         return EXIT_OK
     signal_process(server["pid"], signal.SIGTERM)
-    wait_until_taken(config, path)
+    wait_until(lambda: not os.path.exists(path + STAGED) and fetch_health(config) == 200,
+               START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
     print(f"{source} is restored; what was due since it was made may run again")
     return EXIT_OK
-
-
-def wait_until_taken(config: Config, path: str) -> None:
-    """Wait until the server has started anew with the restored database."""
-    clock = Clock()
-    give_up_s = clock.monotonic() + START_TIMEOUT_S
-    while os.path.exists(path + STAGED) or fetch_health(config) != 200:
-        if clock.monotonic() >= give_up_s:
-            raise Unavailable(f"the server did not start anew within {START_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
 
 
 # Schedules in and out.
@@ -15299,7 +15289,9 @@ def command_import(arguments: Arguments) -> int:
     if difference.steps:
         find_running(config)
         with temporary_token(config) as token:
-            carry_out(difference, partial(ask_server, config, token))
+            carry_out(difference, lambda method, schedule_id, headers, body: ask_server(
+                config, method, f"/api/schedules/{quote(schedule_id)}", headers, body, token
+            ))  # fmt: skip
     return EXIT_OK
 
 
@@ -15472,35 +15464,6 @@ def temporary_token(config: Config) -> Iterator[str | None]:
         yield token
     finally:
         tokens.revoke(name)
-
-
-def ask_server(
-    config: Config,
-    token: str | None,
-    method: str,
-    schedule_id: str,
-    headers: Mapping[str, str],
-    body: Any,
-) -> tuple[int, Mapping[str, Any]]:
-    """Status and answer to a request for one schedule. Raises Unavailable."""
-    import http.client  # for this command alone
-
-    host = http_url(config).partition("://")[2].rpartition(":")[0]
-    connection = http.client.HTTPConnection(host.strip("[]"), config.http_port)
-    sent = {"Content-Type": JSON_TYPE, **headers}
-    if token:
-        sent["Authorization"] = f"Bearer {token}"
-    try:
-        connection.sock = connect_http(host.strip("[]"), config, is_known=True)
-        connection.sock.settimeout(ANSWER_S)
-        data = b"" if body is None else encode_json(body)
-        connection.request(method, f"/api/schedules/{quote(schedule_id)}", data, sent)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
-    finally:
-        connection.close()
 
 
 # Crontabs.
@@ -15713,6 +15676,11 @@ def read_status(config: Config, pid: int) -> dict[str, Any]:
     return shown if shown.get("pid") == pid else {}
 
 
+def read_server(config: Config, pid: int) -> Mapping[str, Any]:
+    """What the governor with this pid last wrote of its server; empty if it wrote nothing yet."""
+    return next(iter(read_status(config, pid).get("children", [])), {})
+
+
 def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
     """What `status` tells: the governor's own words, with uptime and memory of each process."""
     # The server alone holds the lock too, but writes no status.
@@ -15779,6 +15747,14 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in cells)
+
+
+def print_list(
+    arguments: Arguments, shown: Mapping[str, Any], head: Sequence[str], rows: Iterable[Any]
+) -> int:
+    """Print what is shown as JSON if that is asked for, else the rows as a table."""
+    print(json.dumps(shown) if arguments.json else render_table([head, *rows]))
+    return EXIT_OK
 
 
 def render_duration(seconds: int | None) -> str:
@@ -15862,7 +15838,6 @@ def command_key_create(arguments: Arguments) -> int:
     endpoint = arguments.endpoint or endpoint_for_others(config)
     if not is_tcp_address(endpoint):
         raise InvalidField("endpoint", "--endpoint must be tcp://host:port")
-    make_data_directory(config)
     keys = KeyFile(config)
     server, pair = keys.open_server(make_keypair), make_keypair()
     keys.change(lambda now: now.enrol(HandlerKey(name, pair.public, Clock().now_us())))
@@ -15883,18 +15858,14 @@ def endpoint_for_others(config: Config) -> str:
 
 def command_key_list(arguments: Arguments) -> int:
     keys = KeyFile(load_arguments(arguments)).load()
-    shown: list[dict[str, str]] = [
+    shown = [
         {"name": key.handler_id, "origin": "local" if key.secret else "join",
-         "public": key.public, "created_at": iso_of(key.created_us // 10**6 * 10**6) or ""}
+         "created_at": render_second(key.created_us), "public": key.public}
         for key in keys.handlers
     ]  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"keys": shown, "server": keys.server and keys.server.public}))
-        return EXIT_OK
-    rows = [("NAME", "ORIGIN", "CREATED", "PUBLIC KEY")]
-    rows += [(key["name"], key["origin"], key["created_at"], key["public"]) for key in shown]
-    print(render_table(rows))
-    return EXIT_OK
+    head, rows = ("NAME", "ORIGIN", "CREATED", "PUBLIC KEY"), [(*each.values(),) for each in shown]
+    server = keys.server and keys.server.public
+    return print_list(arguments, {"keys": shown, "server": server}, head, rows)
 
 
 def command_key_revoke(arguments: Arguments) -> int:
@@ -15918,19 +15889,15 @@ def command_secret_set(arguments: Arguments) -> int:
             value = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).decode().removesuffix("\n")
         except UnicodeDecodeError:
             raise InvalidField("value", "a secret is UTF-8 text") from None
-    make_data_directory(config)
     Secrets(config).set(arguments.name, value)
     print(f"secret {arguments.name} set")
     return EXIT_OK
 
 
 def command_secret_list(arguments: Arguments) -> int:
-    names = Secrets(load_arguments(arguments)).names()
-    if arguments.json:
-        print(json.dumps({"secrets": [{"name": n, "origin": o} for n, o in names.items()]}))
-        return EXIT_OK
-    print(render_table([("NAME", "ORIGIN"), *names.items()]))
-    return EXIT_OK
+    names = Secrets(load_arguments(arguments)).names().items()
+    shown = [{"name": name, "origin": origin} for name, origin in names]
+    return print_list(arguments, {"secrets": shown}, ("NAME", "ORIGIN"), names)
 
 
 def command_secret_delete(arguments: Arguments) -> int:
@@ -15949,7 +15916,6 @@ def command_token_create(arguments: Arguments) -> int:
         raise InvalidField("name", f"the name must be {IDENTIFIER_RULE}")
     if days is not None and not 1 <= days <= MAX_TOKEN_DAYS:
         raise InvalidField("expires", f"--expires must be from 1 to {MAX_TOKEN_DAYS} days")
-    make_data_directory(config)
     now_us = Clock().now_us()
     tokens = TokenFile(config.data_dir)
     was_open = not requires_login(config, tokens.is_present)
@@ -15962,25 +15928,21 @@ def command_token_create(arguments: Arguments) -> int:
 
 
 def command_token_list(arguments: Arguments) -> int:
-    tokens = TokenFile(load_arguments(arguments).data_dir).all()
     now_us = Clock().now_us()
-    shown: list[dict[str, Any]] = [
+    shown = [
         {"name": token.name, "role": token.role, "id": token.token_id,
-         "created_at": iso_of(token.created_us // 1_000_000 * 1_000_000),
-         "expires_at": iso_of(token.expires_us and token.expires_us // 1_000_000 * 1_000_000),
+         "created_at": render_second(token.created_us),
+         "expires_at": token.expires_us and render_second(token.expires_us),
          "expired": not token.is_valid_at(now_us)}
-        for token in tokens
+        for token in TokenFile(load_arguments(arguments).data_dir).all()
     ]  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"tokens": shown}))
-        return EXIT_OK
-    rows = [("NAME", "ROLE", "TOKEN", "CREATED", "EXPIRES")]
-    for token in shown:
-        expires = f"{token['expires_at'] or '-'}{' (expired)' if token['expired'] else ''}"
-        begin = f"sz_{token['id']}_..."
-        rows.append((token["name"], token["role"], begin, token["created_at"], expires))
-    print(render_table(rows))
-    return EXIT_OK
+    rows = [
+        (each["name"], each["role"], f"sz_{each['id']}_...", each["created_at"],
+         f"{each['expires_at'] or '-'}{' (expired)' if each['expired'] else ''}")
+        for each in shown
+    ]  # fmt: skip
+    head = ("NAME", "ROLE", "TOKEN", "CREATED", "EXPIRES")
+    return print_list(arguments, {"tokens": shown}, head, rows)
 
 
 def command_token_revoke(arguments: Arguments) -> int:
