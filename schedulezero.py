@@ -14845,6 +14845,15 @@ class Unavailable(ScheduleZeroError):
     code = "unavailable"
 
 
+EXIT_CODES: Final[Mapping[type[ScheduleZeroError], int]] = MappingProxyType(
+    {
+        ConfigError: EXIT_CONFIG,
+        AlreadyRunning: EXIT_ALREADY_RUNNING,
+        NotRunning: EXIT_NOT_RUNNING,
+    }
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one command; the exit code. Every expected failure is one line on stderr."""
     try:
@@ -14856,7 +14865,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else EXIT_USAGE
     except ScheduleZeroError as error:
         print(f"schedulezero: {error}", file=sys.stderr)
-        return exit_code_of(error)
+        return EXIT_CODES.get(type(error), EXIT_FAILED)
     except BrokenPipeError:  # as in `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_OK
@@ -14866,14 +14875,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-
-
-def exit_code_of(error: ScheduleZeroError) -> int:
-    if isinstance(error, ConfigError):
-        return EXIT_CONFIG
-    if isinstance(error, AlreadyRunning):
-        return EXIT_ALREADY_RUNNING
-    return EXIT_NOT_RUNNING if isinstance(error, NotRunning) else EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14944,37 +14945,42 @@ def check_schedules(config: Config) -> None:
 def command_run(arguments: Arguments) -> int:
     run_as_module(arguments)
     config = load_checked(arguments)
-    clock = Clock()
-    lock_fd = open_lock(config.data_dir, clock)
-    require_ports(config)
     is_foreground = not arguments.background
-    configure_logging(config, "governor", is_foreground=is_foreground)
+    lock_fd = take_place(config, "governor", is_foreground=is_foreground)
     if is_foreground and config.log_to == "file":
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
-        print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
-              f"logs in {config.log_dir}; Ctrl-C stops", flush=True)  # fmt: skip
-    make_first_token(config, clock)
+        print_banner(config, f"{names}; logs in {config.log_dir}; Ctrl-C stops")
+    make_first_token(config)
     echo = print_handler_line if is_foreground else None
-    return Governor(config, clock, lock_fd, lambda: load_checked(arguments), echo=echo).run()
+    return Governor(config, Clock(), lock_fd, lambda: load_checked(arguments), echo=echo).run()
+
+
+def command_server(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    take_place(config, SERVER_NAME, is_foreground=True)
+    print_banner(config, "server alone")
+    make_first_token(config)
+    return run_server(config, lifeline_fd=None)
+
+
+def take_place(config: Config, name: str, *, is_foreground: bool) -> int:
+    """Take the data directory and begin the log; the lock's descriptor, for as long as it lives.
+
+    Raises AlreadyRunning, Unavailable, OSError.
+    """
+    lock_fd = open_lock(config.data_dir, Clock())
+    require_ports(config)
+    configure_logging(config, name, is_foreground=is_foreground)
+    return lock_fd
+
+
+def print_banner(config: Config, what: str) -> None:
+    print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {what}", flush=True)
 
 
 def print_handler_line(name: str, line: str) -> None:
     if is_writable(1):  # the governor must not wait; the line is in the handler's log
         print(f"{name} | {line}", flush=True)
-
-
-def command_server(arguments: Arguments) -> int:
-    config = load_checked(arguments)
-    lock_fd = open_lock(config.data_dir, Clock())
-    require_ports(config)
-    configure_logging(config, SERVER_NAME, is_foreground=True)
-    print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: server alone",
-          flush=True)  # fmt: skip
-    make_first_token(config, Clock())
-    try:
-        return run_server(config, lifeline_fd=None)
-    finally:
-        os.close(lock_fd)
 
 
 def command_handler(arguments: Arguments) -> int:
@@ -15026,7 +15032,7 @@ def command_start(arguments: Arguments) -> int:
     if pid := find_governor(config.data_dir):
         raise AlreadyRunning(config.data_dir, pid)
     require_ports(config)
-    make_first_token(config, Clock())
+    make_first_token(config)
     arguments.background = True
     paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
     before = {path: size_of(path) for path in paths}
@@ -15283,7 +15289,8 @@ def command_import(arguments: Arguments) -> int:
     if arguments.dry_run:
         has_heard = {spec.handler_id for spec in config.handlers}
         has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
-        for handler_id in sorted({s.handler_id for s in difference.wanted} - has_heard):
+        called = {new.handler_id for _, _, new in difference.steps if new}
+        for handler_id in sorted(called - has_heard):
             print(f"there is no handler '{handler_id}' yet", file=sys.stderr)
         return EXIT_DIFFERENT if difference.steps else EXIT_OK
     if difference.steps:
@@ -15349,23 +15356,16 @@ def read_import(path: str) -> tuple[str, str]:
         raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
 
 
+Step = tuple[str, Schedule | None, Schedule | None]
+"""An id with the schedule as it is and as it is to be; None where there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What there is to do so that schedules are as wanted; `changed` pairs old with new."""
+    """What there is to do so that schedules are as wanted."""
 
-    added: Sequence[Schedule]
-    changed: Sequence[tuple[Schedule, Schedule]]
-    removed: Sequence[Schedule]
+    steps: Sequence[Step]  # first what is made, then what is changed, then what is removed
     equal: int
-
-    @property
-    def wanted(self) -> list[Schedule]:
-        """Those to be made or redefined."""
-        return [*self.added, *(new for _, new in self.changed)]
-
-    @property
-    def steps(self) -> int:
-        return len(self.added) + len(self.changed) + len(self.removed)
 
 
 def find_difference(
@@ -15375,30 +15375,34 @@ def find_difference(
     configuration file declares a schedule otherwise.
     """
     left = {schedule.schedule_id: schedule for schedule in known}
-    added, changed, equal = [], [], 0
+    steps: list[Step] = []
+    equal = 0
     for schedule in wanted:
         before = left.pop(schedule.schedule_id, None)
-        if before is None:
-            added.append(schedule)
-        elif has_definition(before, schedule):
+        if before and has_definition(before, schedule):
             equal += 1
-        else:
+            continue
+        if before:
             check_undeclared(before)
-            changed.append((before, schedule))
-    return Difference(added, changed, [*filter(is_surplus, left.values())], equal)
+        steps.append((schedule.schedule_id, before, schedule))
+    steps.sort(key=lambda step: step[1] is not None)
+    steps += [(old.schedule_id, old, None) for old in left.values() if is_surplus(old)]
+    return Difference(steps, equal)
 
 
 def render_difference(difference: Difference) -> list[str]:
     """A line for each schedule that is made, changed or deleted, and how many are equal."""
-    lines = [
-        f"+ {s.schedule_id}  {s.handler_id}.{s.method_name}, {render_trigger_of(s)['description']}"
-        for s in difference.added
-    ]
-    lines += [
-        f"~ {new.schedule_id}  {describe_change(old, new)}" for old, new in difference.changed
-    ]
-    lines += [f"- {schedule.schedule_id}" for schedule in difference.removed]
+    lines = [render_step(*step) for step in difference.steps]
     return [*lines, f"= {difference.equal} unchanged"]
+
+
+def render_step(schedule_id: str, old: Schedule | None, new: Schedule | None) -> str:
+    if new is None:
+        return f"- {schedule_id}"
+    if old is not None:
+        return f"~ {schedule_id}  {describe_change(old, new)}"
+    trigger = render_trigger_of(new)["description"]
+    return f"+ {schedule_id}  {new.handler_id}.{new.method_name}, {trigger}"
 
 
 def describe_change(old: Schedule, new: Schedule) -> str:
@@ -15423,29 +15427,24 @@ def carry_out(difference: Difference, ask: Ask) -> None:
 
     Raises ScheduleZeroError at the first that fails, saying what was done before.
     """
-    steps: list[tuple[str, Schedule, dict[str, str], Any]] = [
-        ("PUT", new, {"If-None-Match": "*"}, render_definition(new)) for new in difference.added
-    ]
-    steps += [
-        ("PUT", new, {"If-Match": etag_of(old)[1]}, render_definition(new))
-        for old, new in difference.changed
-    ]
-    steps += [("DELETE", old, {"If-Match": etag_of(old)[1]}, None) for old in difference.removed]
     done: list[str] = []
     warned: set[str] = set()
-    for method, schedule, headers, body in steps:
+    for schedule_id, old, new in difference.steps:
+        headers = {"If-Match": etag_of(old)[1]} if old else {"If-None-Match": "*"}
+        body = new and render_definition(new)
         try:
-            status, answer = ask(method, schedule.schedule_id, headers, body)
+            status, answer = ask("PUT" if new else "DELETE", schedule_id, headers, body)
         except Unavailable as error:
             status, answer = 0, {"error": error}
         if status not in (200, 201):
             raise ScheduleZeroError(
-                f"{schedule.schedule_id} failed: {answer.get('error')}; done before it, of "
-                f"{len(steps)}: {', '.join(done) or 'nothing'}; import again for the rest"
+                f"{schedule_id} failed: {answer.get('error')}; done before it, of "
+                f"{len(difference.steps)}: {', '.join(done) or 'nothing'}; import again "
+                "for the rest"
             )
-        done.append(schedule.schedule_id)
+        done.append(schedule_id)
         for warning in {*answer.get("warnings", ())} - warned:
-            print(f"{schedule.schedule_id}: {warning}", file=sys.stderr)
+            print(f"{schedule_id}: {warning}", file=sys.stderr)
             warned.add(warning)
 
 
@@ -15594,10 +15593,9 @@ class Crontab:
         variables = dict(self._variables)
         shell, command = variables.pop("SHELL", "/bin/sh"), command_of(text)
         is_plain = shell == "/bin/sh"  # what the handler uses for a command line
-        params: dict[str, Any] = {"command": command} if is_plain else {}
-        params |= {} if is_plain else {"argv": [shell, "-c", command]}
-        params |= {"cwd": variables["HOME"]} if "HOME" in variables else {}
-        return params | ({"env": variables} if variables else {})
+        params = {"command": command} if is_plain else {"argv": [shell, "-c", command]}
+        more = {"cwd": variables.get("HOME"), "env": variables}
+        return params | {name: value for name, value in more.items() if value}
 
 
 def command_of(text: str) -> str:
@@ -15683,62 +15681,47 @@ def read_server(config: Config, pid: int) -> Mapping[str, Any]:
 
 def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
     """What `status` tells: the governor's own words, with uptime and memory of each process."""
-    # The server alone holds the lock too, but writes no status.
-    name = "governor" if shown else SERVER_NAME
-    first = {"name": name, "state": "RUNNING", "pid": pid, "started_at": shown.get("started_at"),
-             "since": shown.get("started_at"), "restarts": 0, "reason": None}  # fmt: skip
-    if shown.get("is_stopping"):
-        first["state"] = "STOPPING"
+    first = {
+        "name": "governor" if shown else SERVER_NAME,  # alone that has the lock, but no status
+        "state": "STOPPING" if shown.get("is_stopping") else "RUNNING",
+        "pid": pid, "started_at": shown.get("started_at"), "since": shown.get("started_at"),
+        "restarts": 0, "reason": None,
+    }  # fmt: skip
     processes = [first, *shown.get("children", [])]
     return {
         "version": shown.get("version", VERSION),
         "url": shown.get("url"),
         "reload_error": shown.get("reload_error"),
-        "processes": [
-            process
-            | {"uptime_seconds": uptime_s(process["started_at"], now_us)}
-            | (read_footprint(process["pid"]) if process["pid"] else {})
-            for process in processes
-        ],
+        "processes": [process | read_footprint(process, now_us) for process in processes],
     }
 
 
-def uptime_s(started_at: str | None, now_us: int) -> int | None:
-    if started_at is None:
-        return None
-    return max(0, (now_us - us_of(datetime.fromisoformat(started_at))) // 1_000_000)
-
-
-def read_footprint(pid: int) -> dict[str, int | None]:
-    """Memory, and `disk_written_bytes` since the process began."""
-    return {**read_memory(pid), "disk_written_bytes": load_written_bytes(pid)}
-
-
-def read_memory(pid: int) -> dict[str, int]:
-    """`rss_bytes` and `pss_bytes` as the kernel counts them; empty where it does not tell."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+def read_footprint(process: Mapping[str, Any], now_us: int) -> dict[str, int | None]:
+    """Uptime of a process and, while it lives, memory and bytes written as the kernel tells."""
+    pid, started_at = process["pid"], process["started_at"]
+    found: dict[str, int | None] = {"uptime_seconds": None}
+    if started_at is not None:
+        up_us = now_us - us_of(datetime.fromisoformat(started_at))
+        found["uptime_seconds"] = max(0, up_us // 1_000_000)
+    if pid is None:
+        return found
+    found["disk_written_bytes"] = load_written_bytes(pid)
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
         fields = dict(line.split(":", 1) for line in file.readlines()[1:])
-        kib = {name: int(fields[name].split()[0]) for name in ("Rss", "Pss")}
-        return {f"{name.lower()}_bytes": size << 10 for name, size in kib.items()}
-    return {}
+        for name in ("Rss", "Pss"):
+            found[f"{name.lower()}_bytes"] = int(fields[name].split()[0]) << 10
+    return found
 
 
-def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
+def render_processes(processes: Iterable[Mapping[str, Any]]) -> str:
     rows = [("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "RSS", "PSS", "WRITTEN", "LAST END")]
-    rows += [
-        (
-            process["name"],
-            process["state"],
-            str(process["pid"] or "-"),
-            render_duration(process["uptime_seconds"]),
-            str(process["restarts"]),
-            render_size(process.get("rss_bytes")),
-            render_size(process.get("pss_bytes")),
-            render_size(process.get("disk_written_bytes")),
-            process["reason"] or "-",
-        )
-        for process in processes
-    ]
+    for process in processes:
+        rows.append((
+            process["name"], process["state"], str(process["pid"] or "-"),
+            render_duration(process["uptime_seconds"]), str(process["restarts"]),
+            render_size(process.get("rss_bytes")), render_size(process.get("pss_bytes")),
+            render_size(process.get("disk_written_bytes")), process["reason"] or "-",
+        ))  # fmt: skip
     return render_table(rows)
 
 
@@ -15761,11 +15744,10 @@ def render_duration(seconds: int | None) -> str:
     """The two largest units, such as `3d 4h`."""
     if seconds is None:
         return "-"
-    parts = zip((86_400, 3_600, 60, 1), "dhms", strict=True)
-    sizes = [(seconds // size % limit, unit) for (size, unit), limit in
-             zip(parts, (10**6, 24, 60, 60), strict=True)]  # fmt: skip
-    first = next((i for i, (count, _) in enumerate(sizes) if count), 3)
-    return " ".join(f"{count}{unit}" for count, unit in sizes[first : first + 2])
+    minutes, hours = seconds // 60, seconds // 3_600
+    parts = [(hours // 24, "d"), (hours % 24, "h"), (minutes % 60, "m"), (seconds % 60, "s")]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count}{unit}" for count, unit in parts[first : first + 2])
 
 
 def render_size(size: int | None) -> str:
@@ -15954,12 +15936,12 @@ def command_token_revoke(arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def make_first_token(config: Config, clock: Clock) -> None:
+def make_first_token(config: Config) -> None:
     """Where a login is required from the start, see to it that somebody can log in."""
     tokens = TokenFile(config.data_dir)
     if tokens.is_present or not requires_login(config, has_tokens=False):
         return
-    path = tokens.create_first(clock.now_us())
+    path = tokens.create_first(Clock().now_us())
     if path is None:
         return
     print(f"A token of role admin is in {path}", flush=True)
