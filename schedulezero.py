@@ -13403,16 +13403,16 @@ class ChildStatus:
 
     state: ChildState = ChildState.STOPPED
     spawned_s: float = 0.0
-    start_s: float | None = 0.0  # when it is to be started; None: not
+    start_s: float | None = 0.0  # when it is to be started, at first at once; None: not
     failures: int = 0  # deaths in a row
     restarts: int = 0
     reason: str | None = None  # how it last ended
 
 
 def restart_delay_s(failures: int) -> float:
-    """Seconds to wait after the nth death in a row (n ≥ 1)."""
+    """Seconds to wait after the nth death in a row; none for what was no death."""
     first, most = BACKOFF_S
-    return min(most, first * 2.0 ** min(failures - 1, 16))
+    return min(most, first * 2.0 ** min(failures - 1, 16)) if failures else 0.0
 
 
 def exit_event(exit_code: int, up_s: float) -> ChildEvent:
@@ -13432,16 +13432,15 @@ def next_status(
     if event is ChildEvent.SPAWN:
         restarts = status.restarts + (status.spawned_s > 0)
         return replace(status, spawned_s=now_s, restarts=restarts)
-    is_over = state in (ChildState.FATAL, ChildState.STOPPED)
-    if event is ChildEvent.RENEWAL:
-        # As if never spawned: the start to come is no restart after a death.
-        start_s = None if is_over else now_s
-        return replace(status, start_s=start_s, failures=0, spawned_s=0.0, reason=reason)
-    if event not in DYING:
+    if event in (ChildEvent.UP, ChildEvent.STOP):
         return status
-    failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
-    start_s = None if is_over else now_s + restart_delay_s(failures)
-    return replace(status, start_s=start_s, failures=failures, reason=reason)
+    ends = {ChildEvent.RENEWAL: 0, ChildEvent.LATE_DEATH: 1}
+    failures = ends.get(event, status.failures + 1)
+    status = replace(status, failures=failures, reason=reason)
+    if state not in (ChildState.FATAL, ChildState.STOPPED):
+        status = replace(status, start_s=now_s + restart_delay_s(failures))
+    # Once renewed, as if never spawned: the start to come is no restart after a death.
+    return status if failures else replace(status, spawned_s=0.0)
 
 
 def describe_exit(exit_code: int) -> str:
@@ -13519,16 +13518,15 @@ def read_start(pid: int) -> str:
 
 def log_paths(config: Config) -> dict[str, tuple[str, ...]]:
     """The log files of the governor, the server and each configured handler, by name."""
-    paths: dict[str, tuple[str, ...]] = {
-        name: (log_path(config, name),) for name in ("governor", SERVER_NAME)
-    }
-    ids = [spec.handler_id for spec in config.handlers]
-    return paths | {name: handler_log_paths(config, name) for name in ids}
+    names = ("governor", SERVER_NAME, *(spec.handler_id for spec in config.handlers))
+    return {name: log_paths_of(config, name) for name in names}
 
 
-def handler_log_paths(config: Config, handler_id: str) -> tuple[str, str]:
-    """Where a handler's stdout and stderr go."""
-    directory = os.path.join(config.log_dir, "handlers", handler_id)
+def log_paths_of(config: Config, name: str) -> tuple[str, ...]:
+    """The one log of the governor or the server; where a handler's stdout and stderr go."""
+    if name in ("governor", SERVER_NAME):
+        return (log_path(config, name),)
+    directory = os.path.join(config.log_dir, "handlers", name)
     return os.path.join(directory, "handler.log"), os.path.join(directory, "errors.log")
 
 
@@ -13606,13 +13604,14 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
     library = load_library(library_file[0])
+    join = join_string(spec, config)
     options = library.Options(
         concurrency=spec.concurrency,
         processes=spec.processes,
         config=spec.config,
         drain_s=DRAIN_S - SERVER_DRAIN_S - 1,  # it is killed a second later
         log_level=config.log_level,
-        join=library.read_join(join) if (join := join_string(spec, config)) else None,
+        join=join and library.read_join(join),
         secret=config.handler_secret or None,
     )
     server, target = connect_endpoint(config.zmq_host, config.zmq_port), ":".join(found)
@@ -13817,8 +13816,6 @@ class Governor:
         self._load = load
         self._echo = echo
         self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
-        own = {spec.handler_id: spec for spec in config.handlers if spec.autostart}
-        self._children |= {name: Child(name, spec) for name, spec in own.items()}
         self._pid = os.getpid()
         self._started_us = clock.now_us()
         self._stop_s: float | None = None  # when all must have ended; None: not stopping
@@ -13835,6 +13832,7 @@ class Governor:
         self._warden_pid: int | None = None
         self._warden_fd = os.open(os.devnull, os.O_WRONLY)
         self._signals = SignalPipe()
+        self._apply_handlers()
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
@@ -13913,7 +13911,7 @@ class Governor:
             os.kill(child.pid, signal.SIGHUP)
         if status.state is ChildState.STOPPED and child.successor:
             child.spec, child.successor = child.successor, None
-            child.status = ChildStatus(start_s=now_s)
+            child.status = ChildStatus()
         elif status.state is ChildState.STOPPED and child.is_leaving:
             del self._children[child.name]
         is_due = child.status.start_s is not None and now_s >= child.status.start_s
@@ -13933,10 +13931,10 @@ class Governor:
         )  # fmt: skip
 
     def _spawn(self, child: Child) -> None:
-        child.errors_bytes = size_of(self._error_log(child))
+        child.errors_bytes = size_of(self._logs(child)[-1])
         child.must_reload = False  # it starts with what is loaded now
         if self._echo and child.spec and not child.tails and not self._is_logless:
-            child.tails = tuple(map(follow_log, self._handler_logs(child)))
+            child.tails = tuple(map(follow_log, self._logs(child)))
         try:
             child.pid = self._fork(lambda: self._live(child))
         except OSError as error:  # too many processes, no memory
@@ -14000,13 +13998,10 @@ class Governor:
         elif self._stop_s is not None:
             self._stop_next()
 
-    def _error_log(self, child: Child) -> str:
-        return self._handler_logs(child)[1] if child.spec else log_path(self._config, child.name)
-
     def _last_error(self, child: Child) -> str:
         """`: ` and the last line this child wrote to its error log, if it wrote one."""
         try:
-            lines = read_tail(self._error_log(child), 1, start=child.errors_bytes)
+            lines = read_tail(self._logs(child)[-1], 1, start=child.errors_bytes)
         except OSError:
             return ""
         return f": {lines[0].strip()[:300]}" if lines else ""
@@ -14052,7 +14047,7 @@ class Governor:
 
     def _redirect_output(self, child: Child) -> None:
         """stdout to handler.log, stderr to errors.log; appended to, so that they can be emptied."""
-        for number, path in enumerate(self._handler_logs(child), start=1):
+        for number, path in enumerate(self._logs(child), start=1):
             if self._is_logless:  # it writes where the governor does
                 break
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -14066,8 +14061,9 @@ class Governor:
         """Whether no log files are written. In the background they always are."""
         return self._echo is not None and self._config.log_to == "stdout"
 
-    def _handler_logs(self, child: Child) -> tuple[str, str]:
-        return handler_log_paths(self._config, child.name)
+    def _logs(self, child: Child) -> tuple[str, ...]:
+        """The last is the one for errors."""
+        return log_paths_of(self._config, child.name)
 
     def _echo_logs(self) -> None:
         if self._echo:
@@ -14078,7 +14074,7 @@ class Governor:
     def _trim_logs(self) -> None:
         most_bytes = log_file_bytes(self._config)
         for child in self._children.values():
-            for path in self._handler_logs(child) if child.spec else ():
+            for path in self._logs(child) if child.spec else ():
                 try:
                     trim_log(path, most_bytes)
                 except OSError as error:
@@ -14152,12 +14148,13 @@ class Governor:
         self._reload_error = None
         set_log_level(loaded.log_level)
         self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
-        self._apply_handlers({s.handler_id: s for s in self._config.handlers if s.autostart})
+        self._apply_handlers()
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
 
-    def _apply_handlers(self, specs: Mapping[str, HandlerSpec]) -> None:
-        kill_s = self._clock.monotonic() + DRAIN_S
+    def _apply_handlers(self) -> None:
+        """Start, replace and end handlers, that those run which the configuration names."""
+        specs = {spec.handler_id: spec for spec in self._config.handlers if spec.autostart}
         for child in [child for child in self._children.values() if child.spec]:
             wanted = specs.get(child.name)
             is_fatal = child.status.state is ChildState.FATAL
@@ -14165,11 +14162,9 @@ class Governor:
                 child.successor = None
                 continue
             child.successor, child.is_leaving = wanted, wanted is None
-            self._stop(child, kill_s)
+            self._stop(child, self._clock.monotonic() + DRAIN_S)
         for name, spec in specs.items():
-            if name not in self._children:
-                now_s = self._clock.monotonic()
-                self._children[name] = Child(name, spec, ChildStatus(start_s=now_s))
+            self._children.setdefault(name, Child(name, spec))
 
     # Telling.
 
