@@ -5468,13 +5468,13 @@ class Seal:
     incident: str | None = None  # what happened to it, until somebody has taken note
 
 
-def load_seal(path: str) -> Seal | None:
-    """The seal in a file, None if there is none that can be read."""
+def load_seal(path: str) -> Seal:
+    """The seal in a file; an empty one if there is none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:
             return Seal(**json.load(file))
     except (OSError, ValueError, TypeError):
-        return None
+        return Seal()
 
 
 def save_seal(path: str, seal: Seal) -> None:
@@ -5556,15 +5556,13 @@ def _inspect(db: sqlite3.Connection, limit_s: float, pragma: str) -> Finding:
     if not schema_version(db):
         return Finding(Condition.EMPTY, "the database has no tables")
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-    finding = Finding(Condition.SOUND, database=meta.get("database", 0), seal=meta.get("seal", 0))
+    condition, sentence = Condition.SOUND, ""
     try:
-        damage = find_damage(db, limit_s, pragma)
+        if damage := find_damage(db, limit_s, pragma):
+            condition, sentence = Condition.DAMAGED, f"the database is damaged: {damage}"
     except TimeoutError:
-        return replace(finding, condition=Condition.UNCHECKED)
-    if damage is None:
-        return finding
-    sentence = f"the database is damaged: {damage}"
-    return replace(finding, condition=Condition.DAMAGED, sentence=sentence)
+        condition = Condition.UNCHECKED
+    return Finding(condition, sentence, meta.get("database", 0), meta.get("seal", 0))
 
 
 def copy_database(path: str, target: str) -> None:
@@ -5627,22 +5625,6 @@ def list_backups(directory: str) -> list[str]:
     return [path for path in backups if stamp_us(path)]
 
 
-def surplus_backups(made: str, others: Sequence[str], keep: int, now_us: int) -> list[str]:
-    """Which backups to delete after one was made; `others` newest first.
-
-    One from the future was made under a wrong clock and goes first.
-    """
-    past = [path for path in others if (stamp_us(path) or 0) <= now_us]
-    kept = {made, *past[: keep - 1]}
-    return [path for path in others if path not in kept]
-
-
-def is_backup_due(newest_us: int | None, every_s: float, now_us: int) -> bool:
-    if not every_s:
-        return False
-    return newest_us is None or not 0 <= now_us - newest_us < every_s * 1e6
-
-
 class Recovery:
     """Keeps what a database can be rebuilt from, and rebuilds it when it must be.
 
@@ -5656,9 +5638,7 @@ class Recovery:
         self._config = config
         self._clock = clock
         self._seal_path = os.path.join(config.data_dir, SEAL_FILE)
-        known = load_seal(self._seal_path)
-        self._is_known = known is not None
-        self.seal = known or Seal()
+        self.seal = load_seal(self._seal_path)
         self._sealed_commits = -1
         self._backup_s = 0.0  # monotonic: no automatic backup is tried before
         self._changing = asyncio.Lock()
@@ -5688,7 +5668,7 @@ class Recovery:
         finding = self._inspect()
         if finding.is_usable:
             self._compare(finding)
-        elif finding.condition is Condition.DAMAGED or self._is_known or self.last_backup_us:
+        elif finding.condition is Condition.DAMAGED or self.seal != Seal() or self.last_backup_us:
             self._restore(finding.sentence, None)
 
     def _inspect(self) -> Finding:
@@ -5715,7 +5695,7 @@ class Recovery:
     def _compare(self, finding: Finding) -> None:
         """Hold a sound database against the seal: it may be an older one, or another."""
         seal = self.seal
-        if not self._is_known or not seal.database:
+        if not seal.database:
             return
         if finding.database != seal.database:
             self._report("the database is another one than was here before")
@@ -5766,12 +5746,10 @@ class Recovery:
                 found.append((path, finding))
             else:
                 log_store.error("the backup %s cannot be used: %s", path, finding.sentence)
-
-        def rank(entry: tuple[str, Finding]) -> tuple[bool, int, str]:
-            path, finding = entry
-            return finding.database == self.seal.database, finding.seal, path
-
-        return max(found, key=rank, default=(None, Finding(Condition.EMPTY)))
+        own = [each for each in found if each[1].database == self.seal.database]
+        # Of equals the first, which is the newest.
+        none = (None, Finding(Condition.EMPTY))
+        return max(own or found, key=lambda each: each[1].seal, default=none)
 
     def _copy_backup(self, backup: str) -> str:
         """The path of a copy of the backup; of the backup itself where there is no room for two."""
@@ -5809,7 +5787,7 @@ class Recovery:
 
     def _note(self, seal: Seal) -> None:
         """Remember a seal; where the disk takes nothing now, then for as long as this runs."""
-        self.seal, self._is_known = seal, True
+        self.seal = seal
         try:
             save_seal(self._seal_path, seal)
         except OSError as error:
@@ -5850,7 +5828,7 @@ class Recovery:
         """Look at the pages that a short start has left out: what is wrong, None if nothing."""
         finding = await run_apart(partial(inspect_database, self.path))
         self.must_check = False
-        return None if finding.is_usable else finding.sentence
+        return finding.sentence or None
 
     async def rescue(self, store: Store) -> None:
         """Save the database of a server that still has it open although its file is gone.
@@ -5871,9 +5849,10 @@ class Recovery:
         What goes wrong is logged, once for as long as it lasts, and does no harm to anything
         else. Raises DatabaseDamaged.
         """
-        every_s, now_us = self._config.backup_every_hours * 3600, self._clock.now_us()
-        is_due = is_backup_due(self.last_backup_us, every_s, now_us)
-        if not is_due or self._clock.monotonic() < self._backup_s:
+        every_us, now_us = self._config.backup_every_hours * 3_600e6, self._clock.now_us()
+        newest_us = self.last_backup_us
+        is_due = newest_us is None or not 0 <= now_us - newest_us < every_us
+        if not every_us or not is_due or self._clock.monotonic() < self._backup_s:
             return
         self._backup_s = self._clock.monotonic() + BACKUP_RETRY_S
         try:
@@ -5893,7 +5872,9 @@ class Recovery:
         copy_database(self.path, made)
         log_store.info("backup made: %s", made)
         others = [path for path in list_backups(self._directory) if path != made]
-        for path in surplus_backups(made, others, self._config.backup_keep, now_us):
+        # One from the future was made under a wrong clock and goes first.
+        past = [path for path in others if (stamp_us(path) or 0) <= now_us]
+        for path in {*others} - {*past[: self._config.backup_keep - 1]}:
             remove_files(path)
 
 
@@ -5985,15 +5966,12 @@ def may_call_back(host: str, peer: str, networks: Sequence[str]) -> bool:
     address; never what only this machine reaches, nor a link-local address.
     """
     address, asking = parse_ip(host), parse_ip(peer)
-    if address is None:
-        return False
-    if networks:
+    if address is not None and networks:
         return any(address in ipaddress.ip_network(network) for network in networks)
-    if address == asking:
-        return True
-    if asking is None or asking.is_loopback or address.is_loopback:
-        return bool(asking and asking.is_loopback and address.is_loopback)
-    return any(address in network for network in PRIVATE_NETWORKS)
+    if address is None or asking is None or asking.is_loopback != address.is_loopback:
+        return False
+    is_private = any(address in network for network in PRIVATE_NETWORKS)
+    return address == asking or asking.is_loopback or is_private
 
 
 # Keys of handlers.
@@ -6150,18 +6128,16 @@ class KeyFile:
 
     def change(self, step: Callable[[Keys], Keys]) -> Keys:
         """Apply `step` to the keys, whoever else does the same; durable when this returns."""
+        keys = self.load()
+        if step(keys) == keys:
+            return keys
         with self._file.locked():
-            before = self.load()
-            after = step(before)
-            if after != before:
-                self._file.write(render_keys(after))
+            self._file.write(render_keys(step(self.load())))
         return self.load()
 
     def open_server(self, make: Callable[[], KeyPair]) -> KeyPair:
         """The server's key pair, made when it is asked for the first time."""
-        keys = self.load()
-        if keys.server is None:
-            keys = self.change(lambda now: replace(now, server=now.server or make()))
+        keys = self.change(lambda keys: keys if keys.server else replace(keys, server=make()))
         assert keys.server is not None
         return keys.server
 
@@ -6174,7 +6150,7 @@ class KeyFile:
             pair = make()
             return keys.enrol(HandlerKey(handler_id, pair.public, now_us, pair.secret))
 
-        key = self.load().local(handler_id) or self.change(enrol).local(handler_id)
+        key = self.change(enrol).local(handler_id)
         assert key is not None
         return key
 
@@ -6182,19 +6158,11 @@ class KeyFile:
 # The join string: all that a handler elsewhere needs, in one word that survives any shell.
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Where the server is, how to recognise it, and what proves who the handler is."""
-
-    handler_id: str
-    endpoint: str
-    server_key: str
-    secret: str = field(repr=False)
-
-
-def encode_join(join: Join) -> str:
-    """What handler.py's read_join reads."""
-    body = dump_json([join.handler_id, join.endpoint, join.server_key, join.secret])
+def encode_join(handler_id: str, endpoint: str, server_key: str, secret: str) -> str:
+    """Where the server is, how to recognise it, and what proves who the handler is: what
+    handler.py's read_join reads.
+    """
+    body = dump_json([handler_id, endpoint, server_key, secret])
     return JOIN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
 
@@ -6287,18 +6255,20 @@ class Secrets:
         value = self._load().get(name)
         return self._read_credential(name) if value is None else value
 
-    def check(self, job_params: Any) -> None:
-        """Raise InvalidField unless every secret that `job_params` refers to is there."""
-        if has_secrets(job_params):
-            for name, at in secret_names(job_params):
-                if self.get(name) is None:
-                    raise InvalidField(at, f"{at}: there is no secret '{name}'")
+    def check(self, job_params: Any) -> dict[str, str]:
+        """Each secret that `job_params` refers to. Raises InvalidField unless all are there."""
+        found = {}
+        for name, at in secret_names(job_params) if has_secrets(job_params) else ():
+            value = self.get(name)
+            if value is None:
+                raise InvalidField(at, f"{at}: there is no secret '{name}'")
+            found[name] = value
+        return found
 
     def insert(self, job_params: Any) -> tuple[Any, Scrubber]:
         """The parameters to send, and what hides their secrets afterwards. Raises InvalidField."""
-        self.check(job_params)
-        values = {name: self.get(name) or "" for name, _ in secret_names(job_params)}
-        return insert_secrets(job_params, values), Scrubber([*values.values()])
+        found = self.check(job_params)
+        return insert_secrets(job_params, found), Scrubber([*found.values()])
 
     def scrubber(self, job_params: Any) -> Scrubber:
         """What hides the secrets that `job_params` refers to, as far as they are there."""
@@ -13640,7 +13610,7 @@ def join_string(spec: HandlerSpec, config: Config) -> str | None:
     pair = keys.open_server(make_keypair)
     key = keys.open_local(spec.handler_id, make_keypair, Clock().now_us())
     endpoint = connect_endpoint(config.zmq_host, config.zmq_port)
-    return encode_join(Join(spec.handler_id, endpoint, pair.public, key.secret or ""))
+    return encode_join(spec.handler_id, endpoint, pair.public, key.secret or "")
 
 
 def load_module(path: str, name: str) -> Any:
@@ -15818,7 +15788,7 @@ def command_key_create(arguments: Arguments) -> int:
     keys = KeyFile(config)
     server, pair = keys.open_server(make_keypair), make_keypair()
     keys.change(lambda now: now.enrol(HandlerKey(name, pair.public, Clock().now_us())))
-    print(encode_join(Join(name, endpoint, server.public, pair.secret)))
+    print(encode_join(name, endpoint, server.public, pair.secret))
     print(f"It is shown only now. Start the handler with it: handler.py CLASS --join STRING, or "
           f"SCHEDULEZERO_JOIN. It connects to {endpoint}.", file=sys.stderr)  # fmt: skip
     if choose_security(config) == "null":
