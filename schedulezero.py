@@ -5477,11 +5477,15 @@ def load_seal(path: str) -> Seal:
         return Seal()
 
 
-def save_seal(path: str, seal: Seal) -> None:
-    """Replace the file by one that is on the disk for good. Raises OSError."""
-    with open(path + UNFINISHED, "w", encoding="utf-8") as file:
-        json.dump(asdict(seal), file)
-    place_file(path + UNFINISHED, path)
+def replace_file(path: str, text: str) -> None:
+    """Replace a file by one that is on the disk for good, or leave it as it is. Raises OSError."""
+    try:
+        with open(path + UNFINISHED, "w", encoding="utf-8") as file:
+            file.write(text)
+        place_file(path + UNFINISHED, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path + UNFINISHED)
 
 
 def place_file(source: str, target: str) -> None:
@@ -5789,7 +5793,7 @@ class Recovery:
         """Remember a seal; where the disk takes nothing now, then for as long as this runs."""
         self.seal = seal
         try:
-            save_seal(self._seal_path, seal)
+            replace_file(self._seal_path, json.dumps(asdict(seal)))
         except OSError as error:
             log_store.error("the seal was not written: %s", error)
 
@@ -13308,7 +13312,6 @@ class AlreadyRunning(ScheduleZeroError):
     def __init__(self, data_dir: str, pid: int | None) -> None:
         who = f"pid {pid}" if pid else "another process"
         super().__init__(f"already running: {who} holds {data_dir}")
-        self.pid = pid
 
 
 # The policy: pure. A child is always restarted, each time later, but for exit code 78: then its
@@ -13700,21 +13703,15 @@ class SignalPipe:
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
-        self._poll = select.poll()
-        self._poll.register(self._read_fd, select.POLLIN)
         for number in self.NUMBERS:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
 
     def wait(self, timeout_s: float) -> set[int]:
         """The signals that came, as soon as there is one; none after `timeout_s`."""
-        self._poll.poll(math.ceil(max(0.0, timeout_s) * 1_000))
-        try:
-            return set(os.read(self._read_fd, 4_096))
-        except BlockingIOError:
-            return set()
+        is_readable = select.select((self._read_fd,), (), (), max(0.0, timeout_s))[0]
+        return set(os.read(self._read_fd, 4_096)) if is_readable else set()
 
     def close(self) -> None:
         """Give the signals their default meaning again; in a child, before it is anything else."""
@@ -15205,13 +15202,7 @@ def command_export(arguments: Arguments) -> int:
     if arguments.file == "-":
         print(text, end="")
     else:
-        target = os.path.abspath(arguments.file)
-        try:
-            with open(target + UNFINISHED, "w", encoding="utf-8") as file:
-                file.write(text)
-            place_file(target + UNFINISHED, target)
-        finally:
-            remove_files(target + UNFINISHED)
+        replace_file(os.path.abspath(arguments.file), text)
     for schedule in damaged:
         print(f"{schedule.schedule_id} is left out: {schedule.quarantined}", file=sys.stderr)
     return EXIT_FAILED if damaged else EXIT_OK
@@ -15438,7 +15429,7 @@ CRONTAB_FIRST: Final = re.compile(r"@[a-z]+\s|[\d*]\S*(\s+\S+){5}|[A-Za-z_]\w*\s
 CRONTAB_ENTRY: Final = re.compile(r"(@\w+|\S+(?:\s+\S+){4})\s+(\S.*)")
 CRONTAB_VARIABLE: Final = re.compile(r"""("[^"]*"|'[^']*'|[^\s="']+)\s*=\s*(.*)""")
 CRONTAB_HEADER: Final = re.compile(r"m(in\w*)?\s+h(our)?\b", re.IGNORECASE)  # `m h dom mon dow`
-CRONTAB_TEXT: Final = re.compile(r"\\.|%|[^\\%]+|\\")
+CRONTAB_ESCAPE: Final = re.compile(r"\\.|%")
 MAIL_VARIABLES: Final = frozenset({"MAILTO", "MAILFROM", "CONTENT_TYPE"})
 CRONS_OWN: Final = frozenset({"LOGNAME", "USER"})  # which it sets itself
 CRONIE_TIMES: Final = frozenset({"RANDOM_DELAY", "START_HOURS_RANGE"})
@@ -15474,7 +15465,7 @@ class Crontab:
         self._has_user = has_user
         self._place = name
         self._variables: dict[str, str] = {}
-        self._timezone: str | None = None
+        self._zone: dict[str, str] = {}
         self._title: str | None = None  # the comment right above
 
     def read(self, text: str) -> None:
@@ -15506,42 +15497,38 @@ class Crontab:
         elif name == "CRON_TZ":
             if not is_timezone(value):
                 raise ConfigError(f"{self._place}: CRON_TZ is {value!r}, which is no time zone")
-            self._timezone = value
+            self._zone = {"timezone": value}
         else:
             self._variables[name] = value
 
     def _add(self, line: str) -> str:
         """Take a line that says when and what; the id of its schedule."""
         match = CRONTAB_ENTRY.fullmatch(line)
-        user, command = "", match[2] if match else ""
+        when, command = match.groups() if match else (" ".join(line.split()[:5]), "")
+        user = ""
         if self._has_user:
             user, command = (*command.split(None, 1), "", "")[:2]
-        when = match[1] if match else " ".join(line.split()[:5])
         try:
             compile_crontab(when)
         except ValueError as error:
             raise ConfigError(f"{self._place}: {error}") from None
-        if not command.strip():
+        if not command:
             what = "a user and a command" if self._has_user else "a command"
             raise ConfigError(f"{self._place}: after {when!r} there must be {what}")
-        schedule_id = self._new_id(user, command.strip())
+        trigger_config = {"type": "cron", "expression": " ".join(when.split())}
+        schedule_id = self._new_id(user, command)
         self.entries[schedule_id] = {
             "handler_id": self._handler_id,
             "method_name": "run",
-            "job_params": self._params(command.strip()),
-            "trigger_config": {"type": "cron", "expression": " ".join(when.split())},
+            "job_params": self._params(command),
+            "trigger_config": trigger_config | self._zone,
             **({"name": self._title} if self._title else {}),
             **LIKE_CRON,
         }
-        if self._timezone:
-            self.entries[schedule_id]["trigger_config"]["timezone"] = self._timezone
-        self._note_user(user)
-        return schedule_id
-
-    def _note_user(self, user: str) -> None:
         note = f"what {user} ran is run by the user of the handler {self._handler_id}"
         if user and note not in self.notes:
             self.notes.append(note)
+        return schedule_id
 
     def _new_id(self, user: str, command: str) -> str:
         """An id that only depends on the command, so that a changed time keeps it."""
@@ -15569,17 +15556,11 @@ def command_of(text: str) -> str:
     """
     import shlex  # for this command alone
 
-    parts = [""]
-    for piece in CRONTAB_TEXT.findall(text):
-        if piece == "%":
-            parts.append("")
-        else:
-            parts[-1] += "%" if piece == "\\%" else piece
-    command, *lines = parts
-    given = "\n".join(lines)
+    lines = CRONTAB_ESCAPE.sub(lambda found: {"%": "\n", "\\%": "%"}.get(found[0], found[0]), text)
+    command, _, given = lines.partition("\n")
     if not given:
         return command.strip()
-    given += "" if given.endswith("\n") else "\n"
+    given = given.removesuffix("\n") + "\n"
     return f"printf %s {shlex.quote(given)} | (\n{command.strip()}\n)"
 
 
@@ -15904,10 +15885,8 @@ def command_token_revoke(arguments: Arguments) -> int:
 def make_first_token(config: Config) -> None:
     """Where a login is required from the start, see to it that somebody can log in."""
     tokens = TokenFile(config.data_dir)
-    if tokens.is_present or not requires_login(config, has_tokens=False):
-        return
-    path = tokens.create_first(Clock().now_us())
-    if path is None:
+    is_needed = not tokens.is_present and requires_login(config, has_tokens=False)
+    if not is_needed or (path := tokens.create_first(Clock().now_us())) is None:
         return
     print(f"A token of role admin is in {path}", flush=True)
     if not os.environ.get("JOURNAL_STREAM"):  # systemd would keep it in its journal
