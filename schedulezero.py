@@ -13340,7 +13340,7 @@ class ChildEvent(enum.StrEnum):
     STOP = "stop"
 
 
-# What each event makes of each state; a dot where it cannot happen.
+# What each event makes of each state, in their order; a dot where it cannot happen.
 TRANSITIONS: Final = """
 .           STOPPED   STARTING  RUNNING   BACKOFF   EXITED    STOPPING  FATAL
 spawn       STARTING  .         .         STARTING  STARTING  .         STARTING
@@ -13353,20 +13353,14 @@ stop        STOPPED   STOPPING  STOPPING  STOPPED   STOPPED   STOPPING  STOPPED
 """
 
 
-def parse_transitions(text: str) -> Mapping[tuple[ChildState, ChildEvent], ChildState]:
-    """The next state by state and event, of a table with a row for each event."""
-    (_, *states), *rows = map(str.split, text.strip().splitlines())
-    return MappingProxyType(
-        {
-            (ChildState(before), ChildEvent(event)): ChildState(after)
-            for event, *cells in rows
-            for before, after in zip(states, cells, strict=True)
-            if after != "."
-        }
-    )
-
-
-NEXT_STATE: Final = parse_transitions(TRANSITIONS)
+NEXT_STATE: Final = MappingProxyType(
+    {
+        (before, ChildEvent(event)): ChildState(after)
+        for event, *cells in map(str.split, TRANSITIONS.strip().splitlines()[1:])
+        for before, after in zip(ChildState, cells, strict=True)
+        if after != "."
+    }
+)
 DYING: Final = frozenset({ChildEvent.DEATH, ChildEvent.LATE_DEATH, ChildEvent.REFUSAL})
 
 
@@ -13748,8 +13742,6 @@ class Child:
     started_us: int = 0  # wall clock
     since_us: int = 0  # wall clock of the last change of state
     kill_s: float | None = None  # monotonic; when a child told to stop is killed
-    successor: HandlerSpec | None = None  # takes its place once it has stopped
-    is_leaving: bool = False  # is forgotten once it has stopped
     must_reload: bool = False  # the server is to be told, once it is up
     errors_bytes: int = 0  # the length of its error log when it was started
     tails: tuple[Tail, ...] = ()  # its logs, followed in the foreground
@@ -13876,13 +13868,14 @@ class Governor:
         if child.must_reload and child.status.state is ChildState.RUNNING and child.pid:
             child.must_reload = False
             os.kill(child.pid, signal.SIGHUP)
-        if status.state is ChildState.STOPPED and child.successor:
-            child.spec, child.successor = child.successor, None
-            child.status = ChildStatus()
-        elif status.state is ChildState.STOPPED and child.is_leaving:
-            del self._children[child.name]
-        is_due = child.status.start_s is not None and now_s >= child.status.start_s
-        if is_due and self._stop_s is None and child.name in self._children:
+        if self._stop_s is not None:
+            return
+        if child.status.state is ChildState.STOPPED and child.status.start_s is None:
+            if (spec := self._wanted().get(child.name)) is None:
+                del self._children[child.name]
+                return
+            child.spec, child.status = spec, ChildStatus()
+        if child.status.start_s is not None and now_s >= child.status.start_s:
             self._spawn(child)
 
     def _change(self, child: Child, event: ChildEvent, reason: str | None = None) -> None:
@@ -14119,18 +14112,17 @@ class Governor:
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
 
+    def _wanted(self) -> dict[str, HandlerSpec]:
+        """The handlers that the configuration has started here."""
+        return {spec.handler_id: spec for spec in self._config.handlers if spec.autostart}
+
     def _apply_handlers(self) -> None:
-        """Start, replace and end handlers, that those run which the configuration names."""
-        specs = {spec.handler_id: spec for spec in self._config.handlers if spec.autostart}
+        """Stop the handlers that are not as wanted, and note the new; `_advance` starts them."""
+        wanted = self._wanted()
         for child in [child for child in self._children.values() if child.spec]:
-            wanted = specs.get(child.name)
-            is_fatal = child.status.state is ChildState.FATAL
-            if wanted == child.spec and not child.is_leaving and not is_fatal:
-                child.successor = None
-                continue
-            child.successor, child.is_leaving = wanted, wanted is None
-            self._stop(child, self._clock.monotonic() + DRAIN_S)
-        for name, spec in specs.items():
+            if child.status.state is ChildState.FATAL or child.spec != wanted.get(child.name):
+                self._stop(child, self._clock.monotonic() + DRAIN_S)
+        for name, spec in wanted.items():
             self._children.setdefault(name, Child(name, spec))
 
     # Telling.
@@ -14996,7 +14988,7 @@ def command_start(arguments: Arguments) -> int:
     require_ports(config)
     make_first_token(config)
     arguments.background = True
-    paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
+    paths = [log_path(config, name) for name in ("governor", SERVER_NAME)]
     before = {path: size_of(path) for path in paths}
     command, environ = module_command(arguments)
     os.makedirs(os.path.dirname(paths[0]), exist_ok=True)
@@ -15168,8 +15160,6 @@ def command_restore(arguments: Arguments) -> int:
     """Leave the backup where the next start takes it from; if a server runs, have it start anew."""
     config = load_arguments(arguments)
     source = os.path.abspath(arguments.file)
-    if not os.path.isfile(source):
-        raise NotFound(f"there is no file {source}")
     os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
     path = os.path.join(config.data_dir, DATABASE_FILE)
     try:
