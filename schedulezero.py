@@ -6252,7 +6252,11 @@ class Secrets:
 
     def names(self) -> dict[str, str]:
         """Each name and where its value comes from: `file` or `systemd`."""
-        found = dict.fromkeys(self._credential_names(), "systemd")
+        try:
+            names = os.listdir(self._credentials) if self._credentials else []
+        except OSError:
+            names = []
+        found = {name: "systemd" for name in names if self._read_credential(name) is not None}
         return dict(sorted((found | dict.fromkeys(self._load(), "file")).items()))
 
     def get(self, name: str) -> str | None:
@@ -6301,13 +6305,6 @@ class Secrets:
 
     def _load(self) -> dict[str, str]:
         return self._file.parse(lambda text: dict(json.loads(text or "{}")), "not JSON")
-
-    def _credential_names(self) -> list[str]:
-        try:
-            names = os.listdir(self._credentials) if self._credentials else []
-        except OSError:
-            return []
-        return [name for name in names if self._read_credential(name) is not None]
 
     def _read_credential(self, name: str) -> str | None:
         """A file of systemd's credentials directory; its last line end is not part of the value."""
@@ -15453,7 +15450,6 @@ class Crontab:
         self.source = ConfigSource(name, self._lines)
         self._handler_id = handler_id
         self._has_user = has_user
-        self._place = name
         self._variables: dict[str, str] = {}
         self._zone: dict[str, str] = {}
         self._title: str | None = None  # the comment right above
@@ -15461,50 +15457,48 @@ class Crontab:
     def read(self, text: str) -> None:
         """Raises ConfigError with the line of what cannot be a schedule."""
         for number, line in enumerate(text.split("\n"), start=1):
-            self._place = f"{self.source.name} line {number}"
-            line = line.strip()
+            line, place = line.strip(), f"{self.source.name} line {number}"
             if line.startswith("#"):
                 self._title = title_of(line)
                 continue
-            if match := CRONTAB_VARIABLE.fullmatch(line):
-                self._set(unquoted(match[1]), unquoted(match[2]))
-            elif line:
-                schedule_id = self._add(line)
-                self._lines["schedules", schedule_id] = number
+            try:
+                if match := CRONTAB_VARIABLE.fullmatch(line):
+                    self._set(unquoted(match[1]), unquoted(match[2]), place)
+                elif line:
+                    self._lines["schedules", self._add(line)] = number
+            except ValueError as error:
+                raise ConfigError(f"{place}: {error}") from None
             self._title = None
         if any({"env", "cwd"} & entry["job_params"].keys() for entry in self.entries.values()):
             self.notes.append(
                 f"the handler {self._handler_id} needs allow_any: true, as variables are set"
             )
 
-    def _set(self, name: str, value: str) -> None:
+    def _set(self, name: str, value: str, place: str) -> None:
         if name in CRONIE_TIMES:
-            raise ConfigError(f"{self._place}: {name} is not known here; give max_jitter instead")
+            raise ValueError(f"{name} is not known here; give max_jitter instead")
         if name in CRONS_OWN or (name in MAIL_VARIABLES and not value):
             return
         if name in MAIL_VARIABLES:
-            self.notes.append(f"{self._place}: no mail is sent; output is kept with each execution")
+            self.notes.append(f"{place}: no mail is sent; output is kept with each execution")
         elif name == "CRON_TZ":
             if not is_timezone(value):
-                raise ConfigError(f"{self._place}: CRON_TZ is {value!r}, which is no time zone")
+                raise ValueError(f"CRON_TZ is {value!r}, which is no time zone")
             self._zone = {"timezone": value}
         else:
             self._variables[name] = value
 
     def _add(self, line: str) -> str:
-        """Take a line that says when and what; the id of its schedule."""
+        """Take a line that says when and what; the id of its schedule. Raises ValueError."""
         match = CRONTAB_ENTRY.fullmatch(line)
         when, command = match.groups() if match else (" ".join(line.split()[:5]), "")
         user = ""
         if self._has_user:
             user, command = (*command.split(None, 1), "", "")[:2]
-        try:
-            compile_crontab(when)
-        except ValueError as error:
-            raise ConfigError(f"{self._place}: {error}") from None
+        compile_crontab(when)
         if not command:
             what = "a user and a command" if self._has_user else "a command"
-            raise ConfigError(f"{self._place}: after {when!r} there must be {what}")
+            raise ValueError(f"after {when!r} there must be {what}")
         trigger_config = {"type": "cron", "expression": " ".join(when.split())}
         schedule_id = self._new_id(user, command)
         self.entries[schedule_id] = {
