@@ -15219,21 +15219,24 @@ def render_schedules(schedules: Iterable[Schedule]) -> str:
 
 def command_import(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    wanted, notes, owned = read_schedules(arguments, config)
-    path = os.path.join(config.data_dir, DATABASE_FILE)
-    known = load_schedules(path) if os.path.exists(path) else []
-    is_surplus = owned if arguments.prune else lambda schedule: False
+    name, text = read_import(arguments.file)
+    crontab = find_crontab(arguments, name, text)
+    entries, source = (crontab.entries, crontab.source) if crontab else parse_schedules(text, name)
+    wanted = list(read_entries(entries, source, config))
     if arguments.prune and not wanted:
         raise Conflict(f"{arguments.file} names no schedule: nothing is deleted for that")
-    difference = find_difference(known, wanted, is_surplus)
-    for note in notes:
+    has_data = os.path.exists(path := os.path.join(config.data_dir, DATABASE_FILE))
+    is_owned = crontab.owns if crontab else lambda schedule: schedule.origin == "api"
+    is_surplus = is_owned if arguments.prune else lambda schedule: False
+    difference = find_difference(load_schedules(path) if has_data else [], wanted, is_surplus)
+    for note in crontab.notes if crontab else ():
         print(note, file=sys.stderr)
     print("\n".join(render_difference(difference)), flush=True)
     if arguments.dry_run:
-        has_heard = {spec.handler_id for spec in config.handlers}
-        has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
+        heard_of = {spec.handler_id for spec in config.handlers}
+        heard_of |= {*load_handler_ids(path)} if has_data else set()
         called = {new.handler_id for _, _, new in difference.steps if new}
-        for handler_id in sorted(called - has_heard):
+        for handler_id in sorted(called - heard_of):
             print(f"there is no handler '{handler_id}' yet", file=sys.stderr)
         return EXIT_DIFFERENT if difference.steps else EXIT_OK
     if difference.steps:
@@ -15245,58 +15248,44 @@ def command_import(arguments: Arguments) -> int:
     return EXIT_OK
 
 
-def read_schedules(
-    arguments: Arguments, config: Config
-) -> tuple[list[Schedule], list[str], Callable[[Schedule], bool]]:
-    """The schedules of the file to import, what is to be said about it, and which schedules are
-    there to be deleted if it does not name them. Raises ConfigError for the first mistake.
-    """
-    name, text = read_import(arguments.file)
-    notes: list[str] = []
-    has_user = arguments.system or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
-    is_crontab = arguments.crontab or has_user or looks_like_crontab(text)
-    if is_crontab:
-        if not arguments.handler:
-            raise ScheduleZeroError(
-                f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
-            )
-        crontab = Crontab(name, arguments.handler, has_user=has_user)
-        crontab.read(text)
-        entries, notes, source = crontab.entries, crontab.notes, crontab.source
-    else:
-        entries, source = parse_schedules(text, name)
-    now_us = Clock().now_us()
-    wanted = []
-    for schedule_id, entry in entries.items():
-        try:
-            wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
-        except InvalidField as error:
-            raise source.refused(
-                ("schedules", schedule_id, *error.field.split(".")), error
-            ) from None
-
-    def is_owned(schedule: Schedule) -> bool:
-        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
-        of_crontab = is_ours and schedule.handler_id == arguments.handler
-        return schedule.origin == "api" and (of_crontab or not is_crontab)
-
-    return wanted, notes, is_owned
-
-
 def read_import(path: str) -> tuple[str, str]:
     """Name and text of a file, or of stdin. Raises ConfigError."""
     name = "stdin" if path == "-" else os.path.basename(path)
-    if path == "-":
-        data = sys.stdin.buffer.read(MAX_IMPORT_BYTES + 1)
-    else:
-        with open(path, "rb") as file:
-            data = file.read(MAX_IMPORT_BYTES + 1)
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+        data = file.read(MAX_IMPORT_BYTES + 1)
     if len(data) > MAX_IMPORT_BYTES:
         raise ConfigError(f"{name}: larger than {MAX_IMPORT_BYTES} bytes")
     try:
         return name, data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 at byte {error.start}") from None
+
+
+def find_crontab(arguments: Arguments, name: str, text: str) -> Crontab | None:
+    """The file as a crontab, None if it is none. Raises ConfigError, ScheduleZeroError."""
+    has_user = arguments.system or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
+    if not (arguments.crontab or has_user or looks_like_crontab(text)):
+        return None
+    if not arguments.handler:
+        raise ScheduleZeroError(
+            f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
+        )
+    crontab = Crontab(name, arguments.handler, has_user=has_user)
+    crontab.read(text)
+    return crontab
+
+
+def read_entries(
+    entries: Mapping[str, Any], source: ConfigSource, config: Config
+) -> Iterator[Schedule]:
+    """The schedules of a file. Raises ConfigError for the first mistake."""
+    now_us = Clock().now_us()
+    for schedule_id, entry in entries.items():
+        try:
+            yield parse_declared_schedule(schedule_id, entry, config, now_us)
+        except InvalidField as error:
+            at = ("schedules", schedule_id, *error.field.split("."))
+            raise source.refused(at, error) from None
 
 
 Step = tuple[str, Schedule | None, Schedule | None]
@@ -15473,6 +15462,11 @@ class Crontab:
             self.notes.append(
                 f"the handler {self._handler_id} needs allow_any: true, as variables are set"
             )
+
+    def owns(self, schedule: Schedule) -> bool:
+        """Whether it came from a crontab of the same handler."""
+        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
+        return is_ours and schedule.handler_id == self._handler_id and schedule.origin == "api"
 
     def _set(self, name: str, value: str, place: str) -> None:
         if name in CRONIE_TIMES:
@@ -15859,8 +15853,6 @@ def command_token_list(arguments: Arguments) -> int:
 
 def command_token_revoke(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    if not os.path.isdir(config.data_dir):
-        raise NotFound(f"there is no token '{arguments.name}'")
     TokenFile(config.data_dir).revoke(arguments.name)
     print(f"token {arguments.name} revoked")
     return EXIT_OK
