@@ -5411,20 +5411,24 @@ class Seal:
     incident: str | None = None  # what happened to it, until somebody has taken note
 
 
-def load_seal(path: str) -> Seal | None:
-    """The seal in a file, None if there is none that can be read."""
+def load_seal(path: str) -> Seal:
+    """The seal in a file; an empty one if there is none that can be read."""
     try:
         with open(path, encoding="utf-8") as file:
             return Seal(**json.load(file))
     except (OSError, ValueError, TypeError):
-        return None
+        return Seal()
 
 
-def save_seal(path: str, seal: Seal) -> None:
-    """Replace the file by one that is on the disk for good. Raises OSError."""
-    with open(path + UNFINISHED, "w", encoding="utf-8") as file:
-        json.dump(asdict(seal), file)
-    place_file(path + UNFINISHED, path)
+def replace_file(path: str, text: str) -> None:
+    """Replace a file by one that is on the disk for good, or leave it as it is. Raises OSError."""
+    try:
+        with open(path + UNFINISHED, "w", encoding="utf-8") as file:
+            file.write(text)
+        place_file(path + UNFINISHED, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path + UNFINISHED)
 
 
 def place_file(source: str, target: str) -> None:
@@ -5499,15 +5503,13 @@ def _inspect(db: sqlite3.Connection, limit_s: float, pragma: str) -> Finding:
     if not schema_version(db):
         return Finding(Condition.EMPTY, "the database has no tables")
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-    finding = Finding(Condition.SOUND, database=meta.get("database", 0), seal=meta.get("seal", 0))
+    condition, sentence = Condition.SOUND, ""
     try:
-        damage = find_damage(db, limit_s, pragma)
+        if damage := find_damage(db, limit_s, pragma):
+            condition, sentence = Condition.DAMAGED, f"the database is damaged: {damage}"
     except TimeoutError:
-        return replace(finding, condition=Condition.UNCHECKED)
-    if damage is None:
-        return finding
-    sentence = f"the database is damaged: {damage}"
-    return replace(finding, condition=Condition.DAMAGED, sentence=sentence)
+        condition = Condition.UNCHECKED
+    return Finding(condition, sentence, meta.get("database", 0), meta.get("seal", 0))
 
 
 def copy_database(path: str, target: str) -> None:
@@ -5570,22 +5572,6 @@ def list_backups(directory: str) -> list[str]:
     return [path for path in backups if stamp_us(path)]
 
 
-def surplus_backups(made: str, others: Sequence[str], keep: int, now_us: int) -> list[str]:
-    """Which backups to delete after one was made; `others` newest first.
-
-    One from the future was made under a wrong clock and goes first.
-    """
-    past = [path for path in others if (stamp_us(path) or 0) <= now_us]
-    kept = {made, *past[: keep - 1]}
-    return [path for path in others if path not in kept]
-
-
-def is_backup_due(newest_us: int | None, every_s: float, now_us: int) -> bool:
-    if not every_s:
-        return False
-    return newest_us is None or not 0 <= now_us - newest_us < every_s * 1e6
-
-
 class Recovery:
     """Keeps what a database can be rebuilt from, and rebuilds it when it must be.
 
@@ -5599,9 +5585,7 @@ class Recovery:
         self._config = config
         self._clock = clock
         self._seal_path = os.path.join(config.data_dir, SEAL_FILE)
-        known = load_seal(self._seal_path)
-        self._is_known = known is not None
-        self.seal = known or Seal()
+        self.seal = load_seal(self._seal_path)
         self._sealed_commits = -1
         self._backup_s = 0.0  # monotonic: no automatic backup is tried before
         self._changing = asyncio.Lock()
@@ -5631,7 +5615,7 @@ class Recovery:
         finding = self._inspect()
         if finding.is_usable:
             self._compare(finding)
-        elif finding.condition is Condition.DAMAGED or self._is_known or self.last_backup_us:
+        elif finding.condition is Condition.DAMAGED or self.seal != Seal() or self.last_backup_us:
             self._restore(finding.sentence, None)
 
     def _inspect(self) -> Finding:
@@ -5658,7 +5642,7 @@ class Recovery:
     def _compare(self, finding: Finding) -> None:
         """Hold a sound database against the seal: it may be an older one, or another."""
         seal = self.seal
-        if not self._is_known or not seal.database:
+        if not seal.database:
             return
         if finding.database != seal.database:
             self._report("the database is another one than was here before")
@@ -5709,12 +5693,10 @@ class Recovery:
                 found.append((path, finding))
             else:
                 log_store.error("the backup %s cannot be used: %s", path, finding.sentence)
-
-        def rank(entry: tuple[str, Finding]) -> tuple[bool, int, str]:
-            path, finding = entry
-            return finding.database == self.seal.database, finding.seal, path
-
-        return max(found, key=rank, default=(None, Finding(Condition.EMPTY)))
+        own = [each for each in found if each[1].database == self.seal.database]
+        # Of equals the first, which is the newest.
+        none = (None, Finding(Condition.EMPTY))
+        return max(own or found, key=lambda each: each[1].seal, default=none)
 
     def _copy_backup(self, backup: str) -> str:
         """The path of a copy of the backup; of the backup itself where there is no room for two."""
@@ -5752,9 +5734,9 @@ class Recovery:
 
     def _note(self, seal: Seal) -> None:
         """Remember a seal; where the disk takes nothing now, then for as long as this runs."""
-        self.seal, self._is_known = seal, True
+        self.seal = seal
         try:
-            save_seal(self._seal_path, seal)
+            replace_file(self._seal_path, json.dumps(asdict(seal)))
         except OSError as error:
             log_store.error("the seal was not written: %s", error)
 
@@ -5793,7 +5775,7 @@ class Recovery:
         """Look at the pages that a short start has left out: what is wrong, None if nothing."""
         finding = await run_apart(partial(inspect_database, self.path))
         self.must_check = False
-        return None if finding.is_usable else finding.sentence
+        return finding.sentence or None
 
     async def rescue(self, store: Store) -> None:
         """Save the database of a server that still has it open although its file is gone.
@@ -5814,9 +5796,10 @@ class Recovery:
         What goes wrong is logged, once for as long as it lasts, and does no harm to anything
         else. Raises DatabaseDamaged.
         """
-        every_s, now_us = self._config.backup_every_hours * 3600, self._clock.now_us()
-        is_due = is_backup_due(self.last_backup_us, every_s, now_us)
-        if not is_due or self._clock.monotonic() < self._backup_s:
+        every_us, now_us = self._config.backup_every_hours * 3_600e6, self._clock.now_us()
+        newest_us = self.last_backup_us
+        is_due = newest_us is None or not 0 <= now_us - newest_us < every_us
+        if not every_us or not is_due or self._clock.monotonic() < self._backup_s:
             return
         self._backup_s = self._clock.monotonic() + BACKUP_RETRY_S
         try:
@@ -5836,7 +5819,9 @@ class Recovery:
         copy_database(self.path, made)
         log_store.info("backup made: %s", made)
         others = [path for path in list_backups(self._directory) if path != made]
-        for path in surplus_backups(made, others, self._config.backup_keep, now_us):
+        # One from the future was made under a wrong clock and goes first.
+        past = [path for path in others if (stamp_us(path) or 0) <= now_us]
+        for path in {*others} - {*past[: self._config.backup_keep - 1]}:
             remove_files(path)
 
 
@@ -5928,15 +5913,12 @@ def may_call_back(host: str, peer: str, networks: Sequence[str]) -> bool:
     address; never what only this machine reaches, nor a link-local address.
     """
     address, asking = parse_ip(host), parse_ip(peer)
-    if address is None:
-        return False
-    if networks:
+    if address is not None and networks:
         return any(address in ipaddress.ip_network(network) for network in networks)
-    if address == asking:
-        return True
-    if asking is None or asking.is_loopback or address.is_loopback:
-        return bool(asking and asking.is_loopback and address.is_loopback)
-    return any(address in network for network in PRIVATE_NETWORKS)
+    if address is None or asking is None or asking.is_loopback != address.is_loopback:
+        return False
+    is_private = any(address in network for network in PRIVATE_NETWORKS)
+    return address == asking or asking.is_loopback or is_private
 
 
 # Keys of handlers.
@@ -6093,18 +6075,16 @@ class KeyFile:
 
     def change(self, step: Callable[[Keys], Keys]) -> Keys:
         """Apply `step` to the keys, whoever else does the same; durable when this returns."""
+        keys = self.load()
+        if step(keys) == keys:
+            return keys
         with self._file.locked():
-            before = self.load()
-            after = step(before)
-            if after != before:
-                self._file.write(render_keys(after))
+            self._file.write(render_keys(step(self.load())))
         return self.load()
 
     def open_server(self, make: Callable[[], KeyPair]) -> KeyPair:
         """The server's key pair, made when it is asked for the first time."""
-        keys = self.load()
-        if keys.server is None:
-            keys = self.change(lambda now: replace(now, server=now.server or make()))
+        keys = self.change(lambda keys: keys if keys.server else replace(keys, server=make()))
         assert keys.server is not None
         return keys.server
 
@@ -6117,7 +6097,7 @@ class KeyFile:
             pair = make()
             return keys.enrol(HandlerKey(handler_id, pair.public, now_us, pair.secret))
 
-        key = self.load().local(handler_id) or self.change(enrol).local(handler_id)
+        key = self.change(enrol).local(handler_id)
         assert key is not None
         return key
 
@@ -6125,19 +6105,11 @@ class KeyFile:
 # The join string: all that a handler elsewhere needs, in one word that survives any shell.
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
-    """Where the server is, how to recognise it, and what proves who the handler is."""
-
-    handler_id: str
-    endpoint: str
-    server_key: str
-    secret: str = field(repr=False)
-
-
-def encode_join(join: Join) -> str:
-    """What handler.py's read_join reads."""
-    body = dump_json([join.handler_id, join.endpoint, join.server_key, join.secret])
+def encode_join(handler_id: str, endpoint: str, server_key: str, secret: str) -> str:
+    """Where the server is, how to recognise it, and what proves who the handler is: what
+    handler.py's read_join reads.
+    """
+    body = dump_json([handler_id, endpoint, server_key, secret])
     return JOIN_PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
 
@@ -6223,25 +6195,31 @@ class Secrets:
 
     def names(self) -> dict[str, str]:
         """Each name and where its value comes from: `file` or `systemd`."""
-        found = dict.fromkeys(self._credential_names(), "systemd")
+        try:
+            names = os.listdir(self._credentials) if self._credentials else []
+        except OSError:
+            names = []
+        found = {name: "systemd" for name in names if self._read_credential(name) is not None}
         return dict(sorted((found | dict.fromkeys(self._load(), "file")).items()))
 
     def get(self, name: str) -> str | None:
         value = self._load().get(name)
         return self._read_credential(name) if value is None else value
 
-    def check(self, job_params: Any) -> None:
-        """Raise InvalidField unless every secret that `job_params` refers to is there."""
-        if has_secrets(job_params):
-            for name, at in secret_names(job_params):
-                if self.get(name) is None:
-                    raise InvalidField(at, f"{at}: there is no secret '{name}'")
+    def check(self, job_params: Any) -> dict[str, str]:
+        """Each secret that `job_params` refers to. Raises InvalidField unless all are there."""
+        found = {}
+        for name, at in secret_names(job_params) if has_secrets(job_params) else ():
+            value = self.get(name)
+            if value is None:
+                raise InvalidField(at, f"{at}: there is no secret '{name}'")
+            found[name] = value
+        return found
 
     def insert(self, job_params: Any) -> tuple[Any, Scrubber]:
         """The parameters to send, and what hides their secrets afterwards. Raises InvalidField."""
-        self.check(job_params)
-        values = {name: self.get(name) or "" for name, _ in secret_names(job_params)}
-        return insert_secrets(job_params, values), Scrubber([*values.values()])
+        found = self.check(job_params)
+        return insert_secrets(job_params, found), Scrubber([*found.values()])
 
     def scrubber(self, job_params: Any) -> Scrubber:
         """What hides the secrets that `job_params` refers to, as far as they are there."""
@@ -6270,13 +6248,6 @@ class Secrets:
 
     def _load(self) -> dict[str, str]:
         return self._file.parse(lambda text: dict(json.loads(text or "{}")), "not JSON")
-
-    def _credential_names(self) -> list[str]:
-        try:
-            names = os.listdir(self._credentials) if self._credentials else []
-        except OSError:
-            return []
-        return [name for name in names if self._read_credential(name) is not None]
 
     def _read_credential(self, name: str) -> str | None:
         """A file of systemd's credentials directory; its last line end is not part of the value."""
@@ -12569,7 +12540,6 @@ class AlreadyRunning(ScheduleZeroError):
     def __init__(self, data_dir: str, pid: int | None) -> None:
         who = f"pid {pid}" if pid else "another process"
         super().__init__(f"already running: {who} holds {data_dir}")
-        self.pid = pid
 
 
 # The policy: pure. A child is always restarted, each time later, but for exit code 78: then its
@@ -12598,7 +12568,7 @@ class ChildEvent(enum.StrEnum):
     STOP = "stop"
 
 
-# What each event makes of each state; a dot where it cannot happen.
+# What each event makes of each state, in their order; a dot where it cannot happen.
 TRANSITIONS: Final = """
 .           STOPPED   STARTING  RUNNING   BACKOFF   EXITED    STOPPING  FATAL
 spawn       STARTING  .         .         STARTING  STARTING  .         STARTING
@@ -12611,20 +12581,14 @@ stop        STOPPED   STOPPING  STOPPING  STOPPED   STOPPED   STOPPING  STOPPED
 """
 
 
-def parse_transitions(text: str) -> Mapping[tuple[ChildState, ChildEvent], ChildState]:
-    """The next state by state and event, of a table with a row for each event."""
-    (_, *states), *rows = map(str.split, text.strip().splitlines())
-    return MappingProxyType(
-        {
-            (ChildState(before), ChildEvent(event)): ChildState(after)
-            for event, *cells in rows
-            for before, after in zip(states, cells, strict=True)
-            if after != "."
-        }
-    )
-
-
-NEXT_STATE: Final = parse_transitions(TRANSITIONS)
+NEXT_STATE: Final = MappingProxyType(
+    {
+        (before, ChildEvent(event)): ChildState(after)
+        for event, *cells in map(str.split, TRANSITIONS.strip().splitlines()[1:])
+        for before, after in zip(ChildState, cells, strict=True)
+        if after != "."
+    }
+)
 DYING: Final = frozenset({ChildEvent.DEATH, ChildEvent.LATE_DEATH, ChildEvent.REFUSAL})
 
 
@@ -12634,16 +12598,16 @@ class ChildStatus:
 
     state: ChildState = ChildState.STOPPED
     spawned_s: float = 0.0
-    start_s: float | None = 0.0  # when it is to be started; None: not
+    start_s: float | None = 0.0  # when it is to be started, at first at once; None: not
     failures: int = 0  # deaths in a row
     restarts: int = 0
     reason: str | None = None  # how it last ended
 
 
 def restart_delay_s(failures: int) -> float:
-    """Seconds to wait after the nth death in a row (n ≥ 1)."""
+    """Seconds to wait after the nth death in a row; none for what was no death."""
     first, most = BACKOFF_S
-    return min(most, first * 2.0 ** min(failures - 1, 16))
+    return min(most, first * 2.0 ** min(failures - 1, 16)) if failures else 0.0
 
 
 def exit_event(exit_code: int, up_s: float) -> ChildEvent:
@@ -12663,16 +12627,15 @@ def next_status(
     if event is ChildEvent.SPAWN:
         restarts = status.restarts + (status.spawned_s > 0)
         return replace(status, spawned_s=now_s, restarts=restarts)
-    is_over = state in (ChildState.FATAL, ChildState.STOPPED)
-    if event is ChildEvent.RENEWAL:
-        # As if never spawned: the start to come is no restart after a death.
-        start_s = None if is_over else now_s
-        return replace(status, start_s=start_s, failures=0, spawned_s=0.0, reason=reason)
-    if event not in DYING:
+    if event in (ChildEvent.UP, ChildEvent.STOP):
         return status
-    failures = 1 if event is ChildEvent.LATE_DEATH else status.failures + 1
-    start_s = None if is_over else now_s + restart_delay_s(failures)
-    return replace(status, start_s=start_s, failures=failures, reason=reason)
+    ends = {ChildEvent.RENEWAL: 0, ChildEvent.LATE_DEATH: 1}
+    failures = ends.get(event, status.failures + 1)
+    status = replace(status, failures=failures, reason=reason)
+    if state not in (ChildState.FATAL, ChildState.STOPPED):
+        status = replace(status, start_s=now_s + restart_delay_s(failures))
+    # Once renewed, as if never spawned: the start to come is no restart after a death.
+    return status if failures else replace(status, spawned_s=0.0)
 
 
 def describe_exit(exit_code: int) -> str:
@@ -12693,7 +12656,7 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     The kernel drops the lock with the process, however it ends, so a file left behind means
     nothing. Raises AlreadyRunning, OSError.
     """
-    os.makedirs(data_dir, exist_ok=True)
+    os.makedirs(data_dir, mode=0o700, exist_ok=True)  # parameters and results are in it
     fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     give_up_s = clock.monotonic() + LOCK_WAIT_S
     while not _try_lock(fd, fcntl.LOCK_EX):
@@ -12750,16 +12713,15 @@ def read_start(pid: int) -> str:
 
 def log_paths(config: Config) -> dict[str, tuple[str, ...]]:
     """The log files of the governor, the server and each configured handler, by name."""
-    paths: dict[str, tuple[str, ...]] = {
-        name: (log_path(config, name),) for name in ("governor", SERVER_NAME)
-    }
-    ids = [spec.handler_id for spec in config.handlers]
-    return paths | {name: handler_log_paths(config, name) for name in ids}
+    names = ("governor", SERVER_NAME, *(spec.handler_id for spec in config.handlers))
+    return {name: log_paths_of(config, name) for name in names}
 
 
-def handler_log_paths(config: Config, handler_id: str) -> tuple[str, str]:
-    """Where a handler's stdout and stderr go."""
-    directory = os.path.join(config.log_dir, "handlers", handler_id)
+def log_paths_of(config: Config, name: str) -> tuple[str, ...]:
+    """The one log of the governor or the server; where a handler's stdout and stderr go."""
+    if name in ("governor", SERVER_NAME):
+        return (log_path(config, name),)
+    directory = os.path.join(config.log_dir, "handlers", name)
     return os.path.join(directory, "handler.log"), os.path.join(directory, "errors.log")
 
 
@@ -12837,13 +12799,14 @@ def serve_python_handler(spec: HandlerSpec, config: Config) -> int:
         print_error(f"there is no file {spec.run if found is None else 'handler.py'}")
         return EXIT_CONFIG
     library = load_library(library_file[0])
+    join = join_string(spec, config)
     options = library.Options(
         concurrency=spec.concurrency,
         processes=spec.processes,
         config=spec.config,
         drain_s=DRAIN_S - SERVER_DRAIN_S - 1,  # it is killed a second later
         log_level=config.log_level,
-        join=library.read_join(join) if (join := join_string(spec, config)) else None,
+        join=join and library.read_join(join),
         secret=config.handler_secret or None,
     )
     server, target = connect_endpoint(config.zmq_host, config.zmq_port), ":".join(found)
@@ -12875,7 +12838,7 @@ def join_string(spec: HandlerSpec, config: Config) -> str | None:
     pair = keys.open_server(make_keypair)
     key = keys.open_local(spec.handler_id, make_keypair, Clock().now_us())
     endpoint = connect_endpoint(config.zmq_host, config.zmq_port)
-    return encode_join(Join(spec.handler_id, endpoint, pair.public, key.secret or ""))
+    return encode_join(spec.handler_id, endpoint, pair.public, key.secret or "")
 
 
 def load_module(path: str, name: str) -> Any:
@@ -12965,21 +12928,15 @@ class SignalPipe:
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
-        self._poll = select.poll()
-        self._poll.register(self._read_fd, select.POLLIN)
         for number in self.NUMBERS:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
 
     def wait(self, timeout_s: float) -> set[int]:
         """The signals that came, as soon as there is one; none after `timeout_s`."""
-        self._poll.poll(math.ceil(max(0.0, timeout_s) * 1_000))
-        try:
-            return set(os.read(self._read_fd, 4_096))
-        except BlockingIOError:
-            return set()
+        is_readable = select.select((self._read_fd,), (), (), max(0.0, timeout_s))[0]
+        return set(os.read(self._read_fd, 4_096)) if is_readable else set()
 
     def close(self) -> None:
         """Give the signals their default meaning again; in a child, before it is anything else."""
@@ -13016,8 +12973,6 @@ class Child:
     started_us: int = 0  # wall clock
     since_us: int = 0  # wall clock of the last change of state
     kill_s: float | None = None  # monotonic; when a child told to stop is killed
-    successor: HandlerSpec | None = None  # takes its place once it has stopped
-    is_leaving: bool = False  # is forgotten once it has stopped
     must_reload: bool = False  # the server is to be told, once it is up
     errors_bytes: int = 0  # the length of its error log when it was started
     tails: tuple[Tail, ...] = ()  # its logs, followed in the foreground
@@ -13051,8 +13006,6 @@ class Governor:
         self._load = load
         self._echo = echo
         self._children = {SERVER_NAME: Child(SERVER_NAME, None)}
-        own = {spec.handler_id: spec for spec in config.handlers if spec.autostart}
-        self._children |= {name: Child(name, spec) for name, spec in own.items()}
         self._pid = os.getpid()
         self._started_us = clock.now_us()
         self._stop_s: float | None = None  # when all must have ended; None: not stopping
@@ -13069,6 +13022,7 @@ class Governor:
         self._warden_pid: int | None = None
         self._warden_fd = os.open(os.devnull, os.O_WRONLY)
         self._signals = SignalPipe()
+        self._apply_handlers()
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
@@ -13145,13 +13099,14 @@ class Governor:
         if child.must_reload and child.status.state is ChildState.RUNNING and child.pid:
             child.must_reload = False
             os.kill(child.pid, signal.SIGHUP)
-        if status.state is ChildState.STOPPED and child.successor:
-            child.spec, child.successor = child.successor, None
-            child.status = ChildStatus(start_s=now_s)
-        elif status.state is ChildState.STOPPED and child.is_leaving:
-            del self._children[child.name]
-        is_due = child.status.start_s is not None and now_s >= child.status.start_s
-        if is_due and self._stop_s is None and child.name in self._children:
+        if self._stop_s is not None:
+            return
+        if child.status.state is ChildState.STOPPED and child.status.start_s is None:
+            if (spec := self._wanted().get(child.name)) is None:
+                del self._children[child.name]
+                return
+            child.spec, child.status = spec, ChildStatus()
+        if child.status.start_s is not None and now_s >= child.status.start_s:
             self._spawn(child)
 
     def _change(self, child: Child, event: ChildEvent, reason: str | None = None) -> None:
@@ -13167,10 +13122,10 @@ class Governor:
         )  # fmt: skip
 
     def _spawn(self, child: Child) -> None:
-        child.errors_bytes = size_of(self._error_log(child))
+        child.errors_bytes = size_of(self._logs(child)[-1])
         child.must_reload = False  # it starts with what is loaded now
         if self._echo and child.spec and not child.tails and not self._is_logless:
-            child.tails = tuple(map(follow_log, self._handler_logs(child)))
+            child.tails = tuple(map(follow_log, self._logs(child)))
         try:
             child.pid = self._fork(lambda: self._live(child))
         except OSError as error:  # too many processes, no memory
@@ -13234,13 +13189,10 @@ class Governor:
         elif self._stop_s is not None:
             self._stop_next()
 
-    def _error_log(self, child: Child) -> str:
-        return self._handler_logs(child)[1] if child.spec else log_path(self._config, child.name)
-
     def _last_error(self, child: Child) -> str:
         """`: ` and the last line this child wrote to its error log, if it wrote one."""
         try:
-            lines = read_tail(self._error_log(child), 1, start=child.errors_bytes)
+            lines = read_tail(self._logs(child)[-1], 1, start=child.errors_bytes)
         except OSError:
             return ""
         return f": {lines[0].strip()[:300]}" if lines else ""
@@ -13286,7 +13238,7 @@ class Governor:
 
     def _redirect_output(self, child: Child) -> None:
         """stdout to handler.log, stderr to errors.log; appended to, so that they can be emptied."""
-        for number, path in enumerate(self._handler_logs(child), start=1):
+        for number, path in enumerate(self._logs(child), start=1):
             if self._is_logless:  # it writes where the governor does
                 break
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -13300,8 +13252,9 @@ class Governor:
         """Whether no log files are written. In the background they always are."""
         return self._echo is not None and self._config.log_to == "stdout"
 
-    def _handler_logs(self, child: Child) -> tuple[str, str]:
-        return handler_log_paths(self._config, child.name)
+    def _logs(self, child: Child) -> tuple[str, ...]:
+        """The last is the one for errors."""
+        return log_paths_of(self._config, child.name)
 
     def _echo_logs(self) -> None:
         if self._echo:
@@ -13312,7 +13265,7 @@ class Governor:
     def _trim_logs(self) -> None:
         most_bytes = log_file_bytes(self._config)
         for child in self._children.values():
-            for path in self._handler_logs(child) if child.spec else ():
+            for path in self._logs(child) if child.spec else ():
                 try:
                     trim_log(path, most_bytes)
                 except OSError as error:
@@ -13386,24 +13339,22 @@ class Governor:
         self._reload_error = None
         set_log_level(loaded.log_level)
         self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
-        self._apply_handlers({s.handler_id: s for s in self._config.handlers if s.autostart})
+        self._apply_handlers()
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
 
-    def _apply_handlers(self, specs: Mapping[str, HandlerSpec]) -> None:
-        kill_s = self._clock.monotonic() + DRAIN_S
+    def _wanted(self) -> dict[str, HandlerSpec]:
+        """The handlers that the configuration has started here."""
+        return {spec.handler_id: spec for spec in self._config.handlers if spec.autostart}
+
+    def _apply_handlers(self) -> None:
+        """Stop the handlers that are not as wanted, and note the new; `_advance` starts them."""
+        wanted = self._wanted()
         for child in [child for child in self._children.values() if child.spec]:
-            wanted = specs.get(child.name)
-            is_fatal = child.status.state is ChildState.FATAL
-            if wanted == child.spec and not child.is_leaving and not is_fatal:
-                child.successor = None
-                continue
-            child.successor, child.is_leaving = wanted, wanted is None
-            self._stop(child, kill_s)
-        for name, spec in specs.items():
-            if name not in self._children:
-                now_s = self._clock.monotonic()
-                self._children[name] = Child(name, spec, ChildStatus(start_s=now_s))
+            if child.status.state is ChildState.FATAL or child.spec != wanted.get(child.name):
+                self._stop(child, self._clock.monotonic() + DRAIN_S)
+        for name, spec in wanted.items():
+            self._children.setdefault(name, Child(name, spec))
 
     # Telling.
 
@@ -13981,7 +13932,8 @@ POLL_S: Final = 0.05
 TAIL_LINES: Final = 20
 MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
-ANSWER_S: Final = 30.0  # for the answer to one change
+HEALTH_S: Final = 2.0  # for the answer to one look
+ANSWER_S: Final = 30.0  # for that to one change
 
 Arguments = argparse.Namespace
 
@@ -13996,6 +13948,15 @@ class Unavailable(ScheduleZeroError):
     code = "unavailable"
 
 
+EXIT_CODES: Final[Mapping[type[ScheduleZeroError], int]] = MappingProxyType(
+    {
+        ConfigError: EXIT_CONFIG,
+        AlreadyRunning: EXIT_ALREADY_RUNNING,
+        NotRunning: EXIT_NOT_RUNNING,
+    }
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one command; the exit code. Every expected failure is one line on stderr."""
     try:
@@ -14007,7 +13968,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else EXIT_USAGE
     except ScheduleZeroError as error:
         print(f"schedulezero: {error}", file=sys.stderr)
-        return exit_code_of(error)
+        return EXIT_CODES.get(type(error), EXIT_FAILED)
     except BrokenPipeError:  # as in `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_OK
@@ -14019,14 +13980,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def exit_code_of(error: ScheduleZeroError) -> int:
-    if isinstance(error, ConfigError):
-        return EXIT_CONFIG
-    if isinstance(error, AlreadyRunning):
-        return EXIT_ALREADY_RUNNING
-    return EXIT_NOT_RUNNING if isinstance(error, NotRunning) else EXIT_FAILED
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="schedulezero",
@@ -14036,47 +13989,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_common_options(parser, default=None)
     parser.add_argument("--version", action="version", version=f"ScheduleZero {VERSION}")
-    parser.set_defaults(command=command_run, is_background=False)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    def add(name: str, command: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command_run, background=False)
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND")}
+    for words, run, text, *options in COMMANDS:
+        group, _, name = words.rpartition(" ")
+        description = f"{text[0].upper()}{text[1:]}."
+        added = groups[group].add_parser(name, help=text.split(". ")[0], description=description)
         add_common_options(added, default=argparse.SUPPRESS)
-        added.set_defaults(command=command)
-        return added
-
-    run = add("run", command_run, "run the server and the handlers in the foreground (default)")
-    run.add_argument("--background", action="store_true", dest="is_background",
-                     help=argparse.SUPPRESS)  # fmt: skip
-    add("start", command_start, "the same in the background; returns when it answers")
-    add("stop", command_stop, "stop what runs in the background and wait for its end")
-    add("restart", command_restart, "stop, then start")
-    status = add("status", command_status, "show each process: state, uptime, restarts, memory")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    add("reload", command_reload, "apply a changed configuration without stopping the rest")
-    logs = add("logs", command_logs, "print the end of the logs")
-    logs.add_argument("name", nargs="?", metavar="NAME", help="governor, server or a handler's id")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on printing new lines")
-    logs.add_argument("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
-                      help="how many lines of each log (default: %(default)s)")  # fmt: skip
-    add("server", command_server, "run the server alone, in the foreground")
-    handler = add("handler", command_handler, "run one configured handler, in the foreground")
-    handler.add_argument("name", metavar="NAME", help="the handler's id")
-    add("check", command_check, "validate the configuration and say what it would run")
-    systemd = add("systemd", command_systemd, "print a systemd unit for this installation")
-    systemd.add_argument("--handlers", action="store_true",
-                         help="a template for those with `autostart: false`")  # fmt: skip
-    doctor = add("doctor", command_doctor, "look for what is wrong and say what helps")
-    doctor.add_argument("--json", action="store_true", help="as JSON")
-    add_token_commands(add("token", command_token_list, "make, list and revoke tokens"))
-    add_key_commands(add("handler-key", command_key_list, "let handlers elsewhere in, or no more"))
-    add_secret_commands(add("secret", command_secret_list, "set what jobs may use but not show"))
-    backup = add("backup", command_backup, "copy the database to a file, also while it is in use")
-    backup.add_argument("file", metavar="FILE", help="a file that does not exist yet")
-    restore = add("restore", command_restore, "put a backup in the place of the database")
-    restore.add_argument("file", metavar="FILE", help="what `backup` or the server has made")
-    add_export_options(add("export", command_export, "print all schedules as YAML for `import`"))
-    add_import_options(add("import", command_import, "make the schedules of a file or a crontab"))
+        added.set_defaults(command=run)
+        for names, settings in options:
+            added.add_argument(*names, **settings)
+        if run is None:
+            groups[name] = added.add_subparsers(title="commands", metavar="COMMAND", required=True)
     return parser
 
 
@@ -14124,39 +14048,42 @@ def check_schedules(config: Config) -> None:
 def command_run(arguments: Arguments) -> int:
     run_as_module(arguments)
     config = load_checked(arguments)
-    clock = Clock()
-    make_directories(config, is_foreground=not arguments.is_background)
-    lock_fd = open_lock(config.data_dir, clock)
-    require_ports(config)
-    is_foreground = not arguments.is_background
-    configure_logging(config, "governor", is_foreground=is_foreground)
+    is_foreground = not arguments.background
+    lock_fd = take_place(config, "governor", is_foreground=is_foreground)
     if is_foreground and config.log_to == "file":
         names = ", ".join(["server", *(spec.handler_id for spec in config.handlers)])
-        print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {names}; "
-              f"logs in {config.log_dir}; Ctrl-C stops", flush=True)  # fmt: skip
-    make_first_token(config, clock)
+        print_banner(config, f"{names}; logs in {config.log_dir}; Ctrl-C stops")
+    make_first_token(config)
     echo = print_handler_line if is_foreground else None
-    return Governor(config, clock, lock_fd, lambda: load_checked(arguments), echo=echo).run()
+    return Governor(config, Clock(), lock_fd, lambda: load_checked(arguments), echo=echo).run()
+
+
+def command_server(arguments: Arguments) -> int:
+    config = load_checked(arguments)
+    take_place(config, SERVER_NAME, is_foreground=True)
+    print_banner(config, "server alone")
+    make_first_token(config)
+    return run_server(config, lifeline_fd=None)
+
+
+def take_place(config: Config, name: str, *, is_foreground: bool) -> int:
+    """Take the data directory and begin the log; the lock's descriptor, for as long as it lives.
+
+    Raises AlreadyRunning, Unavailable, OSError.
+    """
+    lock_fd = open_lock(config.data_dir, Clock())
+    require_ports(config)
+    configure_logging(config, name, is_foreground=is_foreground)
+    return lock_fd
+
+
+def print_banner(config: Config, what: str) -> None:
+    print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: {what}", flush=True)
 
 
 def print_handler_line(name: str, line: str) -> None:
     if is_writable(1):  # the governor must not wait; the line is in the handler's log
         print(f"{name} | {line}", flush=True)
-
-
-def command_server(arguments: Arguments) -> int:
-    config = load_checked(arguments)
-    make_directories(config)
-    lock_fd = open_lock(config.data_dir, Clock())
-    require_ports(config)
-    configure_logging(config, SERVER_NAME, is_foreground=True)
-    print(f"ScheduleZero {VERSION} ({config.deployment}) on {http_url(config)}: server alone",
-          flush=True)  # fmt: skip
-    make_first_token(config, Clock())
-    try:
-        return run_server(config, lifeline_fd=None)
-    finally:
-        os.close(lock_fd)
 
 
 def command_handler(arguments: Arguments) -> int:
@@ -14185,34 +14112,12 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
         command += ["--config", arguments.config]
     if arguments.deployment:
         command += ["--deployment", arguments.deployment]
-    command += ["run", *(["--background"] if arguments.is_background else [])]
+    command += ["run", *(["--background"] if arguments.background else [])]
     ours = os.path.dirname(os.path.abspath(__file__))
     if find_archive() or (os.getcwd() == ours and not sys.flags.safe_path):
         return command, os.environ
     paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
     return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def make_directories(config: Config, *, is_foreground: bool = True) -> None:
-    """Make the directories of the deployment, and see that they can be written to."""
-    make_data_directory(config)
-    has_logs = config.log_to == "file" or not is_foreground
-    logs = [os.path.join(config.log_dir, "governor")] if has_logs else []
-    for path in (config.data_dir, *logs):
-        try:
-            os.makedirs(path, exist_ok=True)
-        except OSError as error:
-            raise Unavailable(f"cannot make {path}: {error.strerror}") from None
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise Unavailable(f"cannot write to {path}")
-
-
-def make_data_directory(config: Config) -> None:
-    """What is in it concerns nobody else: the database holds parameters and results."""
-    try:
-        os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"cannot make {config.data_dir}: {error.strerror}") from None
 
 
 def require_ports(config: Config) -> None:
@@ -14227,15 +14132,15 @@ def require_ports(config: Config) -> None:
 
 def command_start(arguments: Arguments) -> int:
     config = load_checked(arguments)
-    make_directories(config, is_foreground=False)
     if pid := find_governor(config.data_dir):
         raise AlreadyRunning(config.data_dir, pid)
     require_ports(config)
-    make_first_token(config, Clock())
-    arguments.is_background = True
-    paths = [path for name in ("governor", "server") for path in log_paths(config)[name]]
+    make_first_token(config)
+    arguments.background = True
+    paths = [log_path(config, name) for name in ("governor", SERVER_NAME)]
     before = {path: size_of(path) for path in paths}
     command, environ = module_command(arguments)
+    os.makedirs(os.path.dirname(paths[0]), exist_ok=True)
     with open(paths[0], "ab") as log_file:
         process = subprocess.Popen(
             command, env=environ, start_new_session=True,
@@ -14264,8 +14169,7 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
     while clock.monotonic() < give_up_s:
         if process.poll() is not None:
             return f"the governor ended with {describe_exit(process.returncode)}"
-        shown = read_status(config, process.pid)
-        server: Mapping[str, Any] = next(iter(shown.get("children", [])), {})
+        server = read_server(config, process.pid)
         if server.get("state") == ChildState.FATAL:
             process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
@@ -14277,24 +14181,56 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
     return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
 
 
+def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> None:
+    """Raises Unavailable, with the sentence, if it takes longer."""
+    clock = Clock()
+    give_up_s = clock.monotonic() + limit_s
+    while not is_done():
+        if clock.monotonic() >= give_up_s:
+            raise Unavailable(f"{failure} within {limit_s:g} s")
+        time.sleep(POLL_S)
+
+
 def fetch_health(config: Config) -> int | None:
     """The HTTP status of /api/health; None if there was no answer."""
-    host = http_url(config).partition("://")[2].rpartition(":")[0]
-    request = f"GET /api/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     try:
-        with connect_http(host.strip("[]"), config) as connection:
-            connection.sendall(request.encode("ascii"))
-            parts = connection.recv(64).split()
-    except OSError:
+        return ask_server(config, "GET", "/api/health", {})[0]
+    except Unavailable:
         return None
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
+
+
+def ask_server(
+    config: Config,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Any = None,
+    token: str | None = None,
+) -> tuple[int, Mapping[str, Any]]:
+    """Status and answer to a request. Raises Unavailable."""
+    host = http_url(config).partition("://")[2].rpartition(":")[0]
+    data = b"" if body is None else encode_json(body)
+    sent = {"Host": host, "Connection": "close", **headers, "Content-Length": len(data)}
+    sent |= {"Content-Type": JSON_TYPE} if data else {}
+    sent |= {"Authorization": f"Bearer {token}"} if token else {}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
+    is_change = method != "GET"
+    try:
+        with connect_http(host.strip("[]"), config, is_known=is_change) as connection:
+            connection.settimeout(ANSWER_S if is_change else HEALTH_S)
+            connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + data)
+            answer = b"".join(iter(partial(connection.recv, 1 << 16), b""))
+        head, _, answered = answer.partition(b"\r\n\r\n")
+        return int(head.split(None, 2)[1]), json.loads(answered)
+    except (OSError, ValueError, IndexError) as error:
+        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
 
 
 def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:
     """A connection to the server that runs, or is about to; `is_known`: to none but that with the
     configured certificate. Raises OSError.
     """
-    connection = socket.create_connection((host, config.http_port), timeout=2.0)
+    connection = socket.create_connection((host, config.http_port), timeout=HEALTH_S)
     if not config.tls_cert:
         return connection
     import ssl
@@ -14323,12 +14259,8 @@ def command_stop(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     pid = find_running(config)
     signal_process(pid, signal.SIGTERM)
-    clock = Clock()
-    give_up_s = clock.monotonic() + STOP_TIMEOUT_S
-    while find_governor(config.data_dir) == pid:
-        if clock.monotonic() >= give_up_s:
-            raise ScheduleZeroError(f"pid {pid} did not stop within {STOP_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
+    wait_until(lambda: find_governor(config.data_dir) != pid,
+               STOP_TIMEOUT_S, f"pid {pid} did not stop")  # fmt: skip
     print(f"ScheduleZero ({config.deployment}) stopped")
     return EXIT_OK
 
@@ -14352,14 +14284,10 @@ def command_reload(arguments: Arguments) -> int:
     pid = find_running(config)
     before = read_status(config, pid).get("reloads", 0)
     signal_process(pid, signal.SIGHUP)
-    clock = Clock()
-    give_up_s = clock.monotonic() + RELOAD_TIMEOUT_S
-    while (shown := read_status(config, pid)).get("reloads", 0) == before:
-        if clock.monotonic() >= give_up_s:
-            raise ScheduleZeroError(f"pid {pid} did not reload within {RELOAD_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
-    if shown["reload_error"]:
-        raise ConfigError(f"not reloaded: {shown['reload_error']}")
+    wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
+               RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
+    if trouble := read_status(config, pid).get("reload_error"):
+        raise ConfigError(f"not reloaded: {trouble}")
     print(f"ScheduleZero ({config.deployment}) reloaded")
     return EXIT_OK
 
@@ -14381,69 +14309,39 @@ def command_restore(arguments: Arguments) -> int:
     """Leave the backup where the next start takes it from; if a server runs, have it start anew."""
     config = load_arguments(arguments)
     source = os.path.abspath(arguments.file)
-    if not os.path.isfile(source):
-        raise NotFound(f"there is no file {source}")
-    os.makedirs(config.data_dir, exist_ok=True)
+    os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
     path = os.path.join(config.data_dir, DATABASE_FILE)
     try:
         stage_restore(source, path)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"{source} cannot be restored: {error}") from None
     pid = find_governor(config.data_dir)
-    shown = read_status(config, pid) if pid else {}
-    server = next((child for child in shown.get("children", []) if child["pid"]), None)
-    if server is None:
+    server = read_server(config, pid) if pid else {}
+    if not server.get("pid"):
         print(f"{source} is restored by the next start{' of the server' if pid else ''}")
         return EXIT_OK
     signal_process(server["pid"], signal.SIGTERM)
-    wait_until_taken(config, path)
+    wait_until(lambda: not os.path.exists(path + STAGED) and fetch_health(config) == 200,
+               START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
     print(f"{source} is restored; what was due since it was made may run again")
     return EXIT_OK
 
 
-def wait_until_taken(config: Config, path: str) -> None:
-    """Wait until the server has started anew with the restored database."""
-    clock = Clock()
-    give_up_s = clock.monotonic() + START_TIMEOUT_S
-    while os.path.exists(path + STAGED) or fetch_health(config) != 200:
-        if clock.monotonic() >= give_up_s:
-            raise Unavailable(f"the server did not start anew within {START_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
-
-
 # Schedules in and out.
-
-
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", default="-", metavar="FILE",
-                        help="where to write to, if not to stdout")  # fmt: skip
-    origins = parser.add_mutually_exclusive_group()
-    for option, origin, text in (
-        ("--api", "api", "only those that the API has made"),
-        ("--declared", "config", "only those of the configuration file"),
-    ):
-        origins.add_argument(
-            option, dest="origin", action="store_const", const=origin, help=text
-        )  # fmt: skip
 
 
 def command_export(arguments: Arguments) -> int:
     """Write what can be read; schedules whose rows are damaged are named, and it fails."""
     path = find_database(load_arguments(arguments))
     known = load_schedules(path)
-    schedules = [s for s in known if arguments.origin in (None, s.origin)]
+    left_out = "config" if arguments.api else "api" if arguments.declared else None
+    schedules = [s for s in known if s.origin != left_out]
     damaged = [s for s in schedules if not s.trigger_config]
     text = render_schedules(s for s in schedules if s.trigger_config)
     if arguments.file == "-":
         print(text, end="")
     else:
-        target = os.path.abspath(arguments.file)
-        try:
-            with open(target + UNFINISHED, "w", encoding="utf-8") as file:
-                file.write(text)
-            place_file(target + UNFINISHED, target)
-        finally:
-            remove_files(target + UNFINISHED)
+        replace_file(os.path.abspath(arguments.file), text)
     for schedule in damaged:
         print(f"{schedule.schedule_id} is left out: {schedule.quarantined}", file=sys.stderr)
     return EXIT_FAILED if damaged else EXIT_OK
@@ -14471,111 +14369,80 @@ def render_schedules(schedules: Iterable[Schedule]) -> str:
     )  # fmt: skip
 
 
-def add_import_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Make the schedules of a file so: what `export` has written, or a crontab. Prints what is "
-        "made (+), changed (~), deleted (-) or equal (=). The server must run, but for --dry-run."
-    )
-    parser.add_argument("file", metavar="FILE", help="the file, or - for stdin")
-    for option, name, text in (
-        ("--dry-run", "is_dry", "only print; exit code 4 if there is something to change"),
-        ("--prune", "must_prune", "delete what the API has made and the file does not name; with "
-         "a crontab only what came from one for that handler"),
-        ("--crontab", "is_crontab", "it is what `crontab -l` prints, if that is not seen"),
-        ("--system", "has_user", "a crontab whose lines name a user, as those in /etc do"),
-    ):  # fmt: skip
-        parser.add_argument(option, dest=name, action="store_true", help=text)
-    parser.add_argument("--handler", metavar="ID", dest="handler_id",
-                        help="the Shell handler that is to run a crontab's lines")  # fmt: skip
-
-
 def command_import(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    wanted, notes, owned = read_schedules(arguments, config)
-    path = os.path.join(config.data_dir, DATABASE_FILE)
-    known = load_schedules(path) if os.path.exists(path) else []
-    is_surplus = owned if arguments.must_prune else lambda schedule: False
-    if arguments.must_prune and not wanted:
+    name, text = read_import(arguments.file)
+    crontab = find_crontab(arguments, name, text)
+    entries, source = (crontab.entries, crontab.source) if crontab else parse_schedules(text, name)
+    wanted = list(read_entries(entries, source, config))
+    if arguments.prune and not wanted:
         raise Conflict(f"{arguments.file} names no schedule: nothing is deleted for that")
-    difference = find_difference(known, wanted, is_surplus)
-    for note in notes:
+    has_data = os.path.exists(path := os.path.join(config.data_dir, DATABASE_FILE))
+    is_owned = crontab.owns if crontab else lambda schedule: schedule.origin == "api"
+    is_surplus = is_owned if arguments.prune else lambda schedule: False
+    difference = find_difference(load_schedules(path) if has_data else [], wanted, is_surplus)
+    for note in crontab.notes if crontab else ():
         print(note, file=sys.stderr)
     print("\n".join(render_difference(difference)), flush=True)
-    if arguments.is_dry:
-        has_heard = {spec.handler_id for spec in config.handlers}
-        has_heard |= {*load_handler_ids(path)} if os.path.exists(path) else set()
-        for handler_id in sorted({s.handler_id for s in difference.wanted} - has_heard):
+    if arguments.dry_run:
+        heard_of = {spec.handler_id for spec in config.handlers}
+        heard_of |= {*load_handler_ids(path)} if has_data else set()
+        called = {new.handler_id for _, _, new in difference.steps if new}
+        for handler_id in sorted(called - heard_of):
             print(f"there is no handler '{handler_id}' yet", file=sys.stderr)
         return EXIT_DIFFERENT if difference.steps else EXIT_OK
     if difference.steps:
         find_running(config)
         with temporary_token(config) as token:
-            carry_out(difference, partial(ask_server, config, token))
+            carry_out(difference, lambda method, schedule_id, headers, body: ask_server(
+                config, method, f"/api/schedules/{quote(schedule_id)}", headers, body, token
+            ))  # fmt: skip
     return EXIT_OK
-
-
-def read_schedules(
-    arguments: Arguments, config: Config
-) -> tuple[list[Schedule], list[str], Callable[[Schedule], bool]]:
-    """The schedules of the file to import, what is to be said about it, and which schedules are
-    there to be deleted if it does not name them. Raises ConfigError for the first mistake.
-    """
-    name, text = read_import(arguments.file)
-    notes: list[str] = []
-    has_user = arguments.has_user or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
-    is_crontab = arguments.is_crontab or has_user or looks_like_crontab(text)
-    if is_crontab:
-        if not arguments.handler_id:
-            raise ScheduleZeroError(
-                f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
-            )
-        crontab = Crontab(name, arguments.handler_id, has_user=has_user)
-        crontab.read(text)
-        entries, notes, source = crontab.entries, crontab.notes, crontab.source
-    else:
-        entries, source = parse_schedules(text, name)
-    now_us = Clock().now_us()
-    wanted = []
-    for schedule_id, entry in entries.items():
-        try:
-            wanted.append(parse_declared_schedule(schedule_id, entry, config, now_us))
-        except InvalidField as error:
-            raise source.refused(("schedules", schedule_id, *error.path), error) from None
-
-    def is_owned(schedule: Schedule) -> bool:
-        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
-        of_crontab = is_ours and schedule.handler_id == arguments.handler_id
-        return schedule.origin == "api" and (of_crontab or not is_crontab)
-
-    return wanted, notes, is_owned
 
 
 def read_import(path: str) -> tuple[str, str]:
     """Name and text of a file, or of stdin. Raises ConfigError."""
-    if path == "-":
-        return "stdin", load_utf8(sys.stdin.buffer, "stdin", MAX_IMPORT_BYTES)
-    name = os.path.basename(path)
-    with open(path, "rb") as file:
+    name = "stdin" if path == "-" else os.path.basename(path)
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
         return name, load_utf8(file, name, MAX_IMPORT_BYTES)
+
+
+def find_crontab(arguments: Arguments, name: str, text: str) -> Crontab | None:
+    """The file as a crontab, None if it is none. Raises ConfigError, ScheduleZeroError."""
+    has_user = arguments.system or os.path.realpath(arguments.file).startswith(SYSTEM_CRONTABS)
+    if not (arguments.crontab or has_user or looks_like_crontab(text)):
+        return None
+    if not arguments.handler:
+        raise ScheduleZeroError(
+            f"{name} is a crontab: name the Shell handler that is to run it, --handler ID"
+        )
+    crontab = Crontab(name, arguments.handler, has_user=has_user)
+    crontab.read(text)
+    return crontab
+
+
+def read_entries(
+    entries: Mapping[str, Any], source: ConfigSource, config: Config
+) -> Iterator[Schedule]:
+    """The schedules of a file. Raises ConfigError for the first mistake."""
+    now_us = Clock().now_us()
+    for schedule_id, entry in entries.items():
+        try:
+            yield parse_declared_schedule(schedule_id, entry, config, now_us)
+        except InvalidField as error:
+            raise source.refused(("schedules", schedule_id, *error.path), error) from None
+
+
+Step = tuple[str, Schedule | None, Schedule | None]
+"""An id with the schedule as it is and as it is to be; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What there is to do so that schedules are as wanted; `changed` pairs old with new."""
+    """What there is to do so that schedules are as wanted."""
 
-    added: Sequence[Schedule]
-    changed: Sequence[tuple[Schedule, Schedule]]
-    removed: Sequence[Schedule]
+    steps: Sequence[Step]  # first what is made, then what is changed, then what is removed
     equal: int
-
-    @property
-    def wanted(self) -> list[Schedule]:
-        """Those to be made or redefined."""
-        return [*self.added, *(new for _, new in self.changed)]
-
-    @property
-    def steps(self) -> int:
-        return len(self.added) + len(self.changed) + len(self.removed)
 
 
 def find_difference(
@@ -14585,30 +14452,34 @@ def find_difference(
     configuration file declares a schedule otherwise.
     """
     left = {schedule.schedule_id: schedule for schedule in known}
-    added, changed, equal = [], [], 0
+    steps: list[Step] = []
+    equal = 0
     for schedule in wanted:
         before = left.pop(schedule.schedule_id, None)
-        if before is None:
-            added.append(schedule)
-        elif has_definition(before, schedule):
+        if before and has_definition(before, schedule):
             equal += 1
-        else:
+            continue
+        if before:
             check_undeclared(before)
-            changed.append((before, schedule))
-    return Difference(added, changed, [*filter(is_surplus, left.values())], equal)
+        steps.append((schedule.schedule_id, before, schedule))
+    steps.sort(key=lambda step: step[1] is not None)
+    steps += [(old.schedule_id, old, None) for old in left.values() if is_surplus(old)]
+    return Difference(steps, equal)
 
 
 def render_difference(difference: Difference) -> list[str]:
     """A line for each schedule that is made, changed or deleted, and how many are equal."""
-    lines = [
-        f"+ {s.schedule_id}  {s.handler_id}.{s.method_name}, {render_trigger_of(s)['description']}"
-        for s in difference.added
-    ]
-    lines += [
-        f"~ {new.schedule_id}  {describe_change(old, new)}" for old, new in difference.changed
-    ]
-    lines += [f"- {schedule.schedule_id}" for schedule in difference.removed]
+    lines = [render_step(*step) for step in difference.steps]
     return [*lines, f"= {difference.equal} unchanged"]
+
+
+def render_step(schedule_id: str, old: Schedule | None, new: Schedule | None) -> str:
+    if new is None:
+        return f"- {schedule_id}"
+    if old is not None:
+        return f"~ {schedule_id}  {describe_change(old, new)}"
+    trigger = render_trigger_of(new)["description"]
+    return f"+ {schedule_id}  {new.handler_id}.{new.method_name}, {trigger}"
 
 
 def describe_change(old: Schedule, new: Schedule) -> str:
@@ -14633,29 +14504,24 @@ def carry_out(difference: Difference, ask: Ask) -> None:
 
     Raises ScheduleZeroError at the first that fails, saying what was done before.
     """
-    steps: list[tuple[str, Schedule, dict[str, str], Any]] = [
-        ("PUT", new, {"If-None-Match": "*"}, render_definition(new)) for new in difference.added
-    ]
-    steps += [
-        ("PUT", new, {"If-Match": etag_of(old)[1]}, render_definition(new))
-        for old, new in difference.changed
-    ]
-    steps += [("DELETE", old, {"If-Match": etag_of(old)[1]}, None) for old in difference.removed]
     done: list[str] = []
     warned: set[str] = set()
-    for method, schedule, headers, body in steps:
+    for schedule_id, old, new in difference.steps:
+        headers = {"If-Match": etag_of(old)[1]} if old else {"If-None-Match": "*"}
+        body = new and render_definition(new)
         try:
-            status, answer = ask(method, schedule.schedule_id, headers, body)
+            status, answer = ask("PUT" if new else "DELETE", schedule_id, headers, body)
         except Unavailable as error:
             status, answer = 0, {"error": error}
         if status not in (200, 201):
             raise ScheduleZeroError(
-                f"{schedule.schedule_id} failed: {answer.get('error')}; done before it, of "
-                f"{len(steps)}: {', '.join(done) or 'nothing'}; import again for the rest"
+                f"{schedule_id} failed: {answer.get('error')}; done before it, of "
+                f"{len(difference.steps)}: {', '.join(done) or 'nothing'}; import again "
+                "for the rest"
             )
-        done.append(schedule.schedule_id)
+        done.append(schedule_id)
         for warning in {*answer.get("warnings", ())} - warned:
-            print(f"{schedule.schedule_id}: {warning}", file=sys.stderr)
+            print(f"{schedule_id}: {warning}", file=sys.stderr)
             warned.add(warning)
 
 
@@ -14676,35 +14542,6 @@ def temporary_token(config: Config) -> Iterator[str | None]:
         tokens.revoke(name)
 
 
-def ask_server(
-    config: Config,
-    token: str | None,
-    method: str,
-    schedule_id: str,
-    headers: Mapping[str, str],
-    body: Any,
-) -> tuple[int, Mapping[str, Any]]:
-    """Status and answer to a request for one schedule. Raises Unavailable."""
-    import http.client  # for this command alone
-
-    host = http_url(config).partition("://")[2].rpartition(":")[0]
-    connection = http.client.HTTPConnection(host.strip("[]"), config.http_port)
-    sent = {"Content-Type": JSON_TYPE, **headers}
-    if token:
-        sent["Authorization"] = f"Bearer {token}"
-    try:
-        connection.sock = connect_http(host.strip("[]"), config, is_known=True)
-        connection.sock.settimeout(ANSWER_S)
-        data = b"" if body is None else encode_json(body)
-        connection.request(method, f"/api/schedules/{quote(schedule_id)}", data, sent)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
-    finally:
-        connection.close()
-
-
 # Crontabs.
 
 CRONTAB_PREFIX: Final = "cron-"  # of the ids of schedules that come from one
@@ -14713,7 +14550,7 @@ CRONTAB_FIRST: Final = re.compile(r"@[a-z]+\s|[\d*]\S*(\s+\S+){5}|[A-Za-z_]\w*\s
 CRONTAB_ENTRY: Final = re.compile(r"(@\w+|\S+(?:\s+\S+){4})\s+(\S.*)")
 CRONTAB_VARIABLE: Final = re.compile(r"""("[^"]*"|'[^']*'|[^\s="']+)\s*=\s*(.*)""")
 CRONTAB_HEADER: Final = re.compile(r"m(in\w*)?\s+h(our)?\b", re.IGNORECASE)  # `m h dom mon dow`
-CRONTAB_TEXT: Final = re.compile(r"\\.|%|[^\\%]+|\\")
+CRONTAB_ESCAPE: Final = re.compile(r"\\.|%")
 MAIL_VARIABLES: Final = frozenset({"MAILTO", "MAILFROM", "CONTENT_TYPE"})
 CRONS_OWN: Final = frozenset({"LOGNAME", "USER"})  # which it sets itself
 CRONIE_TIMES: Final = frozenset({"RANDOM_DELAY", "START_HOURS_RANGE"})
@@ -14747,76 +14584,74 @@ class Crontab:
         self.source = ConfigSource(name, self._lines)
         self._handler_id = handler_id
         self._has_user = has_user
-        self._place = name
         self._variables: dict[str, str] = {}
-        self._timezone: str | None = None
+        self._zone: dict[str, str] = {}
         self._title: str | None = None  # the comment right above
 
     def read(self, text: str) -> None:
         """Raises ConfigError with the line of what cannot be a schedule."""
         for number, line in enumerate(text.split("\n"), start=1):
-            self._place = f"{self.source.name} line {number}"
-            line = line.strip()
+            line, place = line.strip(), f"{self.source.name} line {number}"
             if line.startswith("#"):
                 self._title = title_of(line)
                 continue
-            if match := CRONTAB_VARIABLE.fullmatch(line):
-                self._set(unquoted(match[1]), unquoted(match[2]))
-            elif line:
-                schedule_id = self._add(line)
-                self._lines["schedules", schedule_id] = number
+            try:
+                if match := CRONTAB_VARIABLE.fullmatch(line):
+                    self._set(unquoted(match[1]), unquoted(match[2]), place)
+                elif line:
+                    self._lines["schedules", self._add(line)] = number
+            except ValueError as error:
+                raise ConfigError(f"{place}: {error}") from None
             self._title = None
         if any({"env", "cwd"} & entry["job_params"].keys() for entry in self.entries.values()):
             self.notes.append(
                 f"the handler {self._handler_id} needs allow_any: true, as variables are set"
             )
 
-    def _set(self, name: str, value: str) -> None:
+    def owns(self, schedule: Schedule) -> bool:
+        """Whether it came from a crontab of the same handler."""
+        is_ours = schedule.schedule_id.startswith(CRONTAB_PREFIX)
+        return is_ours and schedule.handler_id == self._handler_id and schedule.origin == "api"
+
+    def _set(self, name: str, value: str, place: str) -> None:
         if name in CRONIE_TIMES:
-            raise ConfigError(f"{self._place}: {name} is not known here; give max_jitter instead")
+            raise ValueError(f"{name} is not known here; give max_jitter instead")
         if name in CRONS_OWN or (name in MAIL_VARIABLES and not value):
             return
         if name in MAIL_VARIABLES:
-            self.notes.append(f"{self._place}: no mail is sent; output is kept with each execution")
+            self.notes.append(f"{place}: no mail is sent; output is kept with each execution")
         elif name == "CRON_TZ":
             if not is_timezone(value):
-                raise ConfigError(f"{self._place}: CRON_TZ is {value!r}, which is no time zone")
-            self._timezone = value
+                raise ValueError(f"CRON_TZ is {value!r}, which is no time zone")
+            self._zone = {"timezone": value}
         else:
             self._variables[name] = value
 
     def _add(self, line: str) -> str:
-        """Take a line that says when and what; the id of its schedule."""
+        """Take a line that says when and what; the id of its schedule. Raises ValueError."""
         match = CRONTAB_ENTRY.fullmatch(line)
-        user, command = "", match[2] if match else ""
+        when, command = match.groups() if match else (" ".join(line.split()[:5]), "")
+        user = ""
         if self._has_user:
             user, command = (*command.split(None, 1), "", "")[:2]
-        when = match[1] if match else " ".join(line.split()[:5])
-        try:
-            compile_crontab(when)
-        except ValueError as error:
-            raise ConfigError(f"{self._place}: {error}") from None
-        if not command.strip():
+        compile_crontab(when)
+        if not command:
             what = "a user and a command" if self._has_user else "a command"
-            raise ConfigError(f"{self._place}: after {when!r} there must be {what}")
-        schedule_id = self._new_id(user, command.strip())
+            raise ValueError(f"after {when!r} there must be {what}")
+        trigger_config = {"type": "cron", "expression": " ".join(when.split())}
+        schedule_id = self._new_id(user, command)
         self.entries[schedule_id] = {
             "handler_id": self._handler_id,
             "method_name": "run",
-            "job_params": self._params(command.strip()),
-            "trigger_config": {"type": "cron", "expression": " ".join(when.split())},
+            "job_params": self._params(command),
+            "trigger_config": trigger_config | self._zone,
             **({"name": self._title} if self._title else {}),
             **LIKE_CRON,
         }
-        if self._timezone:
-            self.entries[schedule_id]["trigger_config"]["timezone"] = self._timezone
-        self._note_user(user)
-        return schedule_id
-
-    def _note_user(self, user: str) -> None:
         note = f"what {user} ran is run by the user of the handler {self._handler_id}"
         if user and note not in self.notes:
             self.notes.append(note)
+        return schedule_id
 
     def _new_id(self, user: str, command: str) -> str:
         """An id that only depends on the command, so that a changed time keeps it."""
@@ -14833,10 +14668,9 @@ class Crontab:
         variables = dict(self._variables)
         shell, command = variables.pop("SHELL", "/bin/sh"), command_of(text)
         is_plain = shell == "/bin/sh"  # what the handler uses for a command line
-        params: dict[str, Any] = {"command": command} if is_plain else {}
-        params |= {} if is_plain else {"argv": [shell, "-c", command]}
-        params |= {"cwd": variables["HOME"]} if "HOME" in variables else {}
-        return params | ({"env": variables} if variables else {})
+        params = {"command": command} if is_plain else {"argv": [shell, "-c", command]}
+        more = {"cwd": variables.get("HOME"), "env": variables}
+        return params | {name: value for name, value in more.items() if value}
 
 
 def command_of(text: str) -> str:
@@ -14845,17 +14679,11 @@ def command_of(text: str) -> str:
     """
     import shlex  # for this command alone
 
-    parts = [""]
-    for piece in CRONTAB_TEXT.findall(text):
-        if piece == "%":
-            parts.append("")
-        else:
-            parts[-1] += "%" if piece == "\\%" else piece
-    command, *lines = parts
-    given = "\n".join(lines)
+    lines = CRONTAB_ESCAPE.sub(lambda found: {"%": "\n", "\\%": "%"}.get(found[0], found[0]), text)
+    command, _, given = lines.partition("\n")
     if not given:
         return command.strip()
-    given += "" if given.endswith("\n") else "\n"
+    given = given.removesuffix("\n") + "\n"
     return f"printf %s {shlex.quote(given)} | (\n{command.strip()}\n)"
 
 
@@ -14915,64 +14743,54 @@ def read_status(config: Config, pid: int) -> dict[str, Any]:
     return shown if shown.get("pid") == pid else {}
 
 
+def read_server(config: Config, pid: int) -> Mapping[str, Any]:
+    """What the governor with this pid last wrote of its server; empty if it wrote nothing yet."""
+    return next(iter(read_status(config, pid).get("children", [])), {})
+
+
 def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
     """What `status` tells: the governor's own words, with uptime and memory of each process."""
-    # The server alone holds the lock too, but writes no status.
-    name = "governor" if shown else SERVER_NAME
-    first = {"name": name, "state": "RUNNING", "pid": pid, "started_at": shown.get("started_at"),
-             "since": shown.get("started_at"), "restarts": 0, "reason": None}  # fmt: skip
-    if shown.get("is_stopping"):
-        first["state"] = "STOPPING"
+    first = {
+        "name": "governor" if shown else SERVER_NAME,  # alone that has the lock, but no status
+        "state": "STOPPING" if shown.get("is_stopping") else "RUNNING",
+        "pid": pid, "started_at": shown.get("started_at"), "since": shown.get("started_at"),
+        "restarts": 0, "reason": None,
+    }  # fmt: skip
     processes = [first, *shown.get("children", [])]
     return {
         "version": shown.get("version", VERSION),
         "url": shown.get("url"),
         "reload_error": shown.get("reload_error"),
-        "processes": [
-            process
-            | {"uptime_seconds": uptime_s(process["started_at"], now_us)}
-            | (read_footprint(process["pid"]) if process["pid"] else {})
-            for process in processes
-        ],
+        "processes": [process | read_footprint(process, now_us) for process in processes],
     }
 
 
-def uptime_s(started_at: str | None, now_us: int) -> int | None:
-    if started_at is None:
-        return None
-    return max(0, (now_us - us_of(datetime.fromisoformat(started_at))) // 1_000_000)
-
-
-def read_footprint(pid: int) -> dict[str, int | None]:
-    """Memory, and `disk_written_bytes` since the process began."""
-    return {**read_memory(pid), "disk_written_bytes": load_written_bytes(pid)}
-
-
-def read_memory(pid: int) -> dict[str, int]:
-    """`rss_bytes` and `pss_bytes` as the kernel counts them; empty where it does not tell."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+def read_footprint(process: Mapping[str, Any], now_us: int) -> dict[str, int | None]:
+    """Uptime of a process and, while it lives, memory and bytes written as the kernel tells."""
+    pid, started_at = process["pid"], process["started_at"]
+    found: dict[str, int | None] = {"uptime_seconds": None}
+    if started_at is not None:
+        up_us = now_us - us_of(datetime.fromisoformat(started_at))
+        found["uptime_seconds"] = max(0, up_us // 1_000_000)
+    if pid is None:
+        return found
+    found["disk_written_bytes"] = load_written_bytes(pid)
+    with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
         fields = dict(line.split(":", 1) for line in file.readlines()[1:])
-        kib = {name: int(fields[name].split()[0]) for name in ("Rss", "Pss")}
-        return {f"{name.lower()}_bytes": size << 10 for name, size in kib.items()}
-    return {}
+        for name in ("Rss", "Pss"):
+            found[f"{name.lower()}_bytes"] = int(fields[name].split()[0]) << 10
+    return found
 
 
-def render_processes(processes: Sequence[Mapping[str, Any]]) -> str:
+def render_processes(processes: Iterable[Mapping[str, Any]]) -> str:
     rows = [("NAME", "STATE", "PID", "UPTIME", "RESTARTS", "RSS", "PSS", "WRITTEN", "LAST END")]
-    rows += [
-        (
-            process["name"],
-            process["state"],
-            str(process["pid"] or "-"),
-            render_duration(process["uptime_seconds"]),
-            str(process["restarts"]),
-            render_size(process.get("rss_bytes")),
-            render_size(process.get("pss_bytes")),
-            render_size(process.get("disk_written_bytes")),
-            process["reason"] or "-",
-        )
-        for process in processes
-    ]
+    for process in processes:
+        rows.append((
+            process["name"], process["state"], str(process["pid"] or "-"),
+            render_duration(process["uptime_seconds"]), str(process["restarts"]),
+            render_size(process.get("rss_bytes")), render_size(process.get("pss_bytes")),
+            render_size(process.get("disk_written_bytes")), process["reason"] or "-",
+        ))  # fmt: skip
     return render_table(rows)
 
 
@@ -14983,15 +14801,22 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
+def print_list(
+    arguments: Arguments, shown: Mapping[str, Any], head: Sequence[str], rows: Iterable[Any]
+) -> int:
+    """Print what is shown as JSON if that is asked for, else the rows as a table."""
+    print(json.dumps(shown) if arguments.json else render_table([head, *rows]))
+    return EXIT_OK
+
+
 def render_duration(seconds: int | None) -> str:
     """The two largest units, such as `3d 4h`."""
     if seconds is None:
         return "-"
-    parts = zip((86_400, 3_600, 60, 1), "dhms", strict=True)
-    sizes = [(seconds // size % limit, unit) for (size, unit), limit in
-             zip(parts, (10**6, 24, 60, 60), strict=True)]  # fmt: skip
-    first = next((i for i, (count, _) in enumerate(sizes) if count), 3)
-    return " ".join(f"{count}{unit}" for count, unit in sizes[first : first + 2])
+    minutes, hours = seconds // 60, seconds // 3_600
+    parts = [(hours // 24, "d"), (hours % 24, "h"), (minutes % 60, "m"), (seconds % 60, "s")]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count}{unit}" for count, unit in parts[first : first + 2])
 
 
 def render_size(size: int | None) -> str:
@@ -15056,23 +14881,6 @@ def command_check(arguments: Arguments) -> int:
 # Keys of handlers.
 
 
-def add_key_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = commands.add_parser("create", help="make a key and print its join string, this once")
-    create.add_argument("name", metavar="NAME", help="the handler id that the key may serve")
-    create.add_argument("--endpoint", metavar="ADDRESS", help="tcp://host:port where the handler "
-                        "reaches this server, if not by this machine's address")  # fmt: skip
-    create.set_defaults(command=command_key_create)
-    listing = commands.add_parser("list", help="show who is enrolled")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_key_list)
-    revoke = commands.add_parser("revoke", help="end a handler's key, and its connection with it")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=command_key_revoke)
-    for command in (create, listing, revoke):
-        add_common_options(command, default=argparse.SUPPRESS)
-
-
 def command_key_create(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     name = arguments.name
@@ -15081,11 +14889,10 @@ def command_key_create(arguments: Arguments) -> int:
     endpoint = arguments.endpoint or endpoint_for_others(config)
     if not is_tcp_address(endpoint):
         raise InvalidField("endpoint", "--endpoint must be tcp://host:port")
-    make_data_directory(config)
     keys = KeyFile(config)
     server, pair = keys.open_server(make_keypair), make_keypair()
     keys.change(lambda now: now.enrol(HandlerKey(name, pair.public, Clock().now_us())))
-    print(encode_join(Join(name, endpoint, server.public, pair.secret)))
+    print(encode_join(name, endpoint, server.public, pair.secret))
     print(f"It is shown only now. Start the handler with it: handler.py CLASS --join STRING, or "
           f"SCHEDULEZERO_JOIN. It connects to {endpoint}.", file=sys.stderr)  # fmt: skip
     if choose_security(config) == "null":
@@ -15102,18 +14909,14 @@ def endpoint_for_others(config: Config) -> str:
 
 def command_key_list(arguments: Arguments) -> int:
     keys = KeyFile(load_arguments(arguments)).load()
-    shown: list[dict[str, str]] = [
+    shown = [
         {"name": key.handler_id, "origin": "local" if key.secret else "join",
-         "public": key.public, "created_at": iso_of(key.created_us // 10**6 * 10**6) or ""}
+         "created_at": render_second(key.created_us), "public": key.public}
         for key in keys.handlers
     ]  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"keys": shown, "server": keys.server and keys.server.public}))
-        return EXIT_OK
-    rows = [("NAME", "ORIGIN", "CREATED", "PUBLIC KEY")]
-    rows += [(key["name"], key["origin"], key["created_at"], key["public"]) for key in shown]
-    print(render_table(rows))
-    return EXIT_OK
+    head, rows = ("NAME", "ORIGIN", "CREATED", "PUBLIC KEY"), [(*each.values(),) for each in shown]
+    server = keys.server and keys.server.public
+    return print_list(arguments, {"keys": shown, "server": server}, head, rows)
 
 
 def command_key_revoke(arguments: Arguments) -> int:
@@ -15128,21 +14931,6 @@ def command_key_revoke(arguments: Arguments) -> int:
 # Secrets.
 
 
-def add_secret_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    setting = commands.add_parser("set", help="set a secret; its value is read from stdin")
-    setting.add_argument("name", metavar="NAME", help='what {"$secret": "NAME"} refers to')
-    setting.set_defaults(command=command_secret_set)
-    listing = commands.add_parser("list", help="show the names of the secrets")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_secret_list)
-    delete = commands.add_parser("delete", help="forget a secret")
-    delete.add_argument("name", metavar="NAME")
-    delete.set_defaults(command=command_secret_delete)
-    for command in (setting, listing, delete):
-        add_common_options(command, default=argparse.SUPPRESS)
-
-
 def command_secret_set(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     if sys.stdin.isatty():
@@ -15152,19 +14940,15 @@ def command_secret_set(arguments: Arguments) -> int:
             value = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).decode().removesuffix("\n")
         except UnicodeDecodeError:
             raise InvalidField("value", "a secret is UTF-8 text") from None
-    make_data_directory(config)
     Secrets(config).set(arguments.name, value)
     print(f"secret {arguments.name} set")
     return EXIT_OK
 
 
 def command_secret_list(arguments: Arguments) -> int:
-    names = Secrets(load_arguments(arguments)).names()
-    if arguments.json:
-        print(json.dumps({"secrets": [{"name": n, "origin": o} for n, o in names.items()]}))
-        return EXIT_OK
-    print(render_table([("NAME", "ORIGIN"), *names.items()]))
-    return EXIT_OK
+    names = Secrets(load_arguments(arguments)).names().items()
+    shown = [{"name": name, "origin": origin} for name, origin in names]
+    return print_list(arguments, {"secrets": shown}, ("NAME", "ORIGIN"), names)
 
 
 def command_secret_delete(arguments: Arguments) -> int:
@@ -15176,25 +14960,6 @@ def command_secret_delete(arguments: Arguments) -> int:
 # Tokens.
 
 
-def add_token_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = commands.add_parser("create", help="make a token; it is shown this once")
-    create.add_argument("name", metavar="NAME", help="who it is for; the audit shows it")
-    roles = [str(role) for role in Role if role is not Role.ANYONE]
-    create.add_argument("--role", choices=roles, required=True,
-                        help="viewer reads, operator also runs, admin may do all")  # fmt: skip
-    create.add_argument("--expires", type=int, metavar="DAYS", help="not at all if not given")
-    create.set_defaults(command=command_token_create)
-    listing = commands.add_parser("list", help="show the tokens, but not what they are")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    listing.set_defaults(command=command_token_list)
-    revoke = commands.add_parser("revoke", help="end a token and the sessions begun with it")
-    revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=command_token_revoke)
-    for command in (create, listing, revoke):
-        add_common_options(command, default=argparse.SUPPRESS)
-
-
 def command_token_create(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     name, days = arguments.name, arguments.expires
@@ -15202,7 +14967,6 @@ def command_token_create(arguments: Arguments) -> int:
         raise InvalidField("name", f"the name must be {IDENTIFIER_RULE}")
     if days is not None and not 1 <= days <= MAX_TOKEN_DAYS:
         raise InvalidField("expires", f"--expires must be from 1 to {MAX_TOKEN_DAYS} days")
-    make_data_directory(config)
     now_us = Clock().now_us()
     tokens = TokenFile(config.data_dir)
     was_open = not requires_login(config, tokens.is_present)
@@ -15215,43 +14979,35 @@ def command_token_create(arguments: Arguments) -> int:
 
 
 def command_token_list(arguments: Arguments) -> int:
-    tokens = TokenFile(load_arguments(arguments).data_dir).all()
     now_us = Clock().now_us()
-    shown: list[dict[str, Any]] = [
+    shown = [
         {"name": token.name, "role": token.role, "id": token.token_id,
-         "created_at": iso_of(token.created_us // 1_000_000 * 1_000_000),
-         "expires_at": iso_of(token.expires_us and token.expires_us // 1_000_000 * 1_000_000),
+         "created_at": render_second(token.created_us),
+         "expires_at": token.expires_us and render_second(token.expires_us),
          "expired": not token.is_valid_at(now_us)}
-        for token in tokens
+        for token in TokenFile(load_arguments(arguments).data_dir).all()
     ]  # fmt: skip
-    if arguments.json:
-        print(json.dumps({"tokens": shown}))
-        return EXIT_OK
-    rows = [("NAME", "ROLE", "TOKEN", "CREATED", "EXPIRES")]
-    for token in shown:
-        expires = f"{token['expires_at'] or '-'}{' (expired)' if token['expired'] else ''}"
-        begin = f"sz_{token['id']}_..."
-        rows.append((token["name"], token["role"], begin, token["created_at"], expires))
-    print(render_table(rows))
-    return EXIT_OK
+    rows = [
+        (each["name"], each["role"], f"sz_{each['id']}_...", each["created_at"],
+         f"{each['expires_at'] or '-'}{' (expired)' if each['expired'] else ''}")
+        for each in shown
+    ]  # fmt: skip
+    head = ("NAME", "ROLE", "TOKEN", "CREATED", "EXPIRES")
+    return print_list(arguments, {"tokens": shown}, head, rows)
 
 
 def command_token_revoke(arguments: Arguments) -> int:
     config = load_arguments(arguments)
-    if not os.path.isdir(config.data_dir):
-        raise NotFound(f"there is no token '{arguments.name}'")
     TokenFile(config.data_dir).revoke(arguments.name)
     print(f"token {arguments.name} revoked")
     return EXIT_OK
 
 
-def make_first_token(config: Config, clock: Clock) -> None:
+def make_first_token(config: Config) -> None:
     """Where a login is required from the start, see to it that somebody can log in."""
     tokens = TokenFile(config.data_dir)
-    if tokens.is_present or not requires_login(config, has_tokens=False):
-        return
-    path = tokens.create_first(clock.now_us())
-    if path is None:
+    is_needed = not tokens.is_present and requires_login(config, has_tokens=False)
+    if not is_needed or (path := tokens.create_first(Clock().now_us())) is None:
         return
     print(f"A token of role admin is in {path}", flush=True)
     if not os.environ.get("JOURNAL_STREAM"):  # systemd would keep it in its journal
@@ -15275,6 +15031,88 @@ def command_doctor(arguments: Arguments) -> int:
     else:
         print("\n".join(line for found in diagnoses for line in render_diagnosis(found)))
     return EXIT_OK if is_well else EXIT_FAILED
+
+
+# The commands and their options.
+
+Option = tuple[Sequence[str], Mapping[str, Any]]
+
+
+def option(*names: str, text: str | None = None, **settings: Any) -> Option:
+    return names, {"help": text, **settings}
+
+
+def argument(name: str, text: str | None = None, **settings: Any) -> Option:
+    return option(name, text=text, metavar=name.upper(), **settings)
+
+
+def flag(*names: str, text: str) -> Option:
+    return option(*names, text=text, action="store_true")
+
+
+JSON_FLAG: Final = flag("--json", text="as JSON")
+COMMANDS: Final[Sequence[tuple[Any, ...]]] = (
+    # Words, function (none: further words follow), help, options.
+    ("run", command_run, "run the server and the handlers in the foreground (default)",
+     flag("--background", text=argparse.SUPPRESS)),
+    ("start", command_start, "the same in the background; returns when it answers"),
+    ("stop", command_stop, "stop what runs in the background and wait for its end"),
+    ("restart", command_restart, "stop, then start"),
+    ("status", command_status, "show each process: state, uptime, restarts, memory", JSON_FLAG),
+    ("reload", command_reload, "apply a changed configuration without stopping the rest"),
+    ("logs", command_logs, "print the end of the logs",
+     argument("name", "governor, server or a handler's id", nargs="?"),
+     flag("-f", "--follow", text="go on printing new lines"),
+     option("-n", "--lines", type=int, default=TAIL_LINES, metavar="N",
+            text="how many lines of each log (default: %(default)s)")),
+    ("server", command_server, "run the server alone, in the foreground"),
+    ("handler", command_handler, "run one configured handler, in the foreground",
+     argument("name", "the handler's id")),
+    ("check", command_check, "validate the configuration and say what it would run"),
+    ("systemd", command_systemd, "print a systemd unit for this installation",
+     flag("--handlers", text="a template for those with `autostart: false`")),
+    ("doctor", command_doctor, "look for what is wrong and say what helps", JSON_FLAG),
+    ("token", None, "make, list and revoke tokens"),
+    ("token create", command_token_create, "make a token; it is shown this once",
+     argument("name", "who it is for; the audit shows it"),
+     option("--role", required=True, choices=("viewer", "operator", "admin"),
+            text="viewer reads, operator also runs, admin may do all"),
+     option("--expires", type=int, metavar="DAYS", text="not at all if not given")),
+    ("token list", command_token_list, "show the tokens, but not what they are", JSON_FLAG),
+    ("token revoke", command_token_revoke, "end a token and the sessions begun with it",
+     argument("name")),
+    ("handler-key", None, "let handlers elsewhere in, or no more"),
+    ("handler-key create", command_key_create, "make a key and print its join string, this once",
+     argument("name", "the handler id that the key may serve"),
+     option("--endpoint", metavar="ADDRESS", text="tcp://host:port where the handler reaches this "
+            "server, if not by this machine's address")),
+    ("handler-key list", command_key_list, "show who is enrolled", JSON_FLAG),
+    ("handler-key revoke", command_key_revoke, "end a handler's key, and its connection with it",
+     argument("name")),
+    ("secret", None, "set what jobs may use but not show"),
+    ("secret set", command_secret_set, "set a secret; its value is read from stdin",
+     argument("name", 'what {"$secret": "NAME"} refers to')),
+    ("secret list", command_secret_list, "show the names of the secrets", JSON_FLAG),
+    ("secret delete", command_secret_delete, "forget a secret", argument("name")),
+    ("backup", command_backup, "copy the database to a file, also while it is in use",
+     argument("file", "a file that does not exist yet")),
+    ("restore", command_restore, "put a backup in the place of the database",
+     argument("file", "what `backup` or the server has made")),
+    ("export", command_export, "print all schedules as YAML for `import`",
+     argument("file", "where to write to, if not to stdout", nargs="?", default="-"),
+     flag("--api", text="only those that the API has made"),
+     flag("--declared", text="only those of the configuration file")),
+    ("import", command_import, "make the schedules of a file, which `export` has written, or of a "
+     "crontab. Prints what is made (+), changed (~), deleted (-) or equal (=). The server must "
+     "run, but for --dry-run",
+     argument("file", "the file, or - for stdin"),
+     flag("--dry-run", text="only print; exit code 4 if there is something to change"),
+     flag("--prune", text="delete what the API has made and the file does not name; with a crontab "
+          "only what came from one for that handler"),
+     flag("--crontab", text="it is what `crontab -l` prints, if that is not seen"),
+     flag("--system", text="a crontab whose lines name a user, as those in /etc do"),
+     option("--handler", metavar="ID", text="the Shell handler that is to run a crontab's lines")),
+)  # fmt: skip
 
 
 if __name__ == "__main__":

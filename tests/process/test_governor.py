@@ -434,6 +434,18 @@ def test_a_reload_tries_a_fatal_handler_again(site: Site) -> None:
     site.wait_running("a")
 
 
+def test_a_change_that_is_taken_back_while_the_handler_stops_starts_it_again(site: Site) -> None:
+    slow = {"command": ["sh", "-c", "trap 'sleep 3; exit' TERM; while :; do sleep 0.1; done"]}
+    site.configure(handlers={"a": slow})
+    site.start()
+    before = site.wait_running("a")
+    for entry in ({"command": SLEEPER}, slow):
+        site.configure(handlers={"a": entry})
+        assert site.do("reload")[0] == 0
+    wait_for(lambda: site.glance()["a"]["pid"] not in (None, before["a"]), "the start of a")
+    site.wait_running("a")
+
+
 def test_a_wrong_configuration_is_refused_and_the_old_one_stays(site: Site) -> None:
     site.configure(handlers={"a": {"command": SLEEPER}})
     site.start()

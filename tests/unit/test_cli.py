@@ -103,6 +103,22 @@ def test_an_unknown_log_is_named_with_a_suggestion(
     assert "did you mean 'server'?" in capsys.readouterr().err
 
 
+def test_a_restore_while_the_server_is_down_ends_no_handler_in_its_place(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children = [{"name": "server", "pid": None}, {"name": "a", "pid": 4_242}]
+    told: list[int] = []
+    monkeypatch.setattr(schedulezero, "stage_restore", lambda source, path: None)
+    monkeypatch.setattr(schedulezero, "find_governor", lambda data_dir: 1)
+    monkeypatch.setattr(schedulezero, "read_status", lambda config, pid: {"children": children})
+    monkeypatch.setattr(schedulezero, "signal_process", lambda pid, number: told.append(pid))
+    monkeypatch.setattr(schedulezero, "fetch_health", lambda config: 200)
+    (home / "kept.db").touch()
+    assert main(["restore", "kept.db"]) == 0
+    assert "by the next start of the server" in capsys.readouterr().out
+    assert told == []
+
+
 # Status.
 
 
