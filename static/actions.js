@@ -3,7 +3,7 @@
 import { at, request } from "./api.js";
 import { openRun, openScheduleForm } from "./form.js";
 import { formatPlural } from "./format.js";
-import { methodsOf, renderQuery, schedulesFilter } from "./model.js";
+import { isFinal, methodsOf, renderQuery, schedulesFilter } from "./model.js";
 import { button } from "./pieces.js";
 
 const MANY_MS = 300_000; // ten thousand schedules on a slow disk
@@ -99,14 +99,16 @@ function executionActions(page) {
     "run-method": ({ handler: handler_id, id }) => {
       const methods = methodsOf(page.handlers.find((handler) => handler.id === handler_id));
       const method = methods.find(({ name }) => name === id);
-      if (method) openRun({ handler_id, method, onDone: open });
+      if (method) openRun({ handler_id, method, config: page.config, onDone: open });
     },
     "cancel-execution": async ({ id }) => {
       await request("POST", at("executions", id, "cancel"));
       page.say(`Execution ${id} is told to stop.`);
     },
     "run-again": async ({ id }) => {
-      const { handler_id, method_name, job_params } = await request("GET", at("executions", id));
+      const execution = await request("GET", at("executions", id));
+      if (!isFinal(execution)) return void page.say("It has not ended yet.");
+      const { handler_id, method_name, job_params } = execution;
       const body = { handler_id, method_name, job_params, wait: false };
       open((await request("POST", "/api/run_now", body)).execution_id);
       page.say(`${handler_id}.${method_name} started again.`);

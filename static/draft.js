@@ -19,6 +19,17 @@ export const TRIGGERS = {
   json: ["JSON", [], []],
 };
 
+/** In words what can become of a fire, the default first. */
+export const POLICY_WORDS = {
+  overlap: {
+    skip: "skip this one",
+    queue: "wait for the last",
+    allow: "run both",
+    replace: "cancel the last",
+  },
+  coalesce: { latest: "one catch-up run", none: "drop them", all: "run all, at most 100" },
+};
+
 // What an empty field stands for.
 const POLICY = {
   timeout: null,

@@ -6,30 +6,24 @@ import {
   EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural, prettyJson,
 } from "./format.js";
 import {
-  PAGE_ROWS, SPANS, executionsUrl, isEmpty, isFinal, isShown, joinLog, readLog, renderRoute,
-  stateOfExecution, upsertExecution,
+  PAGE_ROWS, SPANS, executionsFilter, isFinal, joinLog, newest, readLog, renderQuery,
+  stateOfExecution, waitsFor,
 } from "./model.js";
 import {
-  button, call, dim, empty, facts, filterField, filters, frame, handlerField, heading, link,
-  missing, pages, pair, searchField, shape, state, table, tableFrame, tools, unseenHeading, when,
+  agePages, button, call, dim, empty, facts, filterField, filters, frame, handlerField, heading,
+  link, missing, pair, parameters, searchField, shape, state, table, tableFrame, tools, when,
 } from "./pieces.js";
 
-export const title = ({ id }) => (id == null ? "Executions" : `Execution ${id}`);
-
-export const resources = ({ route: { id, query }, now }) =>
-  id == null
-    ? { executions: watch(executionsUrl(query, now), 5_000, listed(query)) }
-    : { execution: watch(at("executions", id), 500, detailed) };
-
-const watch = (url, every, execution) => ({ url, every, on: { execution } });
-
-/** New executions come in front of the newest page only. */
-const listed = (query) => (data, changed) => {
-  const isKnown = data.records.some(({ execution_id: id }) => id === changed.execution_id);
-  if (!isKnown && query.before) return data;
-  const records = upsertExecution(data.records, changed, isShown(query, changed), PAGE_ROWS);
-  return { ...data, records };
-};
+export function resources({ route: { id, query }, now }) {
+  if (id != null)
+    return { execution: { url: at("executions", id), every: 500, on: { execution: detailed } } };
+  const { schedule: search, before } = query;
+  const similar = `/api/schedules${renderQuery({ search, limit: SUGGESTED })}`;
+  return {
+    executions: newest(executionsFilter(query, now), PAGE_ROWS, { before }),
+    ...(search && { similar: { url: similar, every: 60_000 } }),
+  };
+}
 
 /** Events tell the execution, not its attempts: those are loaded when it changed its state. */
 function detailed(data, changed) {
@@ -38,16 +32,15 @@ function detailed(data, changed) {
   return isSame ? { ...data, ...changed } : "reload";
 }
 
-export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
-
 // ---- Tables of executions
 
+const SUGGESTED = 10;
 const FRESH_MS = 2_000;
 const REASONS = {
   down: "the server was down",
   clock_step: "the clock was set",
   too_late: "too late to start",
-  overlap: "the run before was not finished",
+  overlap: "the last still ran",
   handler_offline: "the handler was not connected",
 };
 
@@ -95,8 +88,8 @@ function took({ duration_ms: duration, status, started_at: started }, { now }) {
 
 function elapsed(execution, page) {
   if (execution.status === "running") return took(execution, page);
-  const { due_at: due } = execution;
-  return Date.parse(due) > page.now ? when(due, page, "rel") : dim("waiting");
+  const waited = page.now - Date.parse(execution.due_at);
+  return waited < 0 ? when(execution.due_at, page, "rel") : dim(formatDuration(waited));
 }
 
 /** How it ended, or how far it is, on one line. */
@@ -109,8 +102,10 @@ function outcome(execution, page) {
 }
 
 /** The progress a job told of itself, as a bar with its message. */
-function progress(execution, { progress: told }) {
-  const { percent, message } = told.get(execution.execution_id) ?? execution.progress ?? {};
+function progress(execution, page) {
+  if (execution.status === "queued") return dim(waitsFor(execution, page));
+  const told = page.progress.get(execution.execution_id) ?? execution.progress;
+  const { percent, message } = told ?? {};
   if (isFinal(execution) || (percent == null && !message)) return null;
   return h("span.progress",
     percent != null && [
@@ -122,14 +117,13 @@ function progress(execution, { progress: told }) {
 
 // ---- The history
 
-function renderList(page) {
+export function renderList(page) {
   const resource = page.get("executions");
   const note = page.route.query.before && "older ones";
   return [
-    unseenHeading("Executions"),
     toolbar(page),
     history(page, { title: "Executions", note, resource, nothing: "no execution matches" }),
-    resource?.data && pager(page.route, resource.data),
+    agePages(page.route, resource?.data?.next_cursor),
   ];
 }
 
@@ -142,22 +136,16 @@ function toolbar(page) {
       h("input", { type: "checkbox", name: "status", value, checked: chosen.includes(value) }),
       state(value));
   return filters(
-    searchField("schedule", "schedule id", query.schedule),
+    searchField("schedule", "schedule id", query.schedule, { list: "similar" }),
+    h("datalist#similar", page.data("similar")?.schedules.map(({ id }) => h("option", id))),
     handlerField(page),
     filterField("span", "Since", spans, page),
     h("fieldset.chips", h("legend.unseen", "Status"), EXECUTION_STATUSES.map(chip)));
 }
 
-function pager(route, { next_cursor: next }) {
-  const to = (before) => renderRoute({ ...route, query: { ...route.query, before } });
-  return pages(
-    [route.query.before && to(null), "« newest", "previous"],
-    [next && to(next), "older ›", "next"]);
-}
-
 // ---- One execution
 
-function renderOne(page) {
+export function renderOne(page) {
   const resource = page.get("execution");
   if (!resource?.data) return [heading(page, `Execution ${page.route.id}`), missing(resource)];
   const execution = resource.data;
@@ -177,19 +165,19 @@ function renderOne(page) {
 function times(page, execution) {
   const { schedule_id, scheduled_at, due_at, started_at, coalesced, job_params } = execution;
   const at = (iso) => iso && when(iso, page);
-  return frame({ title: "Times" },
+  return frame({ title: "Call" },
     facts([
       ["execution", execution.execution_id],
       ["schedule", schedule_id ? link("schedules", schedule_id) : "none, run now"],
       ["handler", link("handlers", execution.handler_id)],
       ["scheduled", at(scheduled_at)],
-      ["due", due_at !== scheduled_at && at(due_at)],
+      ["due", !isFinal(execution) && due_at !== scheduled_at && at(due_at)],
       ["start before", !started_at && at(execution.deadline)],
       ["started", at(started_at)],
       ["completed", at(execution.completed_at)],
       [execution.status === "running" ? "running for" : "took", took(execution, page)],
       ["stands for", coalesced > 0 && `${formatPlural(coalesced, "more fire")} missed before`],
-      ["parameters", isEmpty(job_params) ? "none" : h("pre", prettyJson(job_params))],
+      ["parameters", parameters(job_params)],
     ]));
 }
 
@@ -206,7 +194,7 @@ function underWay({ status, attempt_number, max_attempts = "?", instance, timeou
   const isRunning = status === "running";
   return frame({ title: isRunning ? "Running" : "Waiting", name: "outcome" },
     facts([
-      ["attempt", `${attempt_number || "none yet,"} of ${max_attempts}`],
+      ["attempt", `${attempt_number || "none"} of ${max_attempts}`],
       ["instance", isRunning && instance],
       ["timeout", timeout && formatDuration(timeout * 1000)],
       ["last error", error],
@@ -241,21 +229,22 @@ function log(page, execution) {
     note: lines.length > 0 && formatPlural(lines.length, "line"),
     aside: isRunning && page.link.state === "live" && state("live"),
   };
-  const content = () => logLines(page, lines, isRunning);
-  return frame(about, lines.length ? content() : empty("nothing written yet"));
+  return frame(about,
+    lines.length ? logLines(page, lines, isRunning) : empty("nothing written yet"));
 }
 
 function logLines({ times }, lines, isRunning) {
   const about = { role: "log", "aria-label": "Log", "aria-live": "off", tabindex: "0" };
   const box = h("div.lines", { "data-stick": isRunning, ...about });
+  const isNamed = lines.some(([, level]) => level && level !== "stdout");
   return lazy(box, `${lines.length} ${lines.at(-1)} ${times.zone}`, () =>
-    lines.map((line) => logLine(line, times)));
+    lines.map((line) => logLine(line, times, isNamed)));
 }
 
 const LOUD = { stderr: "yellow", WARNING: "yellow", ERROR: "red", CRITICAL: "red", DEBUG: "dim" };
 
-const logLine = ([at, level, text], times) =>
+const logLine = ([at, level, text], times, isNamed) =>
   h("div", { class: LOUD[level] },
     at != null && h("time.dim", times.clock(at * 1000)),
-    level && level !== "stdout" && h("b", level),
+    isNamed && level && h("b", level !== "stdout" && level),
     h("span", text));

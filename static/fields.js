@@ -102,7 +102,7 @@ export function paramFields(form) {
   const parameters = form.parameters();
   const asJson = form.draft.params_as === "json" || !parameters.length;
   const other = parameters.length > 0 && button("switch-params", asJson ? "as fields" : "as JSON");
-  const hint = !parameters.length && "as the method likes it";
+  const hint = !parameters.length && "any that the method takes";
   return h("fieldset#params.params",
     h("legend", "Parameters ", other),
     asJson

@@ -5,8 +5,8 @@ import { at, request } from "./api.js";
 import { confirmAction } from "./dialogs.js";
 import { h } from "./dom.js";
 import {
-  TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber, readParams, scheduleBody,
-  scheduleDraft, triggerConfig, triggerErrors,
+  POLICY_WORDS, TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber, readParams,
+  scheduleBody, scheduleDraft, triggerConfig, triggerErrors,
 } from "./draft.js";
 import { Form, field, paramFields } from "./fields.js";
 import { methodsOf } from "./model.js";
@@ -107,10 +107,10 @@ async function loadFires(form) {
   form.update();
 }
 
-const scheduleContent = (form) =>
-  h("div.columns",
-    h("div.column", what(form), policy(form)),
-    h("div.column", trigger(form), coming(form)));
+const scheduleContent = (form) => [
+  h("div.columns", what(form), h("div.column", trigger(form), coming(form))),
+  policy(form),
+];
 
 /** Choices that hold the chosen one even if it is not among what is known. */
 function choices(names, chosen, otherwise) {
@@ -132,7 +132,7 @@ function what(form) {
     draft.method_name && paramFields(form),
     h("div.fields.two",
       !isEdit &&
-        field(form, "schedule_id", "Id", { placeholder: "made up for you", maxlength: 128 }),
+        field(form, "schedule_id", "Id", { placeholder: "chosen for you", maxlength: 128 }),
       field(form, "name", "Name", { maxlength: 200 })));
 }
 
@@ -150,7 +150,7 @@ const LABELS = {
 const CRONTAB = {
   class: "big",
   placeholder: "*/5 9-17 * * mon-fri",
-  hint: "as in crontab(5), or @hourly, @daily, @weekly …",
+  hint: "or @hourly, @daily …",
 };
 
 function trigger(form) {
@@ -195,18 +195,15 @@ function coming({ fires: { fire_times: told = [], description }, isLooking, page
 
 // ---- Policy
 
-const OVERLAPS = [
-  ["", "skip (default)"], ["skip", "skip this one"], "queue", ["allow", "run both"],
-  ["replace", "cancel the old one"],
-];
-const COALESCES = [
-  ["", "one catch-up run (default)"], ["latest", "one catch-up run"], ["none", "drop them"],
-  ["all", "run all (at most 100)"],
-];
+/** A choice whose first option is the default, which an empty field stands for. */
+const choiceOf = (words) => ({
+  control: "select",
+  options: Object.entries(words).map(([value, text], i) => (i ? [value, text] : ["", text])),
+});
 const NUMBER = { control: "number" };
 const POLICY = [
-  ["overlap", "If the last has not finished", { control: "select", options: OVERLAPS }],
-  ["coalesce", "Fires missed while down", { control: "select", options: COALESCES }],
+  ["overlap", "If the last still runs", choiceOf(POLICY_WORDS.overlap)],
+  ["coalesce", "Fires missed while down", choiceOf(POLICY_WORDS.coalesce)],
   ["timeout", "Timeout, s", NUMBER],
   ["misfire_grace_time", "Run late by at most, s", NUMBER],
   ["max_jitter", "Jitter, s", NUMBER],
@@ -222,7 +219,11 @@ const RETRY = [
 function policy(form) {
   const { draft, errors, isEdit } = form;
   const start = isEdit ? [] : [["paused", "Start paused", { control: "check" }]];
-  const fields = (list) => list.map((about) => field(form, ...about));
+  const { config = {} } = form.page;
+  const preset = (path) => path.split(".").reduce((part, name) => part?.[name], config);
+  const fields = (list) =>
+    list.map(([path, label, props]) =>
+      field(form, path, label, { placeholder: preset(path), ...props }));
   const open = [...POLICY, ...RETRY, ["paused"]].some(([path]) => draft[path] || errors[path]);
   return h("details#policy.policy", { open },
     h("summary", "Policy: retries, overlap, lateness"),
@@ -233,7 +234,7 @@ function policy(form) {
 // ---- Running and logging in
 
 /** Run a method now; `onDone` gets the id of the new execution. */
-export function openRun({ handler_id, method, onDone }) {
+export function openRun({ handler_id, method, config, onDone }) {
   const { name: method_name, doc, parameters } = method;
   new Form({
     name: "run",
@@ -245,7 +246,7 @@ export function openRun({ handler_id, method, onDone }) {
     content: (form) => [
       doc && h("p.dim", doc),
       paramFields(form),
-      field(form, "timeout", "Timeout, s", NUMBER),
+      field(form, "timeout", "Timeout, s", { placeholder: config?.timeout, ...NUMBER }),
     ],
     read() {
       const { params: job_params, errors } = readParams(this.draft, parameters);

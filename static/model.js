@@ -1,7 +1,5 @@
 // What the page knows and how events change it. Pure: no DOM, no clock, no network.
 
-import { FAILED_STATUSES } from "./format.js";
-
 export const PAGE_ROWS = 50;
 export const MAX_LOG_LINES = 3_000;
 const MINUTE = 60_000;
@@ -59,21 +57,41 @@ export function schedulesUrl(query) {
 export const SPANS = { "1h": 60, "24h": 1440, "7d": 10_080 };
 
 /** `now` is rounded down to minutes, so that the address stays the same between two renders. */
-export function executionsUrl({ status, handler, schedule, span, before: cursor }, now) {
+export function executionsFilter({ status, handler, schedule, span }, now) {
   const minutes = SPANS[span];
   const since = minutes && new Date((Math.floor(now / MINUTE) - minutes) * MINUTE).toISOString();
-  const filter = { status, handler_id: handler, schedule_id: schedule, since };
-  return `/api/executions${renderQuery({ ...filter, limit: PAGE_ROWS, cursor })}`;
+  return { status, handler_id: handler, schedule_id: schedule, since };
 }
+
+/** What to load for the newest executions that a filter matches, or for those `before` a cursor,
+ *  where events bring no new ones. */
+export const newest = (filter, limit, { every = 5_000, before: cursor } = {}) => ({
+  url: `/api/executions${renderQuery({ ...filter, limit, cursor })}`,
+  every,
+  on: {
+    execution(data, changed) {
+      const isKnown = data.records.some((one) => one.execution_id === changed.execution_id);
+      if (!isKnown && cursor) return data;
+      const records = upsertExecution(data.records, changed, isShown(filter, changed), limit);
+      return { ...data, records };
+    },
+  },
+});
 
 // ---- Executions and schedules
 
 export const isFinal = ({ status }) => status !== "queued" && status !== "running";
-export const isFailed = ({ status }) => FAILED_STATUSES.includes(status);
 
 /** The state to show: a queued execution that has begun an attempt waits for its next one. */
 export const stateOfExecution = ({ status, attempt_number: attempt }) =>
   status === "queued" && attempt > 0 ? "retrying" : status;
+
+/** What a queued execution waits for. */
+export function waitsFor({ due_at: due, handler_id }, { handlers, now }) {
+  if (Date.parse(due) > now) return "waits for its next attempt";
+  const { status } = handlers.find(({ id }) => id === handler_id) ?? {};
+  return `waits for its ${status === "Connected" ? "turn" : "handler to connect"}`;
+}
 
 export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
   if (quarantined) return "quarantined";
@@ -81,14 +99,26 @@ export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
   return next ? "active" : "finished";
 }
 
+/** The failures that were the last fires of their schedules, by schedule; `records` are the newest
+ *  failures. */
+export function lastFailures(schedules, records = []) {
+  const newest = new Map(records.toReversed().map((one) => [one.schedule_id, one]));
+  const isLast = ({ id, last_fire_time: last }) => newest.get(id)?.scheduled_at >= last;
+  return new Map(schedules.filter(isLast).map(({ id }) => [id, newest.get(id)]));
+}
+
+/** What to preview of a schedule: its interval goes on from its next fire, not from now. */
+export const upcomingTrigger = ({ trigger_config: config, next_fire_time: start_time }) =>
+  config.type === "interval" && start_time ? { start_time, ...config } : config;
+
 /** The trigger in words, without the zone if that is the server's own. */
 export function wordsOf({ description, trigger }, config) {
   const own = ` ${config?.timezone}`;
   return description?.endsWith(own) ? description.slice(0, -own.length) : (description ?? trigger);
 }
 
-/** Whether a history filtered by the query of the executions view shows this execution. */
-export const isShown = ({ status, handler, schedule }, execution) =>
+/** Whether an execution is among those that the API's filter matches. */
+export const isShown = ({ status, handler_id: handler, schedule_id: schedule }, execution) =>
   (!status || status.split(",").includes(execution.status)) &&
   (!handler || handler === execution.handler_id) &&
   (!schedule || schedule === execution.schedule_id);
@@ -101,13 +131,7 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
   return [execution, ...rows].slice(0, Math.max(limit, rows.length));
 }
 
-/** What an execution event does to a list of at most `limit` records that holds what `isWanted`. */
-export const keepRecords = (isWanted, limit) => (data, execution) => ({
-  ...data,
-  records: upsertExecution(data.records, execution, isWanted(execution), limit),
-});
-
-/** The same for a list `name` of things that have an id. */
+/** What an event does to a list `name` of things that have an id. */
 export const replaceIn = (name) => (data, changed) => {
   const at = data[name].findIndex(({ id }) => id === changed.id);
   if (at < 0 || changed.deleted) return "reload";

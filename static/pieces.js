@@ -1,8 +1,8 @@
 // Small pieces of page that several views are built of. Pure: data in, elements out.
 
 import { h } from "./dom.js";
-import { formatRelative, stateOf } from "./format.js";
-import { renderRoute } from "./model.js";
+import { formatRelative, prettyJson, stateOf } from "./format.js";
+import { isEmpty, renderRoute } from "./model.js";
 
 export const dim = (...text) => h("span.dim", text);
 export const empty = (...text) => h("p.empty", text);
@@ -28,9 +28,11 @@ export function missing(resource) {
 export function table(about, columns, items) {
   const { caption, name, kind, idOf = ({ id }) => id, busy, wide = true } = about;
   const rowProps = (id) => kind && { "data-row": kind, "data-id": id, tabindex: "-1" };
+  const cell = ([style, label, content], item) =>
+    h("td", { class: style, "data-label": typeof label === "string" && label }, content(item));
   const row = (item) =>
     h("tr", { "data-key": `${kind} ${idOf(item)}`, ...rowProps(idOf(item)) },
-      columns.map(([style, , content]) => h("td", { class: style }, content(item))));
+      columns.map((column) => cell(column, item)));
   const head = ([style, label, , more]) => h("th", { scope: "col", class: style, ...more }, label);
   return h("table", { class: wide ? `${name} wide` : name, "aria-busy": busy && "true" },
     h("caption.unseen", caption),
@@ -105,6 +107,9 @@ export const facts = (pairs) =>
       .filter(([, value]) => value != null && value !== "" && value !== false)
       .map(([name, value]) => [h("dt", name), h("dd", value)]));
 
+/** What a call is given; on one line if that is enough. */
+export const parameters = (params) => isEmpty(params) ? dim("none") : h("pre", prettyJson(params));
+
 /** A choice among options: [value, label], or a value that is its own label. */
 export const select = (props, options, chosen) =>
   h("select", props,
@@ -122,6 +127,14 @@ export function pages(...targets) {
   return h("nav.pager", { "aria-label": "Pages" }, targets.map(target));
 }
 
+/** The same for a list that is told newest first, from one cursor to the next. */
+export const agePages = (route, next) => {
+  const to = (before) => renderRoute({ ...route, query: { ...route.query, before } });
+  return pages(
+    [route.query.before && to(null), "« newest", "previous"],
+    [next != null && to(next), "older ›", "next"]);
+};
+
 // ---- Filters of lists
 
 export const filters = (...fields) =>
@@ -129,9 +142,9 @@ export const filters = (...fields) =>
 
 export const NO_HELP = { autocomplete: "off", spellcheck: "false" };
 
-export const searchField = (name, label, value = "") =>
+export const searchField = (name, label, value = "", more = {}) =>
   h("input#search",
-    { type: "search", name, value, placeholder: label, "aria-label": label, ...NO_HELP });
+    { type: "search", name, value, placeholder: label, "aria-label": label, ...NO_HELP, ...more });
 
 export const filterField = (name, label, options, { route }, standard) =>
   select({ name, "aria-label": label }, options, route.query[name] ?? standard);
