@@ -8,7 +8,6 @@ import { button } from "./pieces.js";
 
 const MANY_MS = 300_000; // ten thousand schedules on a slow disk
 
-/** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
   const actions = {
     ...scheduleActions(page),
@@ -66,7 +65,6 @@ const DEFINITION = [
   "coalesce", "overlap", "misfire_grace_time", "max_jitter",
 ];
 
-/** Delete a schedule; the last one deleted can be made again as it was. */
 async function deleteSchedule(page, id) {
   const schedule = await request("GET", at("schedules", id));
   await request("DELETE", at("schedules", id));
@@ -81,7 +79,6 @@ async function deleteSchedule(page, id) {
   page.say(`Deleted ${id}. `, button("undo", "Undo"));
 }
 
-/** Pause or resume all that are selected; tells how many it was. */
 async function changeMany(page, paused) {
   const { selected, isAllSelected, route } = page;
   const query = isAllSelected ? renderQuery(schedulesFilter(route.query)) : "";

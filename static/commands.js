@@ -40,7 +40,6 @@ function walk(step) {
   list[Math.min(list.length - 1, Math.max(0, next))]?.focus();
 }
 
-/** Press the first of these buttons that the row has. */
 const press = (...acts) =>
   focusedRow()?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
 
@@ -103,7 +102,7 @@ function offer(commands, page, row) {
     back: page.route.id != null,
     undo: page.undo,
   };
-  return KEYS.filter(({ act, on }) => (can[act] ?? true) && (!on || on === dataset.row))
+  return KEYS.filter(({ act, on }) => (act in can ? can[act] : true) && (!on || on === dataset.row))
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
     .map(({ act, key, text, on }) => ({
       text: on ? `${text} ${dataset.id}` : text,
@@ -167,7 +166,6 @@ function asked({ key, target, ctrlKey, metaKey, altKey }, { settings }) {
   return { ...data, act: actionFor(key, data?.row)?.act };
 }
 
-/** The fields of a filter form become the query of the route. */
 function filter(form, page) {
   const given = new FormData(form);
   const query = { ...page.route.query, status: null, page: null, before: null };

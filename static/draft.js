@@ -38,7 +38,14 @@ const POLICY = {
   coalesce: "latest",
   overlap: "skip",
 };
-const RETRY = ["max_attempts", "base_delay", "factor", "max_delay", "jitter"];
+export const RETRY_LABELS = {
+  max_attempts: "attempts",
+  base_delay: "after, s",
+  factor: "then times",
+  max_delay: "at most, s",
+  jitter: "± share",
+};
+const RETRY = Object.keys(RETRY_LABELS);
 
 const isFilled = (text) => text != null && String(text).trim() !== "";
 
@@ -59,14 +66,12 @@ export function triggerConfig(draft) {
   return config;
 }
 
-/** What is wrong with a trigger_config written as JSON, by field path. */
 export function triggerErrors(draft) {
   const { error } = draft.kind === "json" ? readJson(draft.trigger_config ?? "") : {};
   return error ? { trigger_config: error } : {};
 }
 
-/** The part of a draft that stands for a trigger_config, as JSON if no fields do. Times become
- *  wall times. */
+/** The draft of a trigger_config, as JSON if no fields can hold it. Times become wall times. */
 export function triggerDraft(config) {
   const kind = config.type === "cron" && "expression" in config ? "expression" : config.type;
   const known = ["type", "timezone", ...(TRIGGERS[kind] ?? []).slice(1).flat()];
@@ -171,7 +176,6 @@ export const emptyDraft = (timezone) => ({
   "trigger_config.timezone": timezone ?? "",
 });
 
-/** The draft of an existing schedule, for editing it or making another like it. */
 export function scheduleDraft(schedule, parameters) {
   const { name, handler_id, method_name, paused, trigger_config, job_params, retry } = schedule;
   const draft = {
@@ -189,8 +193,8 @@ export function scheduleDraft(schedule, parameters) {
   return draft;
 }
 
-/** What the draft asks the API for: {body, errors by field path}. Fields left empty keep the
- *  defaults; with `editing` those are sent, which sets the schedule back to them. */
+/** What the draft asks the API for: {body, errors by field path}. Empty fields keep the defaults;
+ *  with `editing` those are sent. */
 export function scheduleBody(draft, parameters, editing) {
   const { params, errors } = readParams(draft, parameters);
   Object.assign(errors, triggerErrors(draft));
@@ -227,7 +231,7 @@ export const changedParts = (original, body) =>
     ),
   );
 
-/** The path of the control an API error belongs to: the longest one the field starts with. */
+/** The control an API error belongs to: the longest path the field starts with. */
 export const controlFor = (field, paths) =>
   paths
     .filter((path) => field === path || [".", "["].some((mark) => field?.startsWith(path + mark)))

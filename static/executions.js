@@ -3,7 +3,8 @@
 import { at } from "./api.js";
 import { h, lazy } from "./dom.js";
 import {
-  EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural, prettyJson,
+  EXECUTION_STATUSES, FAILED, firstLine, formatCount, formatDuration, formatJson, formatPlural,
+  prettyJson,
 } from "./format.js";
 import {
   PAGE_ROWS, SPANS, executionsFilter, isFinal, joinLog, newest, readLog, renderQuery,
@@ -35,7 +36,6 @@ function detailed(data, changed) {
 // ---- Tables of executions
 
 const SUGGESTED = 10;
-const FRESH_MS = 2_000;
 const REASONS = {
   down: "the server was down",
   clock_step: "the clock was set",
@@ -45,8 +45,8 @@ const REASONS = {
 };
 
 const columnsOf = (page) => ({
-  mark: ["mark", "state", (one) => fresh(one, page, shape(stateOfExecution(one)))],
-  state: ["state-of", "status", (one) => fresh(one, page, state(stateOfExecution(one)))],
+  mark: ["mark", "state", (one) => shape(stateOfExecution(one))],
+  state: ["state-of", "status", (one) => state(stateOfExecution(one))],
   call: ["name", "call", (one) => link("executions", one.execution_id, call(one))],
   schedule: ["schedule-of", "schedule", ({ schedule_id: id }) =>
     id ? link("schedules", id) : dim("run now")],
@@ -57,13 +57,12 @@ const columnsOf = (page) => ({
   outcome: ["outcome dim", "outcome", (one) => outcome(one, page)],
   ending: ["grow dim", "outcome", (one) => outcome(one, page)],
   progress: ["grow", "progress", (one) => progress(one, page)],
-  elapsed: ["end", "time", (one) => elapsed(one, page)],
+  elapsed: ["end", "time", (one) => took(one, page)],
   ended: ["end", "ended", (one) => when(one.completed_at, page, "abs")],
   endedAgo: ["end", "ended", (one) => when(one.completed_at, page, "rel")],
 });
 
-/** A frame with the executions of a resource, by default the one named as the frame; `columns` are
- *  names of those above. */
+/** A frame with the executions of a resource, by default the one named as the frame. */
 export function executionTable(page, { name, resource = page.get(name), ...about }, columns) {
   const known = columnsOf(page);
   const records = { kind: "execution", idOf: (one) => one.execution_id };
@@ -76,20 +75,14 @@ export const history = (page, about, ...left) =>
     ["state", "call", "schedule", "scheduled", "took", "tries", "outcome"]
       .filter((name) => !left.includes(name)));
 
-/** What ended a moment ago glows for a short while. */
-const fresh = ({ completed_at: at }, { now }, content) =>
-  h("span", { class: at && now - Date.parse(at) < FRESH_MS && "fresh" }, content);
-
-function took({ duration_ms: duration, status, started_at: started }, { now }) {
+/** How long it took, takes or waits. */
+function took(execution, page) {
+  const { duration_ms: duration, status, started_at: started, due_at: due } = execution;
   if (duration != null) return formatDuration(duration);
-  const isRunning = status === "running" && started;
-  return isRunning ? formatDuration(Math.max(0, now - Date.parse(started))) : dim("–");
-}
-
-function elapsed(execution, page) {
-  if (execution.status === "running") return took(execution, page);
-  const waited = page.now - Date.parse(execution.due_at);
-  return waited < 0 ? when(execution.due_at, page, "rel") : dim(formatDuration(waited));
+  if (isFinal(execution)) return dim("–");
+  const since = (at) => formatDuration(Math.max(0, page.now - Date.parse(at)));
+  if (status === "running") return since(started);
+  return Date.parse(due) > page.now ? when(due, page, "rel") : dim(since(due));
 }
 
 /** How it ended, or how far it is, on one line. */
@@ -101,7 +94,6 @@ function outcome(execution, page) {
   return firstLine(error ?? REASONS[reason] ?? reason) + also;
 }
 
-/** The progress a job told of itself, as a bar with its message. */
 function progress(execution, page) {
   if (execution.status === "queued") return dim(waitsFor(execution, page));
   const told = page.progress.get(execution.execution_id) ?? execution.progress;
@@ -156,14 +148,16 @@ export function renderOne(page) {
   return [
     heading(page, `${handler_id}.${method_name}`,
       state(stateOfExecution(execution)), progress(execution, page), tools("execution", id, verb)),
-    pair(times(page, execution), isFinal(execution) ? end(execution) : underWay(execution)),
+    pair(callOf(page, execution), end(execution)),
     attempts?.length > 0 && attemptTable(page, attempts),
     log(page, execution),
   ];
 }
 
-function times(page, execution) {
-  const { schedule_id, scheduled_at, due_at, started_at, coalesced, job_params } = execution;
+function callOf(page, execution) {
+  const { schedule_id, scheduled_at, due_at, started_at, coalesced, timeout } = execution;
+  const { status, attempt_number: attempt, max_attempts: most } = execution;
+  const isRunning = status === "running";
   const at = (iso) => iso && when(iso, page);
   return frame({ title: "Call" },
     facts([
@@ -175,30 +169,25 @@ function times(page, execution) {
       ["start before", !started_at && at(execution.deadline)],
       ["started", at(started_at)],
       ["completed", at(execution.completed_at)],
-      [execution.status === "running" ? "running for" : "took", took(execution, page)],
+      [isRunning ? "running for" : "took", status !== "queued" && took(execution, page)],
+      ["attempt", attempt > 0 && !isFinal(execution) && `${attempt} of ${most}`],
+      ["instance", isRunning && execution.instance],
+      ["timeout", isRunning && timeout && formatDuration(timeout * 1000)],
       ["stands for", coalesced > 0 && `${formatPlural(coalesced, "more fire")} missed before`],
-      ["parameters", parameters(job_params)],
+      ["parameters", parameters(execution.job_params)],
     ]));
 }
 
+/** What came of it, if something has. */
 function end({ status, result, reason, error }) {
   if (status === "success")
-    return frame({ title: "Result", name: "outcome" },
+    return frame({ title: "Result" },
       result == null ? empty("none") : h("pre", prettyJson(result)));
-  return frame({ title: "Error" },
+  if (!reason && !error) return null;
+  const title = { queued: "Last error" }[status] ?? (FAILED.includes(status) ? "Error" : "Reason");
+  return frame({ title },
     reason && h("p.dim", REASONS[reason] ?? reason),
     error && h("pre", error));
-}
-
-function underWay({ status, attempt_number, max_attempts = "?", instance, timeout, error }) {
-  const isRunning = status === "running";
-  return frame({ title: isRunning ? "Running" : "Waiting", name: "outcome" },
-    facts([
-      ["attempt", `${attempt_number || "none"} of ${max_attempts}`],
-      ["instance", isRunning && instance],
-      ["timeout", timeout && formatDuration(timeout * 1000)],
-      ["last error", error],
-    ]));
 }
 
 function attemptTable(page, attempts) {

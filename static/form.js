@@ -1,23 +1,20 @@
-// The form that makes, changes and copies schedules, with the next fires told while typing; the one
-// that runs a method now; and the one that logs in.
+// The form of a schedule, with the next fires told while typing; to run a method; to log in.
 
 import { at, request } from "./api.js";
-import { confirmAction } from "./dialogs.js";
+import { Form, field, openDialog, paramFields } from "./dialogs.js";
 import { h } from "./dom.js";
 import {
-  POLICY_WORDS, TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber, readParams,
-  scheduleBody, scheduleDraft, triggerConfig, triggerErrors,
+  POLICY_WORDS, RETRY_LABELS, TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber,
+  readParams, scheduleBody, scheduleDraft, triggerConfig, triggerErrors,
 } from "./draft.js";
-import { Form, field, paramFields } from "./fields.js";
 import { methodsOf } from "./model.js";
-import { frame } from "./pieces.js";
+import { button, frame } from "./pieces.js";
 import { fireList } from "./schedules.js";
 
 const PREVIEW_DELAY_MS = 250;
 const PREVIEW_FIRES = 6;
 
-/** `schedule` is the one to change, or to copy with `copy`; `call` presets handler and method;
- *  `onDone(id, verb)` hears of success. */
+/** Change `schedule`, or `copy` it, or make one; `call` presets handler and method. */
 export function openScheduleForm(page, { schedule, copy, call, onDone }) {
   const isEdit = Boolean(schedule) && !copy;
   const methods = (draft) => methodsOf(page.handlers.find(({ id }) => id === draft.handler_id));
@@ -50,11 +47,10 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     send: async (body) => onDone((await send(body)).schedule_id, isEdit ? "changed" : "created"),
     entered: (name, before) => entered(form, name, before),
     onClose: () => stopPreview(form),
-    async leave() {
+    leave() {
       const isDirty = JSON.stringify(this.draft) !== JSON.stringify(initial);
-      const text = "What you have entered is lost.";
-      const question = { title: "Leave the form?", text, label: "leave" };
-      if (!isDirty || (await confirmAction(question))) this.close();
+      if (isDirty) askToLeave(this.close);
+      else this.close();
     },
   });
   form.dialog.addEventListener("cancel", (event) => {
@@ -62,6 +58,25 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     form.leave();
   });
   showFires(form, 0);
+}
+
+function askToLeave(leave) {
+  const label = "Leave the form?";
+  const { close } = openDialog({
+    name: "confirm",
+    label,
+    render: () => [
+      h("h2", label),
+      h("p", "What you have entered is lost."),
+      h("p.buttons",
+        button("close", "keep"),
+        button("leave", "leave", { class: "danger", autofocus: true })),
+    ],
+    onAct() {
+      close();
+      leave();
+    },
+  });
 }
 
 function entered(form, name, before) {
@@ -208,13 +223,7 @@ const POLICY = [
   ["misfire_grace_time", "Run late by at most, s", NUMBER],
   ["max_jitter", "Jitter, s", NUMBER],
 ];
-const RETRY = [
-  ["retry.max_attempts", "attempts", NUMBER],
-  ["retry.base_delay", "after, s", NUMBER],
-  ["retry.factor", "then times", NUMBER],
-  ["retry.max_delay", "at most, s", NUMBER],
-  ["retry.jitter", "± share", NUMBER],
-];
+const RETRY = Object.entries(RETRY_LABELS).map(([name, label]) => [`retry.${name}`, label, NUMBER]);
 
 function policy(form) {
   const { draft, errors, isEdit } = form;
@@ -233,7 +242,6 @@ function policy(form) {
 
 // ---- Running and logging in
 
-/** Run a method now; `onDone` gets the id of the new execution. */
 export function openRun({ handler_id, method, config, onDone }) {
   const { name: method_name, doc, parameters } = method;
   new Form({

@@ -8,7 +8,7 @@ const WEEKDAYS = new Intl.DateTimeFormat("en-GB", { weekday: "short", timeZone: 
 const COUNT = new Intl.NumberFormat("en-US");
 const MAX_CELL = 2_000; // characters
 const MAX_JSON = 20_000;
-const MAX_LINE = 72;
+const MAX_LINE = 48;
 const MAX_KNOWN = 5_000;
 
 const pad = (number) => String(Math.floor(number)).padStart(2, "0");
@@ -145,8 +145,7 @@ export function localTime(time, zone) {
   return at.toLocaleString("sv-SE", { timeZone: zone }).replace(" ", "T");
 }
 
-/** What is told by colour is told by shape and text too. Of each state: name, shape, tone and, if
- *  they are not the name, the words; those of executions come first. */
+/** Of each state: name, shape, tone and, if they differ, words; those of executions come first. */
 const STATES = `
   queued ○ dim
   running ► blue

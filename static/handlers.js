@@ -55,7 +55,6 @@ function firstSteps({ config }) {
   ];
 }
 
-/** How far the clock is off that is off most. */
 function skew(instances) {
   const skews = instances.map((one) => one.clock_skew_seconds).filter((s) => s != null);
   if (!skews.length) return dim("–");

@@ -33,7 +33,6 @@ export const KEYS = [
   ["?", "help", "this help"],
 ].map(([key, act, text, on]) => ({ key, act, text, on }));
 
-/** The entry for a key press on a row of kind `row` (null outside rows), if there is one. */
 export const actionFor = (key, row) =>
   KEYS.filter((entry) => entry.key === key).find(
     ({ on }) => !on || on === row || (row && on === "any"),

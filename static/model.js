@@ -28,7 +28,6 @@ function decode(text) {
   }
 }
 
-/** The hash of a route; empty query values are left out. */
 export const renderRoute = ({ view, id, query = {} }) =>
   `#/${view}${id == null ? "" : `/${encodeURIComponent(id)}`}${renderQuery(query)}`;
 
@@ -63,8 +62,7 @@ export function executionsFilter({ status, handler, schedule, span }, now) {
   return { status, handler_id: handler, schedule_id: schedule, since };
 }
 
-/** What to load for the newest executions that a filter matches, or for those `before` a cursor,
- *  where events bring no new ones. */
+/** The resource of the newest executions that match, or of older ones, `before` a cursor. */
 export const newest = (filter, limit, { every = 5_000, before: cursor } = {}) => ({
   url: `/api/executions${renderQuery({ ...filter, limit, cursor })}`,
   every,
@@ -86,7 +84,6 @@ export const isFinal = ({ status }) => status !== "queued" && status !== "runnin
 export const stateOfExecution = ({ status, attempt_number: attempt }) =>
   status === "queued" && attempt > 0 ? "retrying" : status;
 
-/** What a queued execution waits for. */
 export function waitsFor({ due_at: due, handler_id }, { handlers, now }) {
   if (Date.parse(due) > now) return "waits for its next attempt";
   const { status } = handlers.find(({ id }) => id === handler_id) ?? {};
@@ -99,8 +96,7 @@ export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
   return next ? "active" : "finished";
 }
 
-/** The failures that were the last fires of their schedules, by schedule; `records` are the newest
- *  failures. */
+/** Of these newest failures, those that were their schedules' last fires, by schedule. */
 export function lastFailures(schedules, records = []) {
   const newest = new Map(records.toReversed().map((one) => [one.schedule_id, one]));
   const isLast = ({ id, last_fire_time: last }) => newest.get(id)?.scheduled_at >= last;
@@ -149,8 +145,7 @@ function readLogLine(line) {
   return at ? [Date.parse(at) / 1000, level, text] : [null, null, line];
 }
 
-/** The lines of a stored log and of live events as one list, without what both hold: the snapshot
- *  ends somewhere within the live lines or before them. */
+/** A stored log and live lines as one list: the snapshot ends within the live lines or before. */
 export function joinLog(snapshot, live) {
   let shared = Math.min(snapshot.length, live.length);
   const isShared = ([, , text], i) => text === snapshot[snapshot.length - shared + i][2];
@@ -206,8 +201,7 @@ const LINK = {
   woke: { asleep: "connecting" },
 };
 
-/** How far the server's clock is ahead of ours in ms; its Date has whole seconds, so small steps
- *  are noise. */
+/** How far the server's clock is ahead in ms; its Date has whole seconds: small steps are noise. */
 export function nextOffset(offset, server, local) {
   const seen = server + 500 - local;
   return Math.abs(seen - offset) > 1_500 ? seen : offset;

@@ -1,6 +1,6 @@
 // The first view: is it well, what runs, what comes, what failed.
 
-import { dayStrip, durationRanges, gauge, minuteBars } from "./charts.js";
+import { dayStrip, durationRanges, gauge, minuteBars, sum } from "./charts.js";
 import { h } from "./dom.js";
 import { executionTable } from "./executions.js";
 import { EXECUTION_STATUSES, FAILED, formatCount, formatPercent, formatPlural } from "./format.js";
@@ -90,9 +90,8 @@ function durations({ by_handler: by = {} }) {
 
 function day(page) {
   const resource = page.get("day");
-  const { left_out: left } = resource?.data ?? {};
-  const buckets = resource?.data?.buckets ?? [];
-  const fires = formatPlural(buckets.reduce((sum, { count }) => sum + count, 0), "fire");
+  const { left_out: left, buckets = [] } = resource?.data ?? {};
+  const fires = formatPlural(sum(buckets.map(({ count }) => count)), "fire");
   const without = left > 0 ? `, without ${formatPlural(left, "schedule")}, too many to count` : "";
   const note = resource?.data && fires + without;
   return frame({ title: "Next 24 hours", name: "day", note },
@@ -158,7 +157,6 @@ function handlers(page) {
   const columns = [
     ["mark", "state", ({ status }) => shape(status)],
     ["name", "handler", ({ id }) => link("handlers", id)],
-    ["grow dim", "methods", ({ methods }) => formatPlural(methods.length, "method")],
     ["end", "load", (handler) => `${formatCount(handler.running)} running`],
   ];
   return tableFrame({ ...about, resource }, columns, page.handlers.slice(0, HANDLER_ROWS));

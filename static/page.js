@@ -10,8 +10,7 @@ import { renderFacts, renderTop } from "./shell.js";
 const SAY_MS = 12_000;
 const BROWSER_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
-// What every view needs. The age of heartbeats is shown among the handlers only, and no event
-// tells of it.
+// What every view needs. No event tells the age of heartbeats, which the handlers' view shows.
 const always = (view) => ({
   config: { url: "/api/config", every: 60_000 },
   session: { url: "/api/session", every: 60_000 },

@@ -10,8 +10,7 @@ import { NO_HELP, button, dim, empty } from "./pieces.js";
 const SEARCH_DELAY_MS = 150;
 const FOUND_ROWS = 8;
 
-/** Open the palette for `commands`: [{text, hint?, run()}], all that `handlers` offer, and what is
- *  found; `goTo(view, id)` opens a page, `runMethod(handler, method)` the dialog of a method. */
+/** `commands`: [{text, hint?, run()}], offered beside handlers, their methods and schedules. */
 export function openPalette({ commands, handlers, goTo, runMethod }) {
   const offered = handlers.flatMap((handler) => [
     { text: `handler ${handler.id}`, run: () => goTo("handlers", handler.id) },
@@ -83,7 +82,6 @@ function renderPalette(items, chosen) {
   ];
 }
 
-/** Show the keys, and the switch for them. */
 export function openHelp(settings) {
   const where = (on) =>
     on && dim(` (on ${{ any: "a row or page", execution: "an execution" }[on] ?? `a ${on}`})`);

@@ -20,11 +20,9 @@ export function missing(resource) {
   return error ? h("p.empty.red", { role: "alert" }, error.message) : empty("loading …");
 }
 
-/**
- * A table for `items`. `columns`: [class, label, content of a cell for an item, attributes of the
- * head]; the first class sets the width. `kind` and `idOf` say what the keys of a row act on. A
- * `wide` table becomes blocks of lines where it is narrow.
- */
+/** A table. `columns`: [class, label, content of an item's cell, attributes of the head]; the first
+ *  class sets the width. Keys act on the `kind` and `idOf` a row. A `wide` table becomes blocks of
+ *  lines where it is narrow. */
 export function table(about, columns, items) {
   const { caption, name, kind, idOf = ({ id }) => id, busy, wide = true } = about;
   const rowProps = (id) => kind && { "data-row": kind, "data-id": id, tabindex: "-1" };
@@ -52,14 +50,11 @@ const mark = (text) => h("span.shape", { "aria-hidden": "true" }, text);
 
 export function state(name, text) {
   const [shape, tone, words] = stateOf(name);
-  return h(`span.state.${tone}`, mark(shape), text ?? words);
+  return h(`span.state.${tone}`, { title: words }, mark(shape), text ?? words);
 }
 
 /** Only the shape; the text is there for those who do not see it. */
-export function shape(name) {
-  const [shape, tone, words] = stateOf(name);
-  return h(`span.state.${tone}`, { title: words }, mark(shape), h("span.unseen", words));
-}
+export const shape = (name) => state(name, h("span.unseen", stateOf(name)[2]));
 
 /** A moment: absolute ("abs"), relative ("rel") or both, always with everything in its title. */
 export function when(iso, { now, times }, how) {
@@ -82,8 +77,7 @@ export const button = (act, label, props) =>
 export const call = ({ handler_id, method_name }) =>
   h("span.call", dim(`${handler_id}.`), method_name);
 
-/** The upper end of the page of one thing: the way back and the heading, which takes the focus when
- *  the page opens, so it is there at once. */
+/** The way back and the heading, which takes the focus when the page of one thing opens. */
 export const heading = (page, text, ...beside) => [
   h("p.trail", h("a", { href: page.listHash(page.route.view) }, `‹ ${titleOf(page.route.view)}`)),
   h("div#heading.heading", h("h1#title", { tabindex: "-1" }, text), beside),
@@ -91,16 +85,13 @@ export const heading = (page, text, ...beside) => [
 
 export const titleOf = (view) => view[0].toUpperCase() + view.slice(1);
 
-/** The heading of a list; its frame has the visible title. */
 export const unseenHeading = (text) => h("h1.unseen", { tabindex: "-1" }, text);
 
-/** What can be done with the thing a page is about; keys act on it too. */
 export const tools = (kind, id, ...buttons) =>
   h("span.tools", { "data-row": kind, "data-id": id }, buttons);
 
 export const pair = (...frames) => h("div#pair.pair", frames);
 
-/** Pairs of name and value; those without a value are left out. */
 export const facts = (pairs) =>
   h("dl.facts",
     pairs
@@ -110,7 +101,7 @@ export const facts = (pairs) =>
 /** What a call is given; on one line if that is enough. */
 export const parameters = (params) => isEmpty(params) ? dim("none") : h("pre", prettyJson(params));
 
-/** A choice among options: [value, label], or a value that is its own label. */
+/** A choice among [value, label], or values that are their own labels. */
 export const select = (props, options, chosen) =>
   h("select", props,
     options.map((option) => {
@@ -118,8 +109,7 @@ export const select = (props, options, chosen) =>
       return h("option", { value, selected: value === (chosen ?? "") }, label ?? value);
     }));
 
-/** Links between pages of a list: [address or nothing, label, id] each; nothing if none leads
- *  anywhere. */
+/** Links between pages of a list: [address or nothing, label, id]. */
 export function pages(...targets) {
   if (!targets.some(([href]) => href)) return null;
   const target = ([href, label, id]) =>

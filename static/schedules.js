@@ -153,7 +153,6 @@ function columns(page, schedules) {
   ];
 }
 
-/** When it was, and what it failed of. */
 function lastFire({ last_fire_time: at }, failure, page) {
   const time = when(at, page, "rel");
   if (!failure) return time;
@@ -231,8 +230,7 @@ function callee(handlers, { handler_id, method_name }) {
   const trouble = handler ? "handler is not connected" : "no such handler";
   return h("span",
     link("handlers", handler_id),
-    ".",
-    method ? h("span", { title: method.doc }, signature(method)) : method_name,
+    h("span", { title: method && `${signature(method)}: ${method.doc}` }, `.${method_name}`),
     handler?.status !== "Connected" && [" ", state("Disconnected", trouble)]);
 }
 
@@ -252,7 +250,6 @@ function fires(page, schedule) {
     !resting && fireList(page.data("preview")?.fire_times, page));
 }
 
-/** The fire times a preview tells, with what is special about them. */
 export const fireList = (told = [], page) =>
   h("ol.fire-list",
     told.map(({ at, local, note }) =>
