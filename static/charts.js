@@ -6,7 +6,7 @@ import { formatCount, formatDuration, formatPercent, formatPlural } from "./form
 import { logPosition } from "./model.js";
 import { table } from "./pieces.js";
 
-/** A drawing of `width` × 100 units that fills its place, whatever its shape. */
+/** A drawing of `width` × 100 units that fills its place. */
 const drawing = (width, ...children) =>
   s("svg", { viewBox: `0 0 ${width} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
     children);

@@ -127,6 +127,10 @@ export function listen(page, commands) {
 }
 
 function click(event, page, commands) {
+  if (event.target.matches(".skip")) {
+    event.preventDefault(); // the address is that of the view
+    document.getElementById("main").focus();
+  }
   const asked = event.target.closest("[data-act]");
   if (asked && !asked.closest("dialog")) {
     const row = asked.closest("[data-row]")?.dataset;

@@ -36,6 +36,7 @@ export class Form {
     const { name, title: label, onClose } = about;
     const hooks = { render: () => this.render(), onAct: (act) => this.act(act), onClose };
     Object.assign(this, openDialog({ name, label, ...hooks }));
+    this.dialog.querySelector("input,select,textarea").focus();
     this.dialog.addEventListener("input", ({ target }) => this.enter(target));
     this.dialog.addEventListener("submit", (event) => this.submit(event));
   }

@@ -49,7 +49,7 @@ const RETRY = Object.keys(RETRY_LABELS);
 
 const isFilled = (text) => text != null && String(text).trim() !== "";
 
-/** A number if the text is one; otherwise the text itself, for the server to refuse by name. */
+/** A number if the text is one; else the text itself, for the server to refuse. */
 export const readNumber = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
 
 // ---- Triggers
@@ -87,7 +87,7 @@ export function triggerDraft(config) {
   return draft;
 }
 
-/** The draft's trigger carried over to another kind where that can hold it. */
+/** The trigger as another kind, where that can hold it. */
 export function movedTrigger(draft, kind) {
   if (kind === "json") return { trigger_config: JSON.stringify(triggerConfig(draft), null, 2) };
   const moved = draft.kind === "json" ? triggerDraft(triggerConfig(draft)) : {};

@@ -19,7 +19,7 @@ export function resources({ route: { id, query }, now }) {
   if (id != null)
     return { execution: { url: at("executions", id), every: 500, on: { execution: detailed } } };
   const { schedule: search, before } = query;
-  const similar = `/api/schedules${renderQuery({ search, limit: SUGGESTED })}`;
+  const similar = `/api/schedules${renderQuery({ search, limit: 10 })}`;
   return {
     executions: newest(executionsFilter(query, now), PAGE_ROWS, { before }),
     ...(search && { similar: { url: similar, every: 60_000 } }),
@@ -35,7 +35,6 @@ function detailed(data, changed) {
 
 // ---- Tables of executions
 
-const SUGGESTED = 10;
 const REASONS = {
   down: "the server was down",
   clock_step: "the clock was set",
@@ -85,7 +84,6 @@ function took(execution, page) {
   return Date.parse(due) > page.now ? when(due, page, "rel") : dim(since(due));
 }
 
-/** How it ended, or how far it is, on one line. */
 function outcome(execution, page) {
   if (!isFinal(execution)) return progress(execution, page);
   const { status, result, error, reason, coalesced } = execution;
@@ -156,7 +154,7 @@ export function renderOne(page) {
 
 function callOf(page, execution) {
   const { schedule_id, scheduled_at, due_at, started_at, coalesced, timeout } = execution;
-  const { status, attempt_number: attempt, max_attempts: most } = execution;
+  const { status, attempt_number: attempt, max_attempts: most = "?" } = execution;
   const isRunning = status === "running";
   const at = (iso) => iso && when(iso, page);
   return frame({ title: "Call" },

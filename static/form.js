@@ -240,8 +240,6 @@ function policy(form) {
     h("fieldset", h("legend", "Retry"), h("div.fields.five", fields(RETRY))));
 }
 
-// ---- Running and logging in
-
 export function openRun({ handler_id, method, config, onDone }) {
   const { name: method_name, doc, parameters } = method;
   new Form({
@@ -265,7 +263,7 @@ export function openRun({ handler_id, method, config, onDone }) {
   });
 }
 
-/** Ask for a token until one is right; the answer is a cookie that scripts cannot read. */
+/** Ask for a token until one is right; it becomes a cookie that scripts cannot read. */
 export function openLogin(onDone) {
   const hint = "from: schedulezero.py token create NAME";
   const secret = { type: "password", autocomplete: "current-password", hint };

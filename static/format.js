@@ -66,7 +66,7 @@ export function formatJson(value, limit = 120) {
   return cut(text, limit);
 }
 
-/** JSON to read, cut where it gets too long; over several lines if one is too short for it. */
+/** JSON to read, on one line if that is enough, cut where it gets too long. */
 export function prettyJson(value) {
   const lines = JSON.stringify(value, null, 2);
   const line = lines.length < MAX_LINE && lines.replace(/\n */g, " ");

@@ -215,7 +215,7 @@ export const chooseZone = (choice, serverZone, browserZone) =>
 export const backoff = (failures, chance) =>
   Math.min(15_000, 500 * 2 ** Math.min(failures - 1, 10)) * (0.5 + chance);
 
-/** Server-sent events from `text`: the complete ones, and the rest to put before the next chunk. */
+/** The complete server-sent events in `text`, and the rest, to put before the next chunk. */
 export function parseEvents(text) {
   // The \n of a last \r may be in the next chunk.
   const end = text.endsWith("\r") ? text.length - 1 : text.length;

@@ -150,7 +150,7 @@ function handlers(page) {
     title: "Handlers",
     name: "workers",
     note: countNote(page.handlers),
-    nothing: "no handler has registered yet",
+    nothing: ["no handler has registered yet: ", link("handlers", null, "how to start one")],
     kind: "handler",
     wide: false,
   };

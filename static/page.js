@@ -171,7 +171,7 @@ export class Page {
     this.tick();
   }
 
-  /** Load what is due. While nothing answers, the stream alone asks again, ever more slowly. */
+  /** Load what is due. While nothing answers, only the stream asks again, ever more slowly. */
   tick() {
     if (this.link.state !== "disconnected") this.resources.tick(this.link.state === "polling");
   }

@@ -1,4 +1,4 @@
-// The command palette: all the page can do, and every schedule, by a few letters. And the help.
+// The palette: all the page can do, and every schedule, by a few letters. And the help.
 
 import { request } from "./api.js";
 import { openDialog } from "./dialogs.js";
@@ -84,18 +84,18 @@ function renderPalette(items, chosen) {
 
 export function openHelp(settings) {
   const where = (on) =>
-    on && dim(` (on ${{ any: "a row or page", execution: "an execution" }[on] ?? `a ${on}`})`);
+    on && dim(` (on ${{ any: "a row", execution: "an execution" }[on] ?? `a ${on}`})`);
   const render = () => {
     const checked = settings.get("keys") === "on";
     return [
       h("h2", "Keys"),
-      h("dl", { class: !checked && "off" },
-        KEYS.map(({ key, text, on }) => [h("dt", h("kbd", key)), h("dd", text, where(on))])),
       h("p",
         h("label",
           h("input", { type: "checkbox", "data-act": "switch", checked }),
           " single-key shortcuts")),
-      h("p.buttons", button("close", "close", { autofocus: true })),
+      h("dl", { class: !checked && "off" },
+        KEYS.map(({ key, text, on }) => [h("dt", h("kbd", key)), h("dd", text, where(on))])),
+      h("p.buttons", button("close", "close")),
     ];
   };
   const onAct = () => {

@@ -39,7 +39,7 @@ export function table(about, columns, items) {
     h("tbody", items.map(row)));
 }
 
-/** A frame with a table of what `resource` holds; `nothing` is said if there are no items. */
+/** A frame with a table of what `resource` holds, or `nothing`. */
 export function tableFrame({ resource, nothing, ...about }, columns, items = []) {
   const shown = { caption: about.title, busy: resource?.loading, ...about };
   const content = items.length ? table(shown, columns, items) : empty(nothing);
@@ -98,7 +98,6 @@ export const facts = (pairs) =>
       .filter(([, value]) => value != null && value !== "" && value !== false)
       .map(([name, value]) => [h("dt", name), h("dd", value)]));
 
-/** What a call is given; on one line if that is enough. */
 export const parameters = (params) => isEmpty(params) ? dim("none") : h("pre", prettyJson(params));
 
 /** A choice among [value, label], or values that are their own labels. */
@@ -136,8 +135,8 @@ export const searchField = (name, label, value = "", more = {}) =>
   h("input#search",
     { type: "search", name, value, placeholder: label, "aria-label": label, ...NO_HELP, ...more });
 
-export const filterField = (name, label, options, { route }, standard) =>
-  select({ name, "aria-label": label }, options, route.query[name] ?? standard);
+export const filterField = (name, label, options, { route }) =>
+  select({ name, "aria-label": label }, options, route.query[name]);
 
 export function handlerField(page) {
   const ids = page.handlers.map(({ id }) => id);

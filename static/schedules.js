@@ -18,7 +18,7 @@ import {
 
 const RECENT_ROWS = 20;
 const PREVIEW_FIRES = 8;
-const FAILURES = 200; // as many are looked through for what the last fires ended as
+const FAILURES = 100; // as many are looked through for what the last fires ended as
 
 export function resources({ route: { id, query }, data }) {
   if (id != null) return oneSchedule(id, data("schedule"));
@@ -86,16 +86,16 @@ export function renderList(page) {
 
 function toolbar(page, total) {
   const { query } = page.route;
-  const { sort = "next_fire_time" } = query;
+  const { sort } = query;
   const sorts = Object.entries(SORTS).flatMap(([name, label]) => {
-    const isChosen = sort === `-${name}`;
-    return isChosen ? [[sort, `${label}, reversed`], [name, label]] : [[name, label]];
+    const option = [name === "next_fire_time" ? "" : name, label];
+    return sort === `-${name}` ? [[sort, `${label}, reversed`], option] : [option];
   });
   return filters(
     searchField("search", "search", query.search),
     handlerField(page),
     filterField("state", "State", STATES, page),
-    filterField("sort", "Sort", sorts, page, "next_fire_time"),
+    filterField("sort", "Sort", sorts, page),
     h("span.spring"),
     bulk(page, total),
     button("new-schedule", "new schedule", { class: "primary" }));
@@ -120,7 +120,8 @@ const checkbox = (act, label, checked) =>
 function sortable(route, style, label, by, content) {
   const { sort = "next_fire_time" } = route.query;
   const isReversed = sort === `-${by}`;
-  const query = { ...route.query, sort: sort === by ? `-${by}` : by, page: null };
+  const next = sort === by ? `-${by}` : by;
+  const query = { ...route.query, sort: next === "next_fire_time" ? null : next, page: null };
   const isUp = isReversed === (by === "last_fire_time");
   const more = (isReversed || sort === by) && { "aria-sort": isUp ? "ascending" : "descending" };
   return [style, h("a", { href: renderRoute({ ...route, query }) }, label), content, more];

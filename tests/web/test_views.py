@@ -388,6 +388,25 @@ def test_an_ended_execution_is_run_again_from_its_row(open_page: Open, serve: Se
     expect(page.get_by_role("status")).to_contain_text("not ended yet")
 
 
+def test_the_way_to_the_content_stays_on_the_page(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    expect(page.get_by_role("link", name="nightly-backup")).to_be_visible()
+    page.get_by_role("link", name="Skip to the content").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    expect(page).to_have_url(re.compile("#/schedules$"))
+    expect(page.get_by_role("link", name="nightly-backup")).to_be_visible()
+
+
+def test_a_form_begins_at_its_first_field(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/handlers/backup")
+    page.get_by_role("button", name="run", exact=True).first.click()
+    expect(page.get_by_label(re.compile("^path"))).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    expect(page.get_by_label("Handler")).to_be_focused()
+
+
 def test_single_key_shortcuts_can_be_switched_off(open_page: Open, serve: Serve) -> None:
     page = open_page(serve(mock_server.small()).url)
     page.keyboard.press("?")
