@@ -87,7 +87,7 @@ export const stateOfExecution = ({ status, attempt_number: attempt }) =>
 export function waitsFor({ due_at: due, handler_id }, { handlers, now }) {
   if (Date.parse(due) > now) return "waits for its next attempt";
   const { status } = handlers.find(({ id }) => id === handler_id) ?? {};
-  return `waits for its ${status === "Connected" ? "turn" : "handler to connect"}`;
+  return `waits for its ${status === "Connected" ? "turn" : "handler"}`;
 }
 
 export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {

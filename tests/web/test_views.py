@@ -51,7 +51,7 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
 def test_what_is_queued_says_what_it_waits_for(open_page: Open, serve: Serve) -> None:
     page = open_page(serve(mock_server.running()).url)
     expect(rows(page, "running").nth(1)).to_contain_text("waits for its next attempt")
-    expect(rows(page, "running").nth(0)).to_contain_text("waits for its handler to connect")
+    expect(rows(page, "running").nth(0)).to_contain_text("waits for its handler")
 
 
 def test_a_last_fire_that_failed_is_seen_among_the_schedules(open_page: Open, serve: Serve) -> None:
