@@ -1,4 +1,4 @@
-// Elements from data, and a page made equal to them. Nothing here ever parses markup.
+// Elements from data, and a page made equal to them. Nothing parses markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 

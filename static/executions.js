@@ -1,4 +1,4 @@
-// Executions: the history with its filters, and the page of one execution with its live log.
+// Executions: the history with its filters, and the page of one with its live log.
 
 import { at } from "./api.js";
 import { h, lazy } from "./dom.js";

@@ -127,7 +127,7 @@ const scheduleContent = (form) => [
   policy(form),
 ];
 
-/** Choices that hold the chosen one even if it is not among what is known. */
+/** Choices that hold the chosen one even if it is not known. */
 function choices(names, chosen, otherwise) {
   const options = [["", "choose"], ...names];
   if (chosen && !names.includes(chosen)) options.push([chosen, `${chosen} (${otherwise})`]);
