@@ -3,12 +3,11 @@
 import { at, request } from "./api.js";
 import { openRun, openScheduleForm } from "./form.js";
 import { formatPlural } from "./format.js";
-import { methodsOf, renderQuery, schedulesFilter } from "./model.js";
+import { isFinal, methodsOf, renderQuery, schedulesFilter } from "./model.js";
 import { button } from "./pieces.js";
 
 const MANY_MS = 300_000; // ten thousand schedules on a slow disk
 
-/** The actions by name; each gets the data attributes of what asked. */
 export function createActions(page) {
   const actions = {
     ...scheduleActions(page),
@@ -66,7 +65,6 @@ const DEFINITION = [
   "coalesce", "overlap", "misfire_grace_time", "max_jitter",
 ];
 
-/** Delete a schedule; the last one deleted can be made again as it was. */
 async function deleteSchedule(page, id) {
   const schedule = await request("GET", at("schedules", id));
   await request("DELETE", at("schedules", id));
@@ -81,7 +79,6 @@ async function deleteSchedule(page, id) {
   page.say(`Deleted ${id}. `, button("undo", "Undo"));
 }
 
-/** Pause or resume all that are selected; tells how many it was. */
 async function changeMany(page, paused) {
   const { selected, isAllSelected, route } = page;
   const query = isAllSelected ? renderQuery(schedulesFilter(route.query)) : "";
@@ -99,14 +96,16 @@ function executionActions(page) {
     "run-method": ({ handler: handler_id, id }) => {
       const methods = methodsOf(page.handlers.find((handler) => handler.id === handler_id));
       const method = methods.find(({ name }) => name === id);
-      if (method) openRun({ handler_id, method, onDone: open });
+      if (method) openRun({ handler_id, method, config: page.config, onDone: open });
     },
     "cancel-execution": async ({ id }) => {
       await request("POST", at("executions", id, "cancel"));
       page.say(`Execution ${id} is told to stop.`);
     },
     "run-again": async ({ id }) => {
-      const { handler_id, method_name, job_params } = await request("GET", at("executions", id));
+      const execution = await request("GET", at("executions", id));
+      if (!isFinal(execution)) return void page.say("It has not ended yet.");
+      const { handler_id, method_name, job_params } = execution;
       const body = { handler_id, method_name, job_params, wait: false };
       open((await request("POST", "/api/run_now", body)).execution_id);
       page.say(`${handler_id}.${method_name} started again.`);

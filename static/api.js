@@ -21,7 +21,8 @@ export async function request(method, url, body, { signal, onDate, limit = LIMIT
   const date = Date.parse(response.headers.get("Date"));
   if (date) onDate?.(date);
   const answer = await response.json().catch(() => null);
-  // Health answers 503 with its full report when it has failed: that is an answer, not an error.
+  signal?.throwIfAborted(); // or half an answer would pass for none
+  // Health that has failed answers 503 with its report: that is an answer, not an error.
   if (response.ok || (answer?.checks && response.status === 503)) return answer;
   const sentence = answer?.error ?? `The server answered ${response.status}.`;
   throw new ApiError(sentence, response.status, answer?.field);

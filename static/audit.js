@@ -1,9 +1,7 @@
 // The audit: who changed what and from where, and who was refused.
 
-import { renderQuery, renderRoute } from "./model.js";
-import { dim, pages, state, tableFrame, unseenHeading, when } from "./pieces.js";
-
-export const title = () => "Audit";
+import { renderQuery } from "./model.js";
+import { agePages, dim, state, tableFrame, when } from "./pieces.js";
 
 export function resources({ route: { query } }) {
   const url = `/api/audit${renderQuery({ limit: 50, cursor: query.before })}`;
@@ -15,8 +13,7 @@ function answer(status) {
   return state("error", `${status < 500 ? "refused" : "failed"} ${status}`);
 }
 
-export function render(page) {
-  const { route } = page;
+export function renderList(page) {
   const resource = page.get("audit");
   const { entries, next_cursor: next } = resource?.data ?? {};
   const about = {
@@ -35,12 +32,8 @@ export function render(page) {
     ["call-of", "did", ({ action }) => action.replaceAll("_", " ")],
     ["outcome dim", "to", ({ target }) => target],
   ];
-  const to = (before) => renderRoute({ ...route, query: { before } });
   return [
-    unseenHeading("Audit"),
     tableFrame(about, columns, entries),
-    pages(
-      [route.query.before && to(null), "« newest", "previous"],
-      [next != null && to(next), "older ›", "next"]),
+    agePages(page.route, next),
   ];
 }

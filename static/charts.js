@@ -6,7 +6,7 @@ import { formatCount, formatDuration, formatPercent, formatPlural } from "./form
 import { logPosition } from "./model.js";
 import { table } from "./pieces.js";
 
-/** A drawing of `width` × 100 units that fills its place, whatever its shape. */
+/** A drawing of `width` × 100 units that fills its place. */
 const drawing = (width, ...children) =>
   s("svg", { viewBox: `0 0 ${width} 100`, preserveAspectRatio: "none", "aria-hidden": "true" },
     children);
@@ -19,11 +19,8 @@ const figure = (kind, story, plot, caption) =>
 
 const rect = (kind, x, y, width, height) => s("rect", { class: kind, x, y, width, height });
 const grid = (lines) => s("path.grid", { d: lines.join("") });
-const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
-/** One column of a chart, with a tip. */
+export const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const column = (i, tip, ...parts) => s("g", s("title", tip), rect("reach", i, 0, 1, 100), parts);
-
-// ---- Executions per minute
 
 /** Bars: successes, failures (hollow) on top of them, then what ended otherwise. */
 export function minuteBars(buckets, times) {
@@ -54,8 +51,6 @@ function minuteBar({ at, success, failed, other }, i, unit, times) {
     part("other", success + failed, other));
 }
 
-// ---- Success
-
 /** A line filled to `share`; the rest is hollow. */
 export function gauge(share) {
   const label = share == null ? "no runs yet" : `${formatPercent(share)} of runs succeeded`;
@@ -65,8 +60,6 @@ export function gauge(share) {
       rect(share == null ? "none" : "bad", good, 0, 100 - good, 100),
       rect("good", 0, 0, good, 100)));
 }
-
-// ---- Durations
 
 /** From p50 to p95 of each handler on one logarithmic axis. `rows`: [name, {p50, p95, max}]. */
 export function durationRanges(rows) {
@@ -95,8 +88,6 @@ function range({ p50, p95, max }, [low, high]) {
       rect("span", x(p50), 35, Math.max(0.8, x(p95) - x(p50)), 30),
       rect("median", Math.min(98.6, x(p50)), 10, 1.4, 80)));
 }
-
-// ---- The coming day
 
 /** What the server foresees; columns grow with the logarithm of the fires due. */
 export function dayStrip({ buckets }, times) {

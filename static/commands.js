@@ -18,7 +18,7 @@ export function createCommands(page, stream, showLook) {
     help: () => openHelp(page.settings),
     palette: () =>
       openPalette({
-        commands: offer(commands, focusedRow()),
+        commands: offer(commands, page, focusedRow()),
         handlers: page.handlers,
         goTo: (view, id) => page.go({ view, id }),
         runMethod: (handler, id) => commands["run-method"]({ handler, id }),
@@ -40,7 +40,6 @@ function walk(step) {
   list[Math.min(list.length - 1, Math.max(0, next))]?.focus();
 }
 
-/** Press the first of these buttons that the row has. */
 const press = (...acts) =>
   focusedRow()?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
 
@@ -54,7 +53,6 @@ function moveCommands(page) {
     "row-down": () => walk(1),
     "row-up": () => walk(-1),
     "open-row": () => focusedRow()?.querySelector("a")?.click(),
-    "run-row": () => press("run-schedule", "run-method", "run-again"),
     "toggle-row": () => press("pause-schedule", "resume-schedule"),
     "next-page": () => follow("page-next"),
     "previous-page": () => follow("page-previous"),
@@ -91,17 +89,25 @@ function settingCommands(page, showLook) {
   return { theme: turn("theme"), contrast: turn("contrast"), zone: turn("zone") };
 }
 
-/** The commands of the palette: those for the row or page at hand first. */
-function offer(commands, row) {
-  const { id, row: kind } = row?.dataset ?? {};
-  const isOffered = ({ act, on }) =>
-    act !== "palette" && !act.startsWith("row-") && (!on || on === kind);
-  return KEYS.filter(isOffered)
+/** The commands of the palette that do something here: those for the row or page at hand first. */
+function offer(commands, page, row) {
+  const { dataset = {} } = row ?? {};
+  const can = {
+    palette: false,
+    "row-down": false,
+    "row-up": false,
+    "select-row": row?.matches("tr"),
+    "next-page": document.querySelector("#page-next[href]"),
+    "previous-page": document.querySelector("#page-previous[href]"),
+    back: page.route.id != null,
+    undo: page.undo,
+  };
+  return KEYS.filter(({ act, on }) => (act in can ? can[act] : true) && (!on || on === dataset.row))
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
     .map(({ act, key, text, on }) => ({
-      text: on ? `${text} ${id}` : text,
+      text: on ? `${text} ${dataset.id}` : text,
       hint: key,
-      run: () => commands[act]({ id }),
+      run: () => commands[act](dataset),
     }));
 }
 
@@ -121,23 +127,33 @@ export function listen(page, commands) {
 }
 
 function click(event, page, commands) {
+  if (event.target.matches(".skip")) {
+    event.preventDefault(); // the address is that of the view
+    document.getElementById("main").focus();
+  }
   const asked = event.target.closest("[data-act]");
   if (asked && !asked.closest("dialog")) {
     const row = asked.closest("[data-row]")?.dataset;
     return void commands[asked.dataset.act]?.({ ...row, ...asked.dataset, checked: asked.checked });
   }
-  const anchor = event.target.closest("a[href^='#/']");
+  const anchor = event.target.closest("a[href^='#/']") ?? linkOfRow(event.target);
   if (!anchor || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   page.go(parseRoute(anchor.getAttribute("href")));
 }
 
+/** A row opens wherever it is pressed, except beside its controls and when text was marked. */
+const linkOfRow = (target) =>
+  getSelection().isCollapsed && !target.closest("input,.pick,.acts")
+    ? target.closest("tr[data-row]")?.querySelector("a")
+    : null;
+
 function keyDown(event, page, commands) {
   if (document.querySelector("dialog[open]")) return;
-  const { act, id } = asked(event, page) ?? {};
+  const { act, ...data } = asked(event, page) ?? {};
   if (!act) return;
   event.preventDefault();
-  commands[act]({ id });
+  commands[act](data);
 }
 
 const ARROWS = { ArrowDown: "row-down", ArrowUp: "row-up", Enter: "open-row" };
@@ -150,11 +166,10 @@ function asked({ key, target, ctrlKey, metaKey, altKey }, { settings }) {
   if (field || ctrlKey || metaKey || altKey) return null;
   if (key in ARROWS) return target.matches("[data-row]") ? { act: ARROWS[key] } : null;
   if (settings.get("keys") === "off") return null;
-  const { row, id } = focusedRow()?.dataset ?? {};
-  return { act: actionFor(key, row)?.act, id };
+  const data = focusedRow()?.dataset;
+  return { ...data, act: actionFor(key, data?.row)?.act };
 }
 
-/** The fields of a filter form become the query of the route. */
 function filter(form, page) {
   const given = new FormData(form);
   const query = { ...page.route.query, status: null, page: null, before: null };

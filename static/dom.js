@@ -1,4 +1,4 @@
-// Elements from data, and a page made equal to them. Nothing here ever parses markup.
+// Elements from data, and a page made equal to them. Nothing parses markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -59,8 +59,7 @@ function finish(node) {
   else node.querySelectorAll?.("[data-version]").forEach(finish);
 }
 
-/** With as few changes as keys allow: an element is the same as one before it if both have the same
- *  data-key or id, or else the same place. */
+/** An element is the one from before that has the same data-key or id, or else the same place. */
 function reconcileChildren(parent, wanted) {
   const staying = new Set(wanted.map(keyOf));
   for (const node of [...parent.children]) if (!staying.has(keyOf(node))) node.remove();

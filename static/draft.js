@@ -19,6 +19,17 @@ export const TRIGGERS = {
   json: ["JSON", [], []],
 };
 
+/** In words what can become of a fire, the default first. */
+export const POLICY_WORDS = {
+  overlap: {
+    skip: "skip this one",
+    queue: "wait for the last",
+    allow: "run both",
+    replace: "cancel the last",
+  },
+  coalesce: { latest: "one catch-up run", none: "drop them", all: "run all, at most 100" },
+};
+
 // What an empty field stands for.
 const POLICY = {
   timeout: null,
@@ -27,11 +38,18 @@ const POLICY = {
   coalesce: "latest",
   overlap: "skip",
 };
-const RETRY = ["max_attempts", "base_delay", "factor", "max_delay", "jitter"];
+export const RETRY_LABELS = {
+  max_attempts: "attempts",
+  base_delay: "after, s",
+  factor: "then times",
+  max_delay: "at most, s",
+  jitter: "± share",
+};
+const RETRY = Object.keys(RETRY_LABELS);
 
 const isFilled = (text) => text != null && String(text).trim() !== "";
 
-/** A number if the text is one; otherwise the text itself, for the server to refuse by name. */
+/** A number if the text is one; else the text itself, for the server to refuse. */
 export const readNumber = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
 
 // ---- Triggers
@@ -48,14 +66,12 @@ export function triggerConfig(draft) {
   return config;
 }
 
-/** What is wrong with a trigger_config written as JSON, by field path. */
 export function triggerErrors(draft) {
   const { error } = draft.kind === "json" ? readJson(draft.trigger_config ?? "") : {};
   return error ? { trigger_config: error } : {};
 }
 
-/** The part of a draft that stands for a trigger_config, as JSON if no fields do. Times become
- *  wall times. */
+/** The draft of a trigger_config, as JSON if no fields can hold it. Times become wall times. */
 export function triggerDraft(config) {
   const kind = config.type === "cron" && "expression" in config ? "expression" : config.type;
   const known = ["type", "timezone", ...(TRIGGERS[kind] ?? []).slice(1).flat()];
@@ -71,7 +87,7 @@ export function triggerDraft(config) {
   return draft;
 }
 
-/** The draft's trigger carried over to another kind where that can hold it. */
+/** The trigger as another kind, where that can hold it. */
 export function movedTrigger(draft, kind) {
   if (kind === "json") return { trigger_config: JSON.stringify(triggerConfig(draft), null, 2) };
   const moved = draft.kind === "json" ? triggerDraft(triggerConfig(draft)) : {};
@@ -160,7 +176,6 @@ export const emptyDraft = (timezone) => ({
   "trigger_config.timezone": timezone ?? "",
 });
 
-/** The draft of an existing schedule, for editing it or making another like it. */
 export function scheduleDraft(schedule, parameters) {
   const { name, handler_id, method_name, paused, trigger_config, job_params, retry } = schedule;
   const draft = {
@@ -178,8 +193,8 @@ export function scheduleDraft(schedule, parameters) {
   return draft;
 }
 
-/** What the draft asks the API for: {body, errors by field path}. Fields left empty keep the
- *  defaults; with `editing` those are sent, which sets the schedule back to them. */
+/** What the draft asks the API for: {body, errors by field path}. Empty fields keep the defaults;
+ *  with `editing` those are sent. */
 export function scheduleBody(draft, parameters, editing) {
   const { params, errors } = readParams(draft, parameters);
   Object.assign(errors, triggerErrors(draft));
@@ -216,7 +231,7 @@ export const changedParts = (original, body) =>
     ),
   );
 
-/** The path of the control an API error belongs to: the longest one the field starts with. */
+/** The control an API error belongs to: the longest path the field starts with. */
 export const controlFor = (field, paths) =>
   paths
     .filter((path) => field === path || [".", "["].some((mark) => field?.startsWith(path + mark)))

@@ -1,35 +1,30 @@
-// Executions: the history with its filters, and the page of one execution with its live log.
+// Executions: the history with its filters, and the page of one with its live log.
 
 import { at } from "./api.js";
 import { h, lazy } from "./dom.js";
 import {
-  EXECUTION_STATUSES, firstLine, formatCount, formatDuration, formatJson, formatPlural, prettyJson,
+  EXECUTION_STATUSES, FAILED, firstLine, formatCount, formatDuration, formatJson, formatPlural,
+  prettyJson,
 } from "./format.js";
 import {
-  PAGE_ROWS, SPANS, executionsUrl, isEmpty, isFinal, isShown, joinLog, readLog, renderRoute,
-  stateOfExecution, upsertExecution,
+  PAGE_ROWS, SPANS, executionsFilter, isFinal, joinLog, newest, readLog, renderQuery,
+  stateOfExecution, waitsFor,
 } from "./model.js";
 import {
-  button, call, dim, empty, facts, filterField, filters, frame, handlerField, heading, link,
-  missing, pages, pair, searchField, shape, state, table, tableFrame, tools, unseenHeading, when,
+  agePages, button, call, dim, empty, facts, filterField, filters, frame, handlerField, heading,
+  link, missing, pair, parameters, searchField, shape, state, table, tableFrame, tools, when,
 } from "./pieces.js";
 
-export const title = ({ id }) => (id == null ? "Executions" : `Execution ${id}`);
-
-export const resources = ({ route: { id, query }, now }) =>
-  id == null
-    ? { executions: watch(executionsUrl(query, now), 5_000, listed(query)) }
-    : { execution: watch(at("executions", id), 500, detailed) };
-
-const watch = (url, every, execution) => ({ url, every, on: { execution } });
-
-/** New executions come in front of the newest page only. */
-const listed = (query) => (data, changed) => {
-  const isKnown = data.records.some(({ execution_id: id }) => id === changed.execution_id);
-  if (!isKnown && query.before) return data;
-  const records = upsertExecution(data.records, changed, isShown(query, changed), PAGE_ROWS);
-  return { ...data, records };
-};
+export function resources({ route: { id, query }, now }) {
+  if (id != null)
+    return { execution: { url: at("executions", id), every: 500, on: { execution: detailed } } };
+  const { schedule: search, before } = query;
+  const similar = `/api/schedules${renderQuery({ search, limit: 10 })}`;
+  return {
+    executions: newest(executionsFilter(query, now), PAGE_ROWS, { before }),
+    ...(search && { similar: { url: similar, every: 60_000 } }),
+  };
+}
 
 /** Events tell the execution, not its attempts: those are loaded when it changed its state. */
 function detailed(data, changed) {
@@ -38,22 +33,19 @@ function detailed(data, changed) {
   return isSame ? { ...data, ...changed } : "reload";
 }
 
-export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
-
 // ---- Tables of executions
 
-const FRESH_MS = 2_000;
 const REASONS = {
   down: "the server was down",
   clock_step: "the clock was set",
   too_late: "too late to start",
-  overlap: "the run before was not finished",
+  overlap: "the last still ran",
   handler_offline: "the handler was not connected",
 };
 
 const columnsOf = (page) => ({
-  mark: ["mark", "state", (one) => fresh(one, page, shape(stateOfExecution(one)))],
-  state: ["state-of", "status", (one) => fresh(one, page, state(stateOfExecution(one)))],
+  mark: ["mark", "state", (one) => shape(stateOfExecution(one))],
+  state: ["state-of", "status", (one) => state(stateOfExecution(one))],
   call: ["name", "call", (one) => link("executions", one.execution_id, call(one))],
   schedule: ["schedule-of", "schedule", ({ schedule_id: id }) =>
     id ? link("schedules", id) : dim("run now")],
@@ -64,13 +56,12 @@ const columnsOf = (page) => ({
   outcome: ["outcome dim", "outcome", (one) => outcome(one, page)],
   ending: ["grow dim", "outcome", (one) => outcome(one, page)],
   progress: ["grow", "progress", (one) => progress(one, page)],
-  elapsed: ["end", "time", (one) => elapsed(one, page)],
+  elapsed: ["end", "time", (one) => took(one, page)],
   ended: ["end", "ended", (one) => when(one.completed_at, page, "abs")],
   endedAgo: ["end", "ended", (one) => when(one.completed_at, page, "rel")],
 });
 
-/** A frame with the executions of a resource, by default the one named as the frame; `columns` are
- *  names of those above. */
+/** A frame with the executions of a resource, by default the one named as the frame. */
 export function executionTable(page, { name, resource = page.get(name), ...about }, columns) {
   const known = columnsOf(page);
   const records = { kind: "execution", idOf: (one) => one.execution_id };
@@ -83,23 +74,16 @@ export const history = (page, about, ...left) =>
     ["state", "call", "schedule", "scheduled", "took", "tries", "outcome"]
       .filter((name) => !left.includes(name)));
 
-/** What ended a moment ago glows for a short while. */
-const fresh = ({ completed_at: at }, { now }, content) =>
-  h("span", { class: at && now - Date.parse(at) < FRESH_MS && "fresh" }, content);
-
-function took({ duration_ms: duration, status, started_at: started }, { now }) {
+/** How long it took, takes or waits. */
+function took(execution, page) {
+  const { duration_ms: duration, status, started_at: started, due_at: due } = execution;
   if (duration != null) return formatDuration(duration);
-  const isRunning = status === "running" && started;
-  return isRunning ? formatDuration(Math.max(0, now - Date.parse(started))) : dim("–");
+  if (isFinal(execution)) return dim("–");
+  const since = (at) => formatDuration(Math.max(0, page.now - Date.parse(at)));
+  if (status === "running") return since(started);
+  return Date.parse(due) > page.now ? when(due, page, "rel") : dim(since(due));
 }
 
-function elapsed(execution, page) {
-  if (execution.status === "running") return took(execution, page);
-  const { due_at: due } = execution;
-  return Date.parse(due) > page.now ? when(due, page, "rel") : dim("waiting");
-}
-
-/** How it ended, or how far it is, on one line. */
 function outcome(execution, page) {
   if (!isFinal(execution)) return progress(execution, page);
   const { status, result, error, reason, coalesced } = execution;
@@ -108,9 +92,10 @@ function outcome(execution, page) {
   return firstLine(error ?? REASONS[reason] ?? reason) + also;
 }
 
-/** The progress a job told of itself, as a bar with its message. */
-function progress(execution, { progress: told }) {
-  const { percent, message } = told.get(execution.execution_id) ?? execution.progress ?? {};
+function progress(execution, page) {
+  if (execution.status === "queued") return dim(waitsFor(execution, page));
+  const told = page.progress.get(execution.execution_id) ?? execution.progress;
+  const { percent, message } = told ?? {};
   if (isFinal(execution) || (percent == null && !message)) return null;
   return h("span.progress",
     percent != null && [
@@ -122,14 +107,13 @@ function progress(execution, { progress: told }) {
 
 // ---- The history
 
-function renderList(page) {
+export function renderList(page) {
   const resource = page.get("executions");
   const note = page.route.query.before && "older ones";
   return [
-    unseenHeading("Executions"),
     toolbar(page),
     history(page, { title: "Executions", note, resource, nothing: "no execution matches" }),
-    resource?.data && pager(page.route, resource.data),
+    agePages(page.route, resource?.data?.next_cursor),
   ];
 }
 
@@ -142,22 +126,16 @@ function toolbar(page) {
       h("input", { type: "checkbox", name: "status", value, checked: chosen.includes(value) }),
       state(value));
   return filters(
-    searchField("schedule", "schedule id", query.schedule),
+    searchField("schedule", "schedule id", query.schedule, { list: "similar" }),
+    h("datalist#similar", page.data("similar")?.schedules.map(({ id }) => h("option", id))),
     handlerField(page),
     filterField("span", "Since", spans, page),
     h("fieldset.chips", h("legend.unseen", "Status"), EXECUTION_STATUSES.map(chip)));
 }
 
-function pager(route, { next_cursor: next }) {
-  const to = (before) => renderRoute({ ...route, query: { ...route.query, before } });
-  return pages(
-    [route.query.before && to(null), "« newest", "previous"],
-    [next && to(next), "older ›", "next"]);
-}
-
 // ---- One execution
 
-function renderOne(page) {
+export function renderOne(page) {
   const resource = page.get("execution");
   if (!resource?.data) return [heading(page, `Execution ${page.route.id}`), missing(resource)];
   const execution = resource.data;
@@ -168,49 +146,46 @@ function renderOne(page) {
   return [
     heading(page, `${handler_id}.${method_name}`,
       state(stateOfExecution(execution)), progress(execution, page), tools("execution", id, verb)),
-    pair(times(page, execution), isFinal(execution) ? end(execution) : underWay(execution)),
+    pair(callOf(page, execution), end(execution)),
     attempts?.length > 0 && attemptTable(page, attempts),
     log(page, execution),
   ];
 }
 
-function times(page, execution) {
-  const { schedule_id, scheduled_at, due_at, started_at, coalesced, job_params } = execution;
+function callOf(page, execution) {
+  const { schedule_id, scheduled_at, due_at, started_at, coalesced, timeout } = execution;
+  const { status, attempt_number: attempt, max_attempts: most = "?" } = execution;
+  const isRunning = status === "running";
   const at = (iso) => iso && when(iso, page);
-  return frame({ title: "Times" },
+  return frame({ title: "Call" },
     facts([
       ["execution", execution.execution_id],
       ["schedule", schedule_id ? link("schedules", schedule_id) : "none, run now"],
       ["handler", link("handlers", execution.handler_id)],
       ["scheduled", at(scheduled_at)],
-      ["due", due_at !== scheduled_at && at(due_at)],
+      ["due", !isFinal(execution) && due_at !== scheduled_at && at(due_at)],
       ["start before", !started_at && at(execution.deadline)],
       ["started", at(started_at)],
       ["completed", at(execution.completed_at)],
-      [execution.status === "running" ? "running for" : "took", took(execution, page)],
+      [isRunning ? "running for" : "took", status !== "queued" && took(execution, page)],
+      ["attempt", attempt > 0 && !isFinal(execution) && `${attempt} of ${most}`],
+      ["instance", isRunning && execution.instance],
+      ["timeout", isRunning && timeout && formatDuration(timeout * 1000)],
       ["stands for", coalesced > 0 && `${formatPlural(coalesced, "more fire")} missed before`],
-      ["parameters", isEmpty(job_params) ? "none" : h("pre", prettyJson(job_params))],
+      ["parameters", parameters(execution.job_params)],
     ]));
 }
 
+/** What came of it, if something has. */
 function end({ status, result, reason, error }) {
   if (status === "success")
-    return frame({ title: "Result", name: "outcome" },
+    return frame({ title: "Result" },
       result == null ? empty("none") : h("pre", prettyJson(result)));
-  return frame({ title: "Error" },
+  if (!reason && !error) return null;
+  const title = { queued: "Last error" }[status] ?? (FAILED.includes(status) ? "Error" : "Reason");
+  return frame({ title },
     reason && h("p.dim", REASONS[reason] ?? reason),
     error && h("pre", error));
-}
-
-function underWay({ status, attempt_number, max_attempts = "?", instance, timeout, error }) {
-  const isRunning = status === "running";
-  return frame({ title: isRunning ? "Running" : "Waiting", name: "outcome" },
-    facts([
-      ["attempt", `${attempt_number || "none yet,"} of ${max_attempts}`],
-      ["instance", isRunning && instance],
-      ["timeout", timeout && formatDuration(timeout * 1000)],
-      ["last error", error],
-    ]));
 }
 
 function attemptTable(page, attempts) {
@@ -241,21 +216,22 @@ function log(page, execution) {
     note: lines.length > 0 && formatPlural(lines.length, "line"),
     aside: isRunning && page.link.state === "live" && state("live"),
   };
-  const content = () => logLines(page, lines, isRunning);
-  return frame(about, lines.length ? content() : empty("nothing written yet"));
+  return frame(about,
+    lines.length ? logLines(page, lines, isRunning) : empty("nothing written yet"));
 }
 
 function logLines({ times }, lines, isRunning) {
   const about = { role: "log", "aria-label": "Log", "aria-live": "off", tabindex: "0" };
   const box = h("div.lines", { "data-stick": isRunning, ...about });
+  const isNamed = lines.some(([, level]) => level && level !== "stdout");
   return lazy(box, `${lines.length} ${lines.at(-1)} ${times.zone}`, () =>
-    lines.map((line) => logLine(line, times)));
+    lines.map((line) => logLine(line, times, isNamed)));
 }
 
 const LOUD = { stderr: "yellow", WARNING: "yellow", ERROR: "red", CRITICAL: "red", DEBUG: "dim" };
 
-const logLine = ([at, level, text], times) =>
+const logLine = ([at, level, text], times, isNamed) =>
   h("div", { class: LOUD[level] },
     at != null && h("time.dim", times.clock(at * 1000)),
-    level && level !== "stdout" && h("b", level),
+    isNamed && level && h("b", level !== "stdout" && level),
     h("span", text));

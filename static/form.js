@@ -1,23 +1,20 @@
-// The form that makes, changes and copies schedules, with the next fires told while typing; the one
-// that runs a method now; and the one that logs in.
+// The form of a schedule, with the next fires told while typing; to run a method; to log in.
 
 import { at, request } from "./api.js";
-import { confirmAction } from "./dialogs.js";
+import { Form, field, openDialog, paramFields } from "./dialogs.js";
 import { h } from "./dom.js";
 import {
-  TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber, readParams, scheduleBody,
-  scheduleDraft, triggerConfig, triggerErrors,
+  POLICY_WORDS, RETRY_LABELS, TRIGGERS, changedParts, emptyDraft, movedTrigger, readNumber,
+  readParams, scheduleBody, scheduleDraft, triggerConfig, triggerErrors,
 } from "./draft.js";
-import { Form, field, paramFields } from "./fields.js";
 import { methodsOf } from "./model.js";
-import { frame } from "./pieces.js";
+import { button, frame } from "./pieces.js";
 import { fireList } from "./schedules.js";
 
 const PREVIEW_DELAY_MS = 250;
 const PREVIEW_FIRES = 6;
 
-/** `schedule` is the one to change, or to copy with `copy`; `call` presets handler and method;
- *  `onDone(id, verb)` hears of success. */
+/** Change `schedule`, or `copy` it, or make one; `call` presets handler and method. */
 export function openScheduleForm(page, { schedule, copy, call, onDone }) {
   const isEdit = Boolean(schedule) && !copy;
   const methods = (draft) => methodsOf(page.handlers.find(({ id }) => id === draft.handler_id));
@@ -50,11 +47,10 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     send: async (body) => onDone((await send(body)).schedule_id, isEdit ? "changed" : "created"),
     entered: (name, before) => entered(form, name, before),
     onClose: () => stopPreview(form),
-    async leave() {
+    leave() {
       const isDirty = JSON.stringify(this.draft) !== JSON.stringify(initial);
-      const text = "What you have entered is lost.";
-      const question = { title: "Leave the form?", text, label: "leave" };
-      if (!isDirty || (await confirmAction(question))) this.close();
+      if (isDirty) askToLeave(this.close);
+      else this.close();
     },
   });
   form.dialog.addEventListener("cancel", (event) => {
@@ -62,6 +58,25 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     form.leave();
   });
   showFires(form, 0);
+}
+
+function askToLeave(leave) {
+  const label = "Leave the form?";
+  const { close } = openDialog({
+    name: "confirm",
+    label,
+    render: () => [
+      h("h2", label),
+      h("p", "What you have entered is lost."),
+      h("p.buttons",
+        button("close", "keep"),
+        button("leave", "leave", { class: "danger", autofocus: true })),
+    ],
+    onAct() {
+      close();
+      leave();
+    },
+  });
 }
 
 function entered(form, name, before) {
@@ -107,12 +122,12 @@ async function loadFires(form) {
   form.update();
 }
 
-const scheduleContent = (form) =>
-  h("div.columns",
-    h("div.column", what(form), policy(form)),
-    h("div.column", trigger(form), coming(form)));
+const scheduleContent = (form) => [
+  h("div.columns", what(form), h("div.column", trigger(form), coming(form))),
+  policy(form),
+];
 
-/** Choices that hold the chosen one even if it is not among what is known. */
+/** Choices that hold the chosen one even if it is not known. */
 function choices(names, chosen, otherwise) {
   const options = [["", "choose"], ...names];
   if (chosen && !names.includes(chosen)) options.push([chosen, `${chosen} (${otherwise})`]);
@@ -132,7 +147,7 @@ function what(form) {
     draft.method_name && paramFields(form),
     h("div.fields.two",
       !isEdit &&
-        field(form, "schedule_id", "Id", { placeholder: "made up for you", maxlength: 128 }),
+        field(form, "schedule_id", "Id", { placeholder: "chosen for you", maxlength: 128 }),
       field(form, "name", "Name", { maxlength: 200 })));
 }
 
@@ -150,7 +165,7 @@ const LABELS = {
 const CRONTAB = {
   class: "big",
   placeholder: "*/5 9-17 * * mon-fri",
-  hint: "as in crontab(5), or @hourly, @daily, @weekly …",
+  hint: "or @hourly, @daily …",
 };
 
 function trigger(form) {
@@ -195,34 +210,29 @@ function coming({ fires: { fire_times: told = [], description }, isLooking, page
 
 // ---- Policy
 
-const OVERLAPS = [
-  ["", "skip (default)"], ["skip", "skip this one"], "queue", ["allow", "run both"],
-  ["replace", "cancel the old one"],
-];
-const COALESCES = [
-  ["", "one catch-up run (default)"], ["latest", "one catch-up run"], ["none", "drop them"],
-  ["all", "run all (at most 100)"],
-];
+/** A choice whose first option is the default, which an empty field stands for. */
+const choiceOf = (words) => ({
+  control: "select",
+  options: Object.entries(words).map(([value, text], i) => (i ? [value, text] : ["", text])),
+});
 const NUMBER = { control: "number" };
 const POLICY = [
-  ["overlap", "If the last has not finished", { control: "select", options: OVERLAPS }],
-  ["coalesce", "Fires missed while down", { control: "select", options: COALESCES }],
+  ["overlap", "If the last still runs", choiceOf(POLICY_WORDS.overlap)],
+  ["coalesce", "Fires missed while down", choiceOf(POLICY_WORDS.coalesce)],
   ["timeout", "Timeout, s", NUMBER],
   ["misfire_grace_time", "Run late by at most, s", NUMBER],
   ["max_jitter", "Jitter, s", NUMBER],
 ];
-const RETRY = [
-  ["retry.max_attempts", "attempts", NUMBER],
-  ["retry.base_delay", "after, s", NUMBER],
-  ["retry.factor", "then times", NUMBER],
-  ["retry.max_delay", "at most, s", NUMBER],
-  ["retry.jitter", "± share", NUMBER],
-];
+const RETRY = Object.entries(RETRY_LABELS).map(([name, label]) => [`retry.${name}`, label, NUMBER]);
 
 function policy(form) {
   const { draft, errors, isEdit } = form;
   const start = isEdit ? [] : [["paused", "Start paused", { control: "check" }]];
-  const fields = (list) => list.map((about) => field(form, ...about));
+  const { config = {} } = form.page;
+  const preset = (path) => path.split(".").reduce((part, name) => part?.[name], config);
+  const fields = (list) =>
+    list.map(([path, label, props]) =>
+      field(form, path, label, { placeholder: preset(path), ...props }));
   const open = [...POLICY, ...RETRY, ["paused"]].some(([path]) => draft[path] || errors[path]);
   return h("details#policy.policy", { open },
     h("summary", "Policy: retries, overlap, lateness"),
@@ -230,10 +240,7 @@ function policy(form) {
     h("fieldset", h("legend", "Retry"), h("div.fields.five", fields(RETRY))));
 }
 
-// ---- Running and logging in
-
-/** Run a method now; `onDone` gets the id of the new execution. */
-export function openRun({ handler_id, method, onDone }) {
+export function openRun({ handler_id, method, config, onDone }) {
   const { name: method_name, doc, parameters } = method;
   new Form({
     name: "run",
@@ -245,7 +252,7 @@ export function openRun({ handler_id, method, onDone }) {
     content: (form) => [
       doc && h("p.dim", doc),
       paramFields(form),
-      field(form, "timeout", "Timeout, s", NUMBER),
+      field(form, "timeout", "Timeout, s", { placeholder: config?.timeout, ...NUMBER }),
     ],
     read() {
       const { params: job_params, errors } = readParams(this.draft, parameters);
@@ -256,7 +263,7 @@ export function openRun({ handler_id, method, onDone }) {
   });
 }
 
-/** Ask for a token until one is right; the answer is a cookie that scripts cannot read. */
+/** Ask for a token until one is right; it becomes a cookie that scripts cannot read. */
 export function openLogin(onDone) {
   const hint = "from: schedulezero.py token create NAME";
   const secret = { type: "password", autocomplete: "current-password", hint };

@@ -4,9 +4,11 @@ const SECOND = 1000;
 const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
+const WEEKDAYS = new Intl.DateTimeFormat("en-GB", { weekday: "short", timeZone: "UTC" });
 const COUNT = new Intl.NumberFormat("en-US");
 const MAX_CELL = 2_000; // characters
 const MAX_JSON = 20_000;
+const MAX_LINE = 48;
 const MAX_KNOWN = 5_000;
 
 const pad = (number) => String(Math.floor(number)).padStart(2, "0");
@@ -64,9 +66,11 @@ export function formatJson(value, limit = 120) {
   return cut(text, limit);
 }
 
-/** JSON over several lines, cut where it gets too long to read. */
+/** JSON to read, on one line if that is enough, cut where it gets too long. */
 export function prettyJson(value) {
-  const text = JSON.stringify(value, null, 2);
+  const lines = JSON.stringify(value, null, 2);
+  const line = lines.length < MAX_LINE && lines.replace(/\n */g, " ");
+  const text = line || lines;
   const more = text.length - MAX_JSON;
   return more > 0 ? `${text.slice(0, MAX_JSON)}\n… ${formatCount(more)} more characters` : text;
 }
@@ -130,6 +134,9 @@ export class Times {
   }
 }
 
+/** The day of the week of a time that begins with its date. */
+export const formatWeekday = (time) => WEEKDAYS.format(new Date(time.slice(0, 10)));
+
 /** A time with an offset, or in Unix seconds, as wall time of a zone: 2026-11-24T02:30:00. Wall
  *  time stays as it is. */
 export function localTime(time, zone) {
@@ -138,8 +145,7 @@ export function localTime(time, zone) {
   return at.toLocaleString("sv-SE", { timeZone: zone }).replace(" ", "T");
 }
 
-/** What is told by colour is told by shape and text too. Of each state: name, shape, tone and, if
- *  they are not the name, the words; those of executions come first. */
+/** Of each state: name, shape, tone and, if they differ, words; those of executions come first. */
 const STATES = `
   queued ○ dim
   running ► blue
@@ -178,4 +184,4 @@ for (const line of STATES.trim().split("\n")) {
 export const stateOf = (name) => known.get(name) ?? ["·", "dim", String(name)];
 
 export const EXECUTION_STATUSES = [...known.keys()].slice(0, 9);
-export const FAILED_STATUSES = ["error", "timeout", "lost"];
+export const FAILED = "error,timeout,lost";

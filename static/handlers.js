@@ -2,35 +2,27 @@
 
 import { h } from "./dom.js";
 import { history } from "./executions.js";
-import { FAILED_STATUSES, formatCount, formatDuration, formatPercent } from "./format.js";
-import { isFailed, keepRecords, methodsOf, renderQuery, signature } from "./model.js";
+import { FAILED, formatCount, formatDuration, formatPercent } from "./format.js";
+import { methodsOf, newest, signature } from "./model.js";
 import {
   button, dim, empty, facts, frame, heading, link, missing, pair, state, table, tableFrame,
-  tools, unseenHeading, when,
+  tools, when,
 } from "./pieces.js";
 
 const FAILED_ROWS = 10;
 const SKEW_S = 2; // a handler's clock this far off deserves a word
 
-export const title = ({ id }) => id ?? "Handlers";
-
 export function resources({ route: { id } }) {
   const stats = { url: "/api/executions/stats", every: 5_000, on: { execution: "reload" } };
   if (id == null) return { stats };
-  const status = FAILED_STATUSES.join();
-  const url = `/api/executions${renderQuery({ handler_id: id, status, limit: FAILED_ROWS })}`;
-  const isWanted = (execution) => isFailed(execution) && execution.handler_id === id;
-  const failed = { url, every: 5_000, on: { execution: keepRecords(isWanted, FAILED_ROWS) } };
-  return { stats, failed };
+  return { stats, failed: newest({ handler_id: id, status: FAILED }, FAILED_ROWS) };
 }
-
-export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
 
 const tallyOf = ({ data }, id) => data("stats")?.by_handler?.[id];
 
 // ---- The list
 
-function renderList(page) {
+export function renderList(page) {
   const about = {
     title: "Handlers",
     name: "handlers",
@@ -52,7 +44,7 @@ function renderList(page) {
     ["heard", "heard", (one) => when(one.last_seen, page, "rel")],
     ["skew", "clock", (one) => skew(connected(one))],
   ];
-  return [unseenHeading("Handlers"), tableFrame(about, columns, page.handlers)];
+  return tableFrame(about, columns, page.handlers);
 }
 
 function firstSteps({ config }) {
@@ -63,7 +55,6 @@ function firstSteps({ config }) {
   ];
 }
 
-/** How far the clock is off that is off most. */
 function skew(instances) {
   const skews = instances.map((one) => one.clock_skew_seconds).filter((s) => s != null);
   if (!skews.length) return dim("–");
@@ -75,7 +66,7 @@ function skew(instances) {
 
 // ---- One handler
 
-function renderOne(page) {
+export function renderOne(page) {
   const { id } = page.route;
   const handler = page.handlers.find((one) => one.id === id);
   if (!page.data("handlers")) return [heading(page, id), missing(page.get("handlers"))];

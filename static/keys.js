@@ -16,7 +16,9 @@ export const KEYS = [
   ["/", "search", "search"],
   ["n", "new-schedule", "new schedule"],
   ["x", "select-row", "select the schedule", "schedule"],
-  ["r", "run-row", "run the schedule, the method or the execution again", "any"],
+  ["r", "run-schedule", "run the schedule", "schedule"],
+  ["r", "run-method", "run the method", "method"],
+  ["r", "run-again", "run the execution again", "execution"],
   ["s", "toggle-row", "pause or resume the schedule", "schedule"],
   ["e", "edit-schedule", "edit the schedule", "schedule"],
   ["d", "duplicate-schedule", "duplicate the schedule", "schedule"],
@@ -31,7 +33,6 @@ export const KEYS = [
   ["?", "help", "this help"],
 ].map(([key, act, text, on]) => ({ key, act, text, on }));
 
-/** The entry for a key press on a row of kind `row` (null outside rows), if there is one. */
 export const actionFor = (key, row) =>
   KEYS.filter((entry) => entry.key === key).find(
     ({ on }) => !on || on === row || (row && on === "any"),

@@ -1,7 +1,5 @@
 // What the page knows and how events change it. Pure: no DOM, no clock, no network.
 
-import { FAILED_STATUSES } from "./format.js";
-
 export const PAGE_ROWS = 50;
 export const MAX_LOG_LINES = 3_000;
 const MINUTE = 60_000;
@@ -30,7 +28,6 @@ function decode(text) {
   }
 }
 
-/** The hash of a route; empty query values are left out. */
 export const renderRoute = ({ view, id, query = {} }) =>
   `#/${view}${id == null ? "" : `/${encodeURIComponent(id)}`}${renderQuery(query)}`;
 
@@ -59,21 +56,39 @@ export function schedulesUrl(query) {
 export const SPANS = { "1h": 60, "24h": 1440, "7d": 10_080 };
 
 /** `now` is rounded down to minutes, so that the address stays the same between two renders. */
-export function executionsUrl({ status, handler, schedule, span, before: cursor }, now) {
+export function executionsFilter({ status, handler, schedule, span }, now) {
   const minutes = SPANS[span];
   const since = minutes && new Date((Math.floor(now / MINUTE) - minutes) * MINUTE).toISOString();
-  const filter = { status, handler_id: handler, schedule_id: schedule, since };
-  return `/api/executions${renderQuery({ ...filter, limit: PAGE_ROWS, cursor })}`;
+  return { status, handler_id: handler, schedule_id: schedule, since };
 }
+
+/** The resource of the newest executions that match, or of older ones, `before` a cursor. */
+export const newest = (filter, limit, { every = 5_000, before: cursor } = {}) => ({
+  url: `/api/executions${renderQuery({ ...filter, limit, cursor })}`,
+  every,
+  on: {
+    execution(data, changed) {
+      const isKnown = data.records.some((one) => one.execution_id === changed.execution_id);
+      if (!isKnown && cursor) return data;
+      const records = upsertExecution(data.records, changed, isShown(filter, changed), limit);
+      return { ...data, records };
+    },
+  },
+});
 
 // ---- Executions and schedules
 
 export const isFinal = ({ status }) => status !== "queued" && status !== "running";
-export const isFailed = ({ status }) => FAILED_STATUSES.includes(status);
 
 /** The state to show: a queued execution that has begun an attempt waits for its next one. */
 export const stateOfExecution = ({ status, attempt_number: attempt }) =>
   status === "queued" && attempt > 0 ? "retrying" : status;
+
+export function waitsFor({ due_at: due, handler_id }, { handlers, now }) {
+  if (Date.parse(due) > now) return "waits for its next attempt";
+  const { status } = handlers.find(({ id }) => id === handler_id) ?? {};
+  return `waits for its ${status === "Connected" ? "turn" : "handler"}`;
+}
 
 export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
   if (quarantined) return "quarantined";
@@ -81,14 +96,25 @@ export function stateOfSchedule({ quarantined, paused, next_fire_time: next }) {
   return next ? "active" : "finished";
 }
 
+/** Of these newest failures, those that were their schedules' last fires, by schedule. */
+export function lastFailures(schedules, records = []) {
+  const newest = new Map(records.toReversed().map((one) => [one.schedule_id, one]));
+  const isLast = ({ id, last_fire_time: last }) => newest.get(id)?.scheduled_at >= last;
+  return new Map(schedules.filter(isLast).map(({ id }) => [id, newest.get(id)]));
+}
+
+/** What to preview of a schedule: its interval goes on from its next fire, not from now. */
+export const upcomingTrigger = ({ trigger_config: config, next_fire_time: start_time }) =>
+  config.type === "interval" && start_time ? { start_time, ...config } : config;
+
 /** The trigger in words, without the zone if that is the server's own. */
 export function wordsOf({ description, trigger }, config) {
   const own = ` ${config?.timezone}`;
   return description?.endsWith(own) ? description.slice(0, -own.length) : (description ?? trigger);
 }
 
-/** Whether a history filtered by the query of the executions view shows this execution. */
-export const isShown = ({ status, handler, schedule }, execution) =>
+/** Whether an execution is among those that the API's filter matches. */
+export const isShown = ({ status, handler_id: handler, schedule_id: schedule }, execution) =>
   (!status || status.split(",").includes(execution.status)) &&
   (!handler || handler === execution.handler_id) &&
   (!schedule || schedule === execution.schedule_id);
@@ -101,13 +127,7 @@ export function upsertExecution(rows, execution, shown, limit = PAGE_ROWS) {
   return [execution, ...rows].slice(0, Math.max(limit, rows.length));
 }
 
-/** What an execution event does to a list of at most `limit` records that holds what `isWanted`. */
-export const keepRecords = (isWanted, limit) => (data, execution) => ({
-  ...data,
-  records: upsertExecution(data.records, execution, isWanted(execution), limit),
-});
-
-/** The same for a list `name` of things that have an id. */
+/** What an event does to a list `name` of things that have an id. */
 export const replaceIn = (name) => (data, changed) => {
   const at = data[name].findIndex(({ id }) => id === changed.id);
   if (at < 0 || changed.deleted) return "reload";
@@ -125,8 +145,7 @@ function readLogLine(line) {
   return at ? [Date.parse(at) / 1000, level, text] : [null, null, line];
 }
 
-/** The lines of a stored log and of live events as one list, without what both hold: the snapshot
- *  ends somewhere within the live lines or before them. */
+/** A stored log and live lines as one list: the snapshot ends within the live lines or before. */
 export function joinLog(snapshot, live) {
   let shared = Math.min(snapshot.length, live.length);
   const isShared = ([, , text], i) => text === snapshot[snapshot.length - shared + i][2];
@@ -182,8 +201,7 @@ const LINK = {
   woke: { asleep: "connecting" },
 };
 
-/** How far the server's clock is ahead of ours in ms; its Date has whole seconds, so small steps
- *  are noise. */
+/** How far the server's clock is ahead in ms; its Date has whole seconds: small steps are noise. */
 export function nextOffset(offset, server, local) {
   const seen = server + 500 - local;
   return Math.abs(seen - offset) > 1_500 ? seen : offset;
@@ -197,7 +215,7 @@ export const chooseZone = (choice, serverZone, browserZone) =>
 export const backoff = (failures, chance) =>
   Math.min(15_000, 500 * 2 ** Math.min(failures - 1, 10)) * (0.5 + chance);
 
-/** Server-sent events from `text`: the complete ones, and the rest to put before the next chunk. */
+/** The complete server-sent events in `text`, and the rest, to put before the next chunk. */
 export function parseEvents(text) {
   // The \n of a last \r may be in the next chunk.
   const end = text.endsWith("\r") ? text.length - 1 : text.length;

@@ -1,12 +1,12 @@
 // The first view: is it well, what runs, what comes, what failed.
 
-import { dayStrip, durationRanges, gauge, minuteBars } from "./charts.js";
+import { dayStrip, durationRanges, gauge, minuteBars, sum } from "./charts.js";
 import { h } from "./dom.js";
 import { executionTable } from "./executions.js";
-import { EXECUTION_STATUSES, formatCount, formatPercent, formatPlural } from "./format.js";
-import { fillMinutes, isFailed, isFinal, keepRecords, wordsOf } from "./model.js";
+import { EXECUTION_STATUSES, FAILED, formatCount, formatPercent, formatPlural } from "./format.js";
+import { fillMinutes, newest, wordsOf } from "./model.js";
 import {
-  button, dim, empty, frame, link, missing, shape, state, tableFrame, unseenHeading, when,
+  button, dim, empty, frame, link, missing, shape, state, tableFrame, when,
 } from "./pieces.js";
 
 const RUNNING_ROWS = 20;
@@ -17,25 +17,11 @@ const HANDLER_ROWS = 12;
 const DURATION_ROWS = 6;
 const ENDED = EXECUTION_STATUSES.slice(2).join();
 
-export const title = () => "Overview";
-
 export const resources = () => ({
   stats: { url: "/api/executions/stats", every: 5_000, on: { execution: "reload" } },
-  running: {
-    url: `/api/executions?status=running,queued&limit=${RUNNING_ROWS}`,
-    every: 2_000,
-    on: { execution: keepRecords((execution) => !isFinal(execution), RUNNING_ROWS) },
-  },
-  lately: {
-    url: `/api/executions?status=${ENDED}&limit=${LATELY_ROWS}`,
-    every: 2_000,
-    on: { execution: keepRecords(isFinal, LATELY_ROWS) },
-  },
-  failed: {
-    url: `/api/executions/errors?limit=${FAILED_ROWS}`,
-    every: 5_000,
-    on: { execution: keepRecords(isFailed, FAILED_ROWS) },
-  },
+  running: newest({ status: "running,queued" }, RUNNING_ROWS, { every: 2_000 }),
+  lately: newest({ status: ENDED }, LATELY_ROWS, { every: 2_000 }),
+  failed: newest({ status: FAILED }, FAILED_ROWS),
   day: { url: "/api/upcoming?hours=24&buckets=96", every: 5_000, on: { schedule: "reload" } },
   next: {
     url: `/api/schedules?sort=next_fire_time&paused=false&limit=${NEXT_ROWS}`,
@@ -44,8 +30,7 @@ export const resources = () => ({
   },
 });
 
-export const render = (page) => [
-  unseenHeading("Overview"),
+export const renderList = (page) => [
   troubles(page),
   h("div#figures.figures", figures(page)),
   day(page),
@@ -74,12 +59,13 @@ function troubles(page) {
 
 function figures(page) {
   const stats = page.get("stats");
-  const chart = (title, name, draw) => frame({ title, name }, missing(stats) ?? draw(stats.data));
+  const chart = (title, name, note, draw) =>
+    frame({ title, name, note }, missing(stats) ?? draw(stats.data));
   return [
-    chart("Executions per minute", "rate", ({ per_minute: buckets }) =>
+    chart("Executions per minute", "rate", "last hour", ({ per_minute: buckets }) =>
       minuteBars(fillMinutes(buckets, page.now), page.times)),
-    chart("Success", "outcomes", outcomes),
-    chart("Duration", "duration", durations),
+    chart("Success", "outcomes", "last 24 h", outcomes),
+    chart("Duration", "duration", "last 24 h", durations),
   ];
 }
 
@@ -104,8 +90,10 @@ function durations({ by_handler: by = {} }) {
 
 function day(page) {
   const resource = page.get("day");
-  const { left_out: left } = resource?.data ?? {};
-  const note = left > 0 && `without ${formatPlural(left, "schedule")}, too many to count`;
+  const { left_out: left, buckets = [] } = resource?.data ?? {};
+  const fires = formatPlural(sum(buckets.map(({ count }) => count)), "fire");
+  const without = left > 0 ? `, without ${formatPlural(left, "schedule")}, too many to count` : "";
+  const note = resource?.data && fires + without;
   return frame({ title: "Next 24 hours", name: "day", note },
     missing(resource) ?? dayStrip(resource.data, page.times));
 }
@@ -132,9 +120,11 @@ function lately(page) {
     ["mark", "call", "ending", "took", "ended"]);
 }
 
-const failures = (page) =>
-  executionTable(page, { title: "Failed lately", name: "failed", nothing: "nothing failed" },
-    ["mark", "call", "ending", "endedAgo"]);
+function failures(page) {
+  const aside = link("executions", null, "all", { status: FAILED });
+  const about = { title: "Failed lately", name: "failed", nothing: "nothing failed" };
+  return executionTable(page, { ...about, aside }, ["mark", "call", "ending", "endedAgo"]);
+}
 
 function next(page) {
   const resource = page.get("next");
@@ -160,14 +150,13 @@ function handlers(page) {
     title: "Handlers",
     name: "workers",
     note: countNote(page.handlers),
-    nothing: "no handler has registered yet",
+    nothing: ["no handler has registered yet: ", link("handlers", null, "how to start one")],
     kind: "handler",
     wide: false,
   };
   const columns = [
     ["mark", "state", ({ status }) => shape(status)],
     ["name", "handler", ({ id }) => link("handlers", id)],
-    ["grow dim", "methods", ({ methods }) => formatPlural(methods.length, "method")],
     ["end", "load", (handler) => `${formatCount(handler.running)} running`],
   ];
   return tableFrame({ ...about, resource }, columns, page.handlers.slice(0, HANDLER_ROWS));

@@ -3,15 +3,14 @@
 import { patch } from "./dom.js";
 import { Times } from "./format.js";
 import { chooseZone, nextLink, nextOffset, parseRoute, renderRoute, replaceIn } from "./model.js";
-import { link } from "./pieces.js";
+import { link, titleOf, unseenHeading } from "./pieces.js";
 import { Resources } from "./resources.js";
 import { renderFacts, renderTop } from "./shell.js";
 
 const SAY_MS = 12_000;
 const BROWSER_ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
-// What every view needs. The age of heartbeats is shown among the handlers only, and no event
-// tells of it.
+// What every view needs. No event tells the age of heartbeats, which the handlers' view shows.
 const always = (view) => ({
   config: { url: "/api/config", every: 60_000 },
   session: { url: "/api/session", every: 60_000 },
@@ -45,7 +44,7 @@ export class Page {
   #lists = {};
   #isWanted = false;
 
-  /** `views` by name: modules with title, resources and render; `parts`: the elements to fill. */
+  /** `views` by name: modules with resources, renderList, renderOne; `parts`: what to fill. */
   constructor(views, settings, parts) {
     Object.assign(this, { views, settings, parts });
     this.resources = new Resources(() => this.render(), (answer) => this.#hear(answer));
@@ -82,20 +81,22 @@ export class Page {
   paint() {
     this.#isWanted = false;
     this.now = Date.now() + this.#offset;
-    const { view, parts } = this;
+    const { view, parts, route } = this;
+    const isOne = route.id != null && view.renderOne;
+    const name = titleOf(route.view);
     const zone = chooseZone(this.settings.get("zone"), this.config?.timezone, BROWSER_ZONE);
     if (zone !== this.times.zone) this.times = new Times(zone);
     if (!this.held) this.#sync(false);
     const read = [...parts.main.querySelectorAll("[data-stick]")].filter(isScrolledUp);
     document.documentElement.dataset.role = this.data("session")?.role ?? "admin";
     patch(parts.top, renderTop(this));
-    patch(parts.main, view.render(this));
+    patch(parts.main, isOne ? view.renderOne(this) : [unseenHeading(name), view.renderList(this)]);
     patch(parts.facts, renderFacts(this));
     for (const node of parts.main.querySelectorAll("[data-stick]"))
       if (!read.includes(node)) node.scrollTop = node.scrollHeight;
     const alarm = this.link.state === "disconnected" ? "○ " : "";
-    const name = this.config?.instance_name ?? "ScheduleZero";
-    document.title = `${alarm}${view.title(this.route)} · ${name}`;
+    const instance = this.config?.instance_name ?? "ScheduleZero";
+    document.title = `${alarm}${route.id ?? name} · ${instance}`;
   }
 
   #sync(isOther) {
@@ -170,7 +171,7 @@ export class Page {
     this.tick();
   }
 
-  /** Load what is due. While nothing answers, the stream alone asks again, ever more slowly. */
+  /** Load what is due. While nothing answers, only the stream asks again, ever more slowly. */
   tick() {
     if (this.link.state !== "disconnected") this.resources.tick(this.link.state === "polling");
   }

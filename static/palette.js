@@ -1,4 +1,4 @@
-// The command palette: all the page can do, and every schedule, by a few letters. And the help.
+// The palette: all the page can do, and every schedule, by a few letters. And the help.
 
 import { request } from "./api.js";
 import { openDialog } from "./dialogs.js";
@@ -10,8 +10,7 @@ import { NO_HELP, button, dim, empty } from "./pieces.js";
 const SEARCH_DELAY_MS = 150;
 const FOUND_ROWS = 8;
 
-/** Open the palette for `commands`: [{text, hint?, run()}], all that `handlers` offer, and what is
- *  found; `goTo(view, id)` opens a page, `runMethod(handler, method)` the dialog of a method. */
+/** `commands`: [{text, hint?, run()}], offered beside handlers, their methods and schedules. */
 export function openPalette({ commands, handlers, goTo, runMethod }) {
   const offered = handlers.flatMap((handler) => [
     { text: `handler ${handler.id}`, run: () => goTo("handlers", handler.id) },
@@ -83,21 +82,20 @@ function renderPalette(items, chosen) {
   ];
 }
 
-/** Show the keys, and the switch for them. */
 export function openHelp(settings) {
   const where = (on) =>
-    on && dim(` (on ${{ any: "a row or page", execution: "an execution" }[on] ?? `a ${on}`})`);
+    on && dim(` (on ${{ any: "a row", execution: "an execution" }[on] ?? `a ${on}`})`);
   const render = () => {
     const checked = settings.get("keys") === "on";
     return [
       h("h2", "Keys"),
-      h("dl", { class: !checked && "off" },
-        KEYS.map(({ key, text, on }) => [h("dt", h("kbd", key)), h("dd", text, where(on))])),
       h("p",
         h("label",
           h("input", { type: "checkbox", "data-act": "switch", checked }),
           " single-key shortcuts")),
-      h("p.buttons", button("close", "close", { autofocus: true })),
+      h("dl", { class: !checked && "off" },
+        KEYS.map(({ key, text, on }) => [h("dt", h("kbd", key)), h("dd", text, where(on))])),
+      h("p.buttons", button("close", "close")),
     ];
   };
   const onAct = () => {

@@ -1,5 +1,4 @@
-// What the current view has loaded from the API: fetched once, changed by events, loaded again
-// when stale.
+// What the view has loaded from the API: changed by events, loaded again when stale.
 
 import { request } from "./api.js";
 
@@ -7,11 +6,10 @@ const POLL_MS = 3_000; // without an event stream
 const REFRESH_MS = 60_000; // with one: events may be complete, a look now and then costs nothing
 
 /**
- * Named resources. A spec is {url, body?, every, refresh?, on?}: `on` maps an event name to
- * "reload" or to a function of (data, payload) that gives the changed data or "reload"; `every` is
- * the least time between two loads, `refresh` the most, in ms. `onChange` is told of each change,
- * `onAnswer` of each answer (its date in ms), and of errors that are about more than the resource:
- * no answer, or none without login.
+ * Named resources. A spec is {url, body?, every, refresh?, on?}: `on` maps an event to "reload" or
+ * a function of (data, payload) that gives the changed data or "reload"; `every` is the least time
+ * between two loads, `refresh` the most, in ms. `onAnswer` hears of each answer (its date in ms)
+ * and of errors that concern more than the resource: no answer, or none without login.
  */
 export class Resources {
   #entries = new Map();
@@ -20,13 +18,13 @@ export class Resources {
     Object.assign(this, { onChange, onAnswer });
   }
 
-  /** {data, error, loading} of one resource, or undefined. */
+  /** {data, error, loading} or undefined. */
   get(name) {
     return this.#entries.get(name);
   }
 
-  /** Make exactly these resources known. Those with a new address are loaded; their old data stays
-   *  until then, unless `isOther`: it would be about something else. */
+  /** Make exactly these known. Those with a new address are loaded; their old data stays until
+   *  then, unless it `isOther`: about something else. */
   sync(specs, isOther) {
     for (const [name, entry] of this.#entries) {
       if (name in specs) continue;
@@ -82,7 +80,7 @@ export class Resources {
     }
   }
 
-  /** Take everything for stale: it is loaded again as soon as it may be. */
+  /** Take everything for stale. */
   expire() {
     for (const entry of this.#entries.values()) entry.stale = true;
   }

@@ -2,32 +2,35 @@
 
 import { at } from "./api.js";
 import { h } from "./dom.js";
+import { POLICY_WORDS } from "./draft.js";
 import { history } from "./executions.js";
-import { formatCount, formatDuration, formatJson, formatParams, formatPlural } from "./format.js";
 import {
-  PAGE_ROWS, isEmpty, keepRecords, methodsOf, pageOf, renderQuery, renderRoute, replaceIn,
-  schedulesUrl, signature, stateOfSchedule, wordsOf,
+  FAILED, formatCount, formatDuration, formatParams, formatPlural, formatWeekday,
+} from "./format.js";
+import {
+  PAGE_ROWS, lastFailures, methodsOf, newest, pageOf, renderRoute, replaceIn, schedulesUrl,
+  signature, stateOfSchedule, upcomingTrigger, wordsOf,
 } from "./model.js";
 import {
   button, call, dim, facts, filterField, filters, frame, handlerField, heading, link, missing,
-  pages, pair, searchField, state, tableFrame, tools, unseenHeading, when,
+  pages, pair, parameters, searchField, shape, state, tableFrame, tools, when,
 } from "./pieces.js";
 
 const RECENT_ROWS = 20;
 const PREVIEW_FIRES = 8;
-
-export const title = ({ id }) => id ?? "Schedules";
+const FAILURES = 100; // as many are looked through for what the last fires ended as
 
 export function resources({ route: { id, query }, data }) {
   if (id != null) return oneSchedule(id, data("schedule"));
   const on = { schedule: replaceIn("schedules"), execution: "reload" };
-  return { schedules: { url: schedulesUrl(query), every: 1_000, on } };
+  return {
+    schedules: { url: schedulesUrl(query), every: 1_000, on },
+    failures: newest({ status: FAILED }, FAILURES),
+  };
 }
 
 function oneSchedule(id, known) {
   const isOther = (one) => one.id !== id || one.deleted;
-  const query = renderQuery({ schedule_id: id, limit: RECENT_ROWS });
-  const recent = keepRecords((execution) => execution.schedule_id === id, RECENT_ROWS);
   const fires = known?.id === id && stateOfSchedule(known) === "active";
   return {
     schedule: {
@@ -35,19 +38,17 @@ function oneSchedule(id, known) {
       every: 1_000,
       on: { schedule: (data, changed) => (isOther(changed) ? "reload" : changed) },
     },
-    recent: { url: `/api/executions${query}`, every: 5_000, on: { execution: recent } },
+    recent: newest({ schedule_id: id }, RECENT_ROWS),
     ...(fires && {
       preview: {
         url: "/api/triggers/preview",
-        body: { trigger_config: known.trigger_config, count: PREVIEW_FIRES },
+        body: { trigger_config: upcomingTrigger(known), count: PREVIEW_FIRES },
         every: 1_000,
         on: { schedule: "reload" },
       },
     }),
   };
 }
-
-export const render = (page) => (page.route.id == null ? renderList(page) : renderOne(page));
 
 // ---- The list
 
@@ -61,7 +62,7 @@ const SORTS = {
 };
 const STATES = [["", "all states"], ["active", "not paused"], ["paused", "paused"]];
 
-function renderList(page) {
+export function renderList(page) {
   const { query } = page.route;
   const resource = page.get("schedules");
   const { schedules = [], total } = resource?.data ?? {};
@@ -77,7 +78,6 @@ function renderList(page) {
     kind: "schedule",
   };
   return [
-    unseenHeading("Schedules"),
     toolbar(page, total),
     tableFrame(about, columns(page, schedules), schedules),
     total > PAGE_ROWS && pager(page.route, total),
@@ -86,16 +86,16 @@ function renderList(page) {
 
 function toolbar(page, total) {
   const { query } = page.route;
-  const { sort = "next_fire_time" } = query;
+  const { sort } = query;
   const sorts = Object.entries(SORTS).flatMap(([name, label]) => {
-    const isChosen = sort === `-${name}`;
-    return isChosen ? [[sort, `${label}, reversed`], [name, label]] : [[name, label]];
+    const option = [name === "next_fire_time" ? "" : name, label];
+    return sort === `-${name}` ? [[sort, `${label}, reversed`], option] : [option];
   });
   return filters(
     searchField("search", "search", query.search),
     handlerField(page),
     filterField("state", "State", STATES, page),
-    filterField("sort", "Sort", sorts, page, "next_fire_time"),
+    filterField("sort", "Sort", sorts, page),
     h("span.spring"),
     bulk(page, total),
     button("new-schedule", "new schedule", { class: "primary" }));
@@ -120,7 +120,8 @@ const checkbox = (act, label, checked) =>
 function sortable(route, style, label, by, content) {
   const { sort = "next_fire_time" } = route.query;
   const isReversed = sort === `-${by}`;
-  const query = { ...route.query, sort: sort === by ? `-${by}` : by, page: null };
+  const next = sort === by ? `-${by}` : by;
+  const query = { ...route.query, sort: next === "next_fire_time" ? null : next, page: null };
   const isUp = isReversed === (by === "last_fire_time");
   const more = (isReversed || sort === by) && { "aria-sort": isUp ? "ascending" : "descending" };
   return [style, h("a", { href: renderRoute({ ...route, query }) }, label), content, more];
@@ -128,6 +129,7 @@ function sortable(route, style, label, by, content) {
 
 function columns(page, schedules) {
   const { selected, isAllSelected, route } = page;
+  const failures = lastFailures(schedules, page.data("failures")?.records);
   const isOn = ({ id }) => isAllSelected || selected.has(id);
   const words = (one) =>
     h("span", { title: `${one.description} = ${one.trigger}` }, wordsOf(one, page.config));
@@ -143,13 +145,20 @@ function columns(page, schedules) {
     sortable(route, "next", "next fire", "next_fire_time", (one) =>
       when(one.paused ? null : one.next_fire_time, page)),
     sortable(route, "last", "last fire", "last_fire_time", (one) =>
-      when(one.last_fire_time, page, "rel")),
+      lastFire(one, failures.get(one.id), page)),
     ["acts", h("span.unseen", "actions"), (one) => [
       button("run-schedule", "run", { title: "Run now" }),
       toggle(one),
       button("edit-schedule", "edit"),
     ]],
   ];
+}
+
+function lastFire({ last_fire_time: at }, failure, page) {
+  const time = when(at, page, "rel");
+  if (!failure) return time;
+  const { execution_id: id, status, error } = failure;
+  return h("span.red", { title: error }, shape(status), link("executions", id, time));
 }
 
 const toggle = ({ paused }) =>
@@ -171,7 +180,7 @@ function pager(route, total) {
 
 // ---- One schedule
 
-function renderOne(page) {
+export function renderOne(page) {
   const resource = page.get("schedule");
   if (!resource?.data) return [heading(page, page.route.id), missing(resource)];
   const schedule = resource.data;
@@ -194,7 +203,7 @@ function renderOne(page) {
 }
 
 function plan(page, schedule) {
-  const { job_params: params, retry } = schedule;
+  const { retry } = schedule;
   const seconds = (s) => s && formatDuration(s * 1000);
   return frame({ title: "Plan" },
     facts([
@@ -202,11 +211,11 @@ function plan(page, schedule) {
       ["when", wordsOf(schedule, page.config)],
       ["time zone", schedule.trigger_config.timezone],
       ["calls", callee(page.handlers, schedule)],
-      ["parameters", !isEmpty(params) && h("code", formatJson(params, 2_000))],
+      ["parameters", parameters(schedule.job_params)],
       ["timeout", seconds(schedule.timeout)],
       ["retry", retry && describeRetry(retry)],
-      ["overlap", schedule.overlap],
-      ["after downtime", schedule.coalesce],
+      ["overlap", POLICY_WORDS.overlap[schedule.overlap]],
+      ["missed while down", POLICY_WORDS.coalesce[schedule.coalesce]],
       ["misfire grace", seconds(schedule.misfire_grace_time)],
       ["jitter", schedule.max_jitter > 0 && `up to ${seconds(schedule.max_jitter)}`],
       ["origin", schedule.origin === "config" && "the configuration file"],
@@ -222,8 +231,7 @@ function callee(handlers, { handler_id, method_name }) {
   const trouble = handler ? "handler is not connected" : "no such handler";
   return h("span",
     link("handlers", handler_id),
-    ".",
-    method ? h("span", { title: method.doc }, signature(method)) : method_name,
+    h("span", { title: method && `${signature(method)}: ${method.doc}` }, `.${method_name}`),
     handler?.status !== "Connected" && [" ", state("Disconnected", trouble)]);
 }
 
@@ -243,12 +251,11 @@ function fires(page, schedule) {
     !resting && fireList(page.data("preview")?.fire_times, page));
 }
 
-/** The fire times a preview tells, with what is special about them. */
 export const fireList = (told = [], page) =>
   h("ol.fire-list",
     told.map(({ at, local, note }) =>
       h("li",
-        h("span", local),
+        h("span", formatWeekday(local), " ", local),
         " ",
         when(at, page, "rel"),
         note && h("span.yellow.note", `↳ ${note}`))));

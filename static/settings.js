@@ -10,27 +10,24 @@ const CHOICES = {
 /** Settings that fall back to their first choice; in memory only, where storage is forbidden. */
 export function createSettings(storage) {
   const held = {};
-  const get = (name) => held[name] ?? read(storage, name) ?? CHOICES[name][0];
+  const use = (verb, name, ...value) => {
+    try {
+      return storage[verb](`schedulezero.${name}`, ...value);
+    } catch {
+      return null; // Forbidden or full: a choice lasts as long as the page.
+    }
+  };
+  const get = (name) => {
+    const value = held[name] ?? use("getItem", name);
+    return CHOICES[name].includes(value) ? value : CHOICES[name][0];
+  };
   const next = (name) => {
     const choices = CHOICES[name];
     held[name] = choices[(choices.indexOf(get(name)) + 1) % choices.length];
-    try {
-      storage.setItem(`schedulezero.${name}`, held[name]);
-    } catch {
-      // Forbidden or full: the choice lasts as long as the page.
-    }
+    use("setItem", name, held[name]);
     return held[name];
   };
   return { get, next };
-}
-
-function read(storage, name) {
-  try {
-    const value = storage.getItem(`schedulezero.${name}`);
-    return CHOICES[name].includes(value) ? value : null;
-  } catch {
-    return null;
-  }
 }
 
 /** Put theme and contrast on the root element; without a choice the system's wish counts. */

@@ -8,8 +8,8 @@ try {
   // Storage may be forbidden; the page then follows the system.
 }
 const modules = `
-  actions api audit charts commands dialogs dom draft executions fields form format handlers keys
-  live model overview page palette pieces resources schedules settings shell stream
+  actions api audit charts commands dialogs dom draft executions form format handlers keys live
+  model overview page palette pieces resources schedules settings shell stream
 `;
 for (const name of modules.trim().split(/\s+/)) {
   const link = Object.assign(document.createElement("link"), { rel: "modulepreload" });

@@ -6,11 +6,8 @@ const SILENCE_MS = 45_000; // the server sends a comment at least every 15 s
 const UNSUPPORTED_MS = 30_000; // how long to poll before asking for the stream again
 const HIDDEN_MS = 60_000; // a tab hidden for longer closes its stream
 
-/**
- * Follows `url` for as long as the page lives. `onEvents` gets each batch of {name, id, data};
- * `onLink` gets "opened", "unsupported" (an answer, but no stream), "lost", "unreachable" (again no
- * answer), "slept" and "woke". `retry()` tries again at once, if it is waiting to.
- */
+/** Follows `url`. `onEvents` gets batches of {name, id, data}; `onLink` "opened", "unsupported" (an
+ *  answer, but no stream), "lost", "unreachable" (again no answer), "slept" and "woke". */
 export class Stream {
   retry = () => {};
   #lastId = "";

@@ -12,7 +12,9 @@ import {
   formatPercent,
   formatPlural,
   formatRelative,
+  formatWeekday,
   localTime,
+  prettyJson,
   stateOf,
 } from "../../static/format.js";
 
@@ -117,4 +119,14 @@ test("no two states of an execution share a shape, so that colour is never neede
   const shapes = [...EXECUTION_STATUSES, "retrying"].map((name) => stateOf(name)[0]);
   assert.equal(new Set(shapes).size, shapes.length);
   assert.deepEqual(stateOf("unheard-of"), ["·", "dim", "unheard-of"]);
+});
+
+test("JSON to read takes one line if that is enough", () => {
+  assert.equal(prettyJson({ seconds: 40, to: "a\nb" }), '{ "seconds": 40, "to": "a\\nb" }');
+  assert.match(prettyJson({ text: "x".repeat(80) }), /^\{\n {2}"text"/);
+});
+
+test("the day of the week is that of the date as it is written, in every zone", () => {
+  assert.equal(formatWeekday("2026-11-29 00:30:00+13:00"), "Sun");
+  assert.equal(formatWeekday("2026-11-29 23:30:00-11:00"), "Sun");
 });

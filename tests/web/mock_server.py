@@ -203,9 +203,6 @@ class Mock:
         ]  # fmt: skip
         return {"records": found[: int(query.get("limit", 100))], "count": len(found)}
 
-    def errors(self, query: Json, body: Any) -> Json:
-        return self.list_executions({**query, "status": "error,timeout,lost"}, body)
-
     def one_execution(self, query: Json, body: Any, execution_id: str) -> Json:
         for found in self.executions:
             if found["execution_id"] == execution_id:
@@ -280,7 +277,6 @@ ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("POST", "/api/run_now", Mock.run),
     ("GET", "/api/executions", Mock.list_executions),
     ("GET", "/api/executions/stats", Mock.stats),
-    ("GET", "/api/executions/errors", Mock.errors),
     ("GET", "/api/executions/{}", Mock.one_execution),
     ("POST", "/api/executions/{}/cancel", Mock.cancel),
     ("POST", "/api/triggers/preview", Mock.preview),

@@ -4,13 +4,15 @@ import { test } from "node:test";
 import {
   backoff,
   bestMatches,
-  executionsUrl,
+  executionsFilter,
   fillMinutes,
   isShown,
   joinLog,
+  lastFailures,
   logPosition,
   matchScore,
   methodsOf,
+  newest,
   nextLink,
   nextOffset,
   parseEvents,
@@ -21,7 +23,9 @@ import {
   signature,
   stateOfExecution,
   stateOfSchedule,
+  upcomingTrigger,
   upsertExecution,
+  waitsFor,
 } from "../../static/model.js";
 
 const MINUTE = 60_000;
@@ -53,9 +57,46 @@ test("addresses of lists carry filter, sort and page", () => {
   );
   assert.equal(schedulesUrl({ page: "-7" }), schedulesUrl({ page: "x" }));
   assert.equal(
-    executionsUrl({ status: "error", span: "1h" }, NOON + 59_999),
+    newest(executionsFilter({ status: "error", span: "1h" }, NOON + 59_999), 50).url,
     "/api/executions?status=error&since=2026-11-23T11%3A00%3A00.000Z&limit=50",
   );
+});
+
+test("an older page of executions changes what it holds and takes nothing new in", () => {
+  const [known, fresh] = ["a", "b"].map((execution_id) => ({ execution_id, status: "error" }));
+  const { url, on } = newest({}, 50, { before: "c" });
+  assert.equal(url, "/api/executions?limit=50&cursor=c");
+  const data = { records: [{ execution_id: "a", status: "running" }] };
+  assert.deepEqual(on.execution(data, fresh), data);
+  assert.deepEqual(on.execution(data, known).records, [known]);
+  assert.deepEqual(newest({}, 50).on.execution(data, fresh).records, [fresh, ...data.records]);
+});
+
+test("a queued execution says what it waits for", () => {
+  const handlers = [{ id: "h", status: "Connected" }, { id: "gone", status: "Disconnected" }];
+  const waits = (handler_id, due) =>
+    waitsFor({ handler_id, due_at: new Date(due).toISOString() }, { handlers, now: NOON });
+  assert.match(waits("h", NOON + 1), /next attempt/);
+  assert.match(waits("h", NOON), /its turn/);
+  for (const id of ["gone", "unknown"]) assert.match(waits(id, NOON), /its handler/);
+});
+
+test("a schedule's last fire has failed if no fire came after its newest failure", () => {
+  const failure = (schedule_id, minute) => ({ schedule_id, scheduled_at: `2026-11-23T12:0${minute}Z` });
+  const records = [failure("a", 3), failure("b", 2), failure("a", 1)];
+  const last = (id, minute) => ({ id, last_fire_time: minute && `2026-11-23T12:0${minute}Z` });
+  const found = lastFailures([last("a", 3), last("b", 4), last("never", null)], records);
+  assert.deepEqual([...found], [["a", records[0]]]);
+  assert.equal(lastFailures([last("a", 3)]).size, 0);
+});
+
+test("an interval is foreseen from its next fire, unless it has a start of its own", () => {
+  const next_fire_time = "2026-11-23T12:00:07Z";
+  const begin = (trigger_config) =>
+    upcomingTrigger({ trigger_config, next_fire_time }).start_time;
+  assert.equal(begin({ type: "interval", minutes: 5 }), next_fire_time);
+  assert.equal(begin({ type: "interval", minutes: 5, start_time: "2026" }), "2026");
+  assert.equal(begin({ type: "cron", minute: "5" }), undefined);
 });
 
 test("states say what is behind a row: retrying, broken, finished", () => {
@@ -92,8 +133,8 @@ test("an execution event changes its row in place, comes in front if new, and le
 test("the filter of the history is applied to events as the server applies it to lists", () => {
   const execution = { status: "error", handler_id: "h", schedule_id: "s" };
   assert.ok(isShown({}, execution));
-  assert.ok(isShown({ status: "lost,error", handler: "h", schedule: "s" }, execution));
-  for (const query of [{ status: "lost" }, { handler: "x" }, { schedule: "x" }])
+  assert.ok(isShown({ status: "lost,error", handler_id: "h", schedule_id: "s" }, execution));
+  for (const query of [{ status: "lost" }, { handler_id: "x" }, { schedule_id: "x" }])
     assert.ok(!isShown(query, execution));
 });
 

@@ -230,6 +230,17 @@ def test_the_head_of_a_column_turns_its_order_round(real: Appliance, open_page: 
     expect(page.get_by_label("Sort")).to_have_value("-schedule_id")
 
 
+def test_the_coming_fires_of_an_interval_go_on_from_the_next(
+    real: Appliance, open_page: Open
+) -> None:
+    make_schedule(real, "often", trigger_config={"type": "interval", "minutes": 7})
+    real.post("/api/schedules/often/run", {})
+    due = real.get("/api/schedules/often").json()["next_fire_time"]
+    page = open_page(url_of(real, "#/schedules/often"))
+    expect(page.locator(".fire-list time")).to_have_count(8)
+    expect(page.locator(".fire-list time").first).to_have_attribute("datetime", due)
+
+
 def test_the_strip_counts_the_fires_of_all_schedules(real: Appliance, open_page: Open) -> None:
     make_schedule(real, "often", trigger_config={"type": "cron", "minute": "*"})
     make_schedule(real, "resting", trigger_config={"type": "cron", "minute": "*"}, paused=True)

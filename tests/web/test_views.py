@@ -48,6 +48,59 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
     expect(rows(page, "nexts").first).to_contain_text("Chime on the hour")
 
 
+def test_what_is_queued_says_what_it_waits_for(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.running()).url)
+    expect(rows(page, "running").nth(1)).to_contain_text("waits for its next attempt")
+    expect(rows(page, "running").nth(0)).to_contain_text("waits for its handler")
+
+
+def test_a_last_fire_that_failed_is_seen_among_the_schedules(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    failed = mock_server.execution("bad000000001", "backup", "push", "error", "nightly-backup")
+    mock.executions.insert(0, failed)
+    mock.schedules["nightly-backup"]["last_fire_time"] = failed["scheduled_at"]
+    page = open_page(serve(mock).url + "/#/schedules")
+    failures = page.locator("tr[data-id=nightly-backup] td.last a")
+    expect(failures).to_have_count(1)
+    mock.schedules["nightly-backup"]["last_fire_time"] = mock_server.iso_in(0)
+    mock.publish("schedule", mock.schedules["nightly-backup"])
+    expect(failures).to_have_count(0)
+    mock.schedules["nightly-backup"]["last_fire_time"] = failed["scheduled_at"]
+    mock.publish("schedule", mock.schedules["nightly-backup"])
+    failures.click()
+    expect(page).to_have_url(re.compile("executions/bad000000001"))
+
+
+def test_a_row_opens_wherever_it_is_pressed_but_beside_its_controls(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    row = page.locator("tr[data-id=nightly-backup]")
+    row.locator(".acts").click(position={"x": 1, "y": 1})
+    row.locator(".pick").click(position={"x": 1, "y": 1})
+    expect(row).to_be_visible()
+    row.locator(".trigger").click()
+    expect(page).to_have_url(re.compile("schedules/nightly-backup"))
+
+
+def test_handlers_where_it_is_narrow_say_what_their_numbers_count(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/handlers", width=390)
+    cells = rows(page, "handlers").first.locator(".num")
+    expect(cells).to_have_count(5)
+    labels = "cells => cells.map(cell => getComputedStyle(cell, '::before').content)"
+    assert "queued" in str(cells.evaluate_all(labels))
+
+
+def test_the_history_is_narrowed_to_a_schedule_that_is_found_by_a_part_of_its_id(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/executions")
+    page.get_by_role("combobox", name="schedule id").fill("nightly")
+    expect(page.locator("#similar option")).to_have_text("nightly-backup")
+
+
 def test_what_ended_last_comes_first_however_long_it_took(open_page: Open, serve: Serve) -> None:
     mock = mock_server.small()
     longest = mock_server.execution("x00000000990", "backup", "verify", ago=3600, took=3599)
@@ -311,6 +364,47 @@ def test_the_palette_finds_commands_schedules_and_methods(open_page: Open, serve
     page.get_by_role("combobox", name="Command").fill("run ding chime")
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog", name="Run ding-dong.chime")).to_be_visible()
+
+
+def test_the_palette_offers_what_can_be_done_on_the_page(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules/nightly-backup")
+    expect(page.get_by_role("button", name="run now")).to_be_visible()
+    page.keyboard.press(":")
+    expect(page.get_by_role("option").first).to_have_text(re.compile("run the schedule nightly"))
+    for senseless in ("select the schedule", "next page", "take the deletion back"):
+        expect(page.get_by_role("option", name=senseless)).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(rows(page, "history").first).to_contain_text("running")
+
+
+def test_an_ended_execution_is_run_again_from_its_row(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    page = open_page(serve(mock).url + "/#/executions")
+    rows(page, "history").first.focus()
+    page.keyboard.press("r")
+    expect(page.locator(".heading")).to_contain_text("running")
+    assert [path for verb, path, _ in mock.calls if verb == "POST"] == ["/api/run_now"]
+    page.keyboard.press("r")
+    expect(page.get_by_role("status")).to_contain_text("not ended yet")
+
+
+def test_the_way_to_the_content_stays_on_the_page(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    expect(page.get_by_role("link", name="nightly-backup")).to_be_visible()
+    page.get_by_role("link", name="Skip to the content").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    expect(page).to_have_url(re.compile("#/schedules$"))
+    expect(page.get_by_role("link", name="nightly-backup")).to_be_visible()
+
+
+def test_a_form_begins_at_its_first_field(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/handlers/backup")
+    page.get_by_role("button", name="run", exact=True).first.click()
+    expect(page.get_by_label(re.compile("^path"))).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    expect(page.get_by_label("Handler")).to_be_focused()
 
 
 def test_single_key_shortcuts_can_be_switched_off(open_page: Open, serve: Serve) -> None:
