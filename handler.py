@@ -166,13 +166,30 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("two keys of an object are the same text")
+
+
+def _refuse_long_integer(digits: str) -> None:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the number {digits[:30]} does not fit into 64 bits")
+
+
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_CHECKER: Final = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates, parse_int=_refuse_long_integer
+)
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON."""
-    return _ENCODER.encode(message).encode()
+    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON, or none
+    that the server takes: keys 1 and "1" in one object, an integer beyond 64 bits.
+    """
+    text = _ENCODER.encode(message)
+    _CHECKER.decode(text)
+    return text.encode()
 
 
 def decode(body: bytes) -> dict[str, Any]:

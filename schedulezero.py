@@ -7460,9 +7460,29 @@ class Gateway:
             reply = self._on_request(route, message, peer)
         except WireError as error:
             self.complain(str(error))
+            if self._is_flawed_result(route, frames, str(error)):
+                return
             reply = {"success": False, "error": str(error), "code": error.code}
         if reply is not None:
             self._post(route, reply)
+
+    def _is_flawed_result(self, route: bytes, frames: Sequence[bytes], flaw: str) -> bool:
+        """Whether a message that was refused is the result of a call; then its attempt failed.
+
+        It would be sent again and again: no slot may be lost to a result that is never taken.
+        """
+        instance = self.registry.on_route(route)
+        if instance is None or instance.gone:
+            return False
+        try:
+            call_id = json.loads(frames[-1])["id"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return False
+        if not isinstance(call_id, str) or call_id not in instance.calls:
+            return False
+        sentence = f"the handler's reply is malformed: {flaw}"
+        self._on_result(route, {"id": call_id, "success": False, "error": sentence})
+        return True
 
     def complain(self, sentence: str, error: Exception | None = None) -> None:
         """Count a malformed message, and log one now and then."""

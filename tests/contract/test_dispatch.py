@@ -1299,6 +1299,29 @@ async def test_malformed_messages_are_survived_and_what_follows_them_is_read(
         handler.socket.close(0)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "%b", "success": true, "result": 18446744073709551616}',
+        b'{"id": "%b", "success": true, "result": {"1": 1, "1": 2}}',
+        b'{"id": "%b", "success": true, "result": NaN}',
+        b'{"id": "%b", "success": true, "result": "\\ud800"}',
+    ],
+)
+async def test_a_result_that_is_refused_has_failed_and_frees_the_slot(
+    server: Server, context: zmq.asyncio.Context, body: bytes
+) -> None:
+    async with worker(context, server) as handler:
+        execution_id = await server.submit(retry=ONCE)
+        call = await handler.call()
+        await handler.send(body % call["id"].encode())
+        await handler.acked(call["id"])
+        done = await server.ended(execution_id)
+        assert done.status is Status.ERROR
+        assert str(done.error).startswith("the handler's reply is malformed")
+        assert server.gateway.pick("worker") is not None
+
+
 async def test_malformed_frames_are_counted_and_survived(
     server: Server, context: zmq.asyncio.Context
 ) -> None:

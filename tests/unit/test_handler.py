@@ -201,11 +201,12 @@ def test_a_method_is_described_by_its_signature_and_docstring():
 
 
 def test_a_default_that_is_not_json_is_shown_as_text():
-    def wait(until=NotImplemented, text="\ud800"):
+    def wait(until=NotImplemented, text="\ud800", most=2**64):
         """."""
 
     described = describe_method("wait", wait).describe()["parameters"]
-    assert [each["default"] for each in described] == ["NotImplemented", "'\\ud800'"]
+    defaults = ["NotImplemented", "'\\ud800'", "18446744073709551616"]
+    assert [each["default"] for each in described] == defaults
 
 
 def test_decorated_functions_are_methods_too():
@@ -305,6 +306,25 @@ def test_a_job_cannot_end_the_handler(method, kind):
 def test_a_result_that_cannot_be_sent_is_a_failure_that_says_so(what):
     result = run(Backup(), "gives", what=what)
     assert result["error_type"] == "BadResult" and "the result" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("value", "flaw"),
+    [
+        (2**63, "does not fit into 64 bits"),
+        ([{"a": -(2**70)}], "does not fit into 64 bits"),
+        ({1: "a", "1": "b"}, "the same text"),
+        ([{None: 1, "null": 2}], "the same text"),
+    ],
+)
+def test_a_result_the_server_would_refuse_is_a_failure_that_says_so(value, flaw):
+    result = run(Backup(), "later", value=value)
+    assert result["error_type"] == "BadResult" and flaw in result["error"]
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), {1: "a", "2": "b"}])
+def test_a_result_within_64_bits_is_sent(value):
+    assert run(Backup(), "later", value=value)["success"] is True
 
 
 def test_a_result_just_below_the_limit_is_sent():
