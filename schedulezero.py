@@ -6702,6 +6702,18 @@ class Registry:
     def of(self, handler_id: str) -> Sequence[Instance]:
         return self._by_handler.get(handler_id, ())
 
+    def methods(self, handler_id: str) -> tuple[MethodInfo, ...]:
+        """What the instances that can be called offer; without any, what was offered last.
+
+        Empty if one of them has not said: it may know any.
+        """
+        offers = [one.registration.methods for one in self.of(handler_id) if one.is_callable]
+        if not offers and handler_id in self.known:
+            return self.known[handler_id][1]
+        if len(offers) < 2 or not all(offers):
+            return offers[0] if len(offers) == 1 else ()
+        return tuple({method.name: method for offer in offers for method in offer}.values())
+
     def expire(self, now_s: float) -> tuple[list[Instance], list[Instance]]:
         """Mark the instances gone that were silent too long, remove those gone for long.
 
@@ -7241,7 +7253,7 @@ class Gateway:
     def method_names(self, handler_id: str) -> list[str] | None:
         """What a handler offers; empty if it has not said yet, None if nobody knows it."""
         if handler_id in self.registry.known:
-            return [method.name for method in self.registry.known[handler_id][1]]
+            return [method.name for method in self.registry.methods(handler_id)]
         return [] if handler_id in self._configured else None
 
     def call(self, instance: Instance, call_id: str, call: Mapping[str, Any]) -> None:
@@ -7271,7 +7283,7 @@ class Gateway:
     def handler(self, handler_id: str) -> HandlerInfo | None:
         if not self.is_known(handler_id):
             return None
-        address, methods, seen_us = self.registry.known.get(handler_id, ("", (), 0))
+        address, _, seen_us = self.registry.known.get(handler_id, ("", (), 0))
         instances = tuple(instance.info() for instance in self.registry.of(handler_id))
         connected = any(info.status != "Disconnected" for info in instances)
         assert self.caller is not None
@@ -7279,7 +7291,7 @@ class Gateway:
             handler_id=handler_id,
             address=address,
             status="Connected" if connected else "Disconnected",
-            methods=methods,
+            methods=self.registry.methods(handler_id),
             instances=instances,
             running=sum(info.running for info in instances),
             queued=self.caller.queued(handler_id),
