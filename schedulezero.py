@@ -12196,11 +12196,23 @@ def show_execution(app: App, call: Call) -> Response:
         200,
         {
             **render_execution(execution),
-            "attempts": [render_attempt(item) for item in app.store.attempts(execution_id)],
+            "attempts": [
+                render_attempt(item)
+                for item in with_current(execution, app.store.attempts(execution_id))
+            ],
             "log": (app.store.log(execution_id) or "") + app.dispatcher.live_log(execution_id),
             "progress": {"percent": progress[0], "message": progress[1]} if progress else None,
         },
     )
+
+
+def with_current(execution: Execution, recorded: list[Attempt]) -> list[Attempt]:
+    """Every attempt: one that runs or has succeeded is told by the execution alone."""
+    e = execution
+    if e.started_us is None or e.status not in (Status.RUNNING, Status.SUCCESS):
+        return recorded
+    current = Attempt(e.attempt, e.instance, e.started_us, e.completed_us, e.status.value)
+    return [item for item in recorded if item.attempt != e.attempt] + [current]
 
 
 def find_execution(app: App, call: Call) -> Execution:

@@ -169,7 +169,8 @@ function renderOne(page) {
     heading(page, `${handler_id}.${method_name}`,
       state(stateOfExecution(execution)), progress(execution, page), tools("execution", id, verb)),
     pair(times(page, execution), isFinal(execution) ? end(execution) : underWay(execution)),
-    attempts?.length > 0 && attemptTable(page, attempts),
+    attempts?.some(({ outcome }) => !["success", "running"].includes(outcome))
+      && attemptTable(page, attempts),
     log(page, execution),
   ];
 }

@@ -1172,6 +1172,22 @@ def test_one_execution_comes_with_attempts_log_and_progress(world: World) -> Non
     assert world.ask("GET", "/api/executions/nope")[0] == 404
 
 
+@pytest.mark.parametrize(("status", "ended"), [("success", NOW_US + 2), ("running", None)])
+def test_the_attempt_that_succeeded_or_runs_is_among_the_attempts(
+    world: World, status: str, ended: int | None
+) -> None:
+    world.store.runs[sz.encode_id(1)] = an_execution(1)._replace(
+        status=sz.Status(status), attempt=2, started_us=NOW_US, completed_us=ended, instance="w/1"
+    )
+    attempts = world.ask("GET", f"/api/executions/{sz.encode_id(1)}")[1]["attempts"]
+    assert [(item["attempt_number"], item["outcome"]) for item in attempts] == [
+        (1, "error"),
+        (2, status),
+    ]
+    assert attempts[1]["instance"] == "w/1"
+    assert (attempts[1]["ended_at"] is None) == (ended is None)
+
+
 def test_an_execution_is_cancelled_once(world: World) -> None:
     execution_id = world.ask("POST", "/api/run_now", {**CALL, "wait": False})[1]["execution_id"]
     status, answer = world.ask("POST", f"/api/executions/{execution_id}/cancel")
