@@ -91,7 +91,7 @@ MAX_DOC_CHARS: Final = 2_000
 MAX_ERROR_CHARS: Final = 8_192  # of an error's sentence, and of its traceback
 MAX_LINE_CHARS: Final = 4_096
 MAX_LOG_LINES: Final = 1_000  # the server takes no more in one message
-MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the oldest lines go first
+MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the middle lines go first
 LOG_BYTES_PER_S: Final = 64 << 10  # what one flooding job may send
 MAX_UNDELIVERED: Final = 1_000  # results; beyond them or the bytes below calls are refused
 MAX_UNDELIVERED_BYTES: Final = 16 << 20
@@ -308,11 +308,14 @@ class Batch(NamedTuple):
     lines: list[tuple[float, str, str]]
     dropped: int
     progress: tuple[float | None, str | None] | None
+    gap: int = 0  # how many of the lines came before those that were dropped
 
     def messages(self, call_id: str) -> list[bytes]:
         found = []
-        if self.lines or self.dropped:
-            found.append(request("log", id=call_id, lines=self.lines, dropped=self.dropped))
+        gap = self.gap if self.dropped else 0
+        for lines, dropped in ((self.lines[:gap], 0), (self.lines[gap:], self.dropped)):
+            if lines or dropped:
+                found.append(request("log", id=call_id, lines=lines, dropped=dropped))
         if self.progress:
             percent, message = self.progress
             found.append(request("progress", id=call_id, percent=percent, message=message))
@@ -322,9 +325,9 @@ class Batch(NamedTuple):
 class Outbox:
     """A job's log lines and progress, between the thread that runs it and the one that sends.
 
-    Never blocks and never grows past MAX_LOG_BYTES: the oldest lines are dropped and counted, so
-    that the last words of a flooding job are kept. After n bytes the next batch is due no sooner
-    than n / LOG_BYTES_PER_S later.
+    Never blocks and never grows past MAX_LOG_BYTES: lines in the middle are dropped and counted,
+    so that the first and the last words of a flooding job are kept. After n bytes the next batch
+    is due no sooner than n / LOG_BYTES_PER_S later.
     """
 
     def __init__(self) -> None:
@@ -334,7 +337,9 @@ class Outbox:
         self._echo_at = 0.0
         self._echo_bytes = 0.0
         self._lock = threading.RLock()  # re-entered when a finalizer prints during a print
+        self._head: list[tuple[float, str, str]] = []
         self._lines: deque[tuple[float, str, str]] = deque()
+        self._head_bytes = 0
         self._bytes = 0
         self._dropped = 0
         self._partial: dict[str, str] = {}
@@ -365,9 +370,11 @@ class Outbox:
     def merge(self, batch: Batch) -> None:
         """Take over what another outbox collected."""
         with self._lock:
-            self._dropped += batch.dropped
             self._progress = batch.progress or self._progress
-            for line in batch.lines:
+            for line in batch.lines[: batch.gap]:
+                self._append(*line)
+            self._dropped += batch.dropped
+            for line in batch.lines[batch.gap :]:
                 self._append(*line)
         self._announce()
 
@@ -392,12 +399,14 @@ class Outbox:
                 self._partial.clear()
             elif now < self.due_at:
                 return None
-            if not (self._lines or self._dropped or self._progress):
+            if not (self._head or self._lines or self._dropped or self._progress):
                 return None
-            batch = Batch(list(self._lines), self._dropped, self._progress)
-            self._not_before = now + self._bytes / LOG_BYTES_PER_S
+            lines = [*self._head, *self._lines]
+            batch = Batch(lines, self._dropped, self._progress, len(self._head))
+            self._not_before = now + (self._head_bytes + self._bytes) / LOG_BYTES_PER_S
+            self._head.clear()
             self._lines.clear()
-            self._bytes = self._dropped = 0
+            self._head_bytes = self._bytes = self._dropped = 0
             self._progress = None
             self.due_at = NEVER
             return batch
@@ -405,14 +414,20 @@ class Outbox:
     def _append(self, at: float, level: str, text: str) -> None:
         if len(text) > MAX_LINE_CHARS:
             text = f"{text[:MAX_LINE_CHARS]} [{len(text) - MAX_LINE_CHARS} more characters]"
-        self._lines.append((round(at, 3), level, text))
-        self._bytes += len(text) + 32
-        while self._bytes > MAX_LOG_BYTES or len(self._lines) > MAX_LOG_LINES:
+        line, size = (round(at, 3), level, text), len(text) + 32
+        has_room = self._head_bytes + size <= MAX_LOG_BYTES // 2
+        if has_room and not (self._lines or self._dropped) and len(self._head) < MAX_LOG_LINES // 2:
+            self._head.append(line)
+            self._head_bytes += size
+            return
+        self._lines.append(line)
+        self._bytes += size
+        while self._bytes > MAX_LOG_BYTES // 2 or len(self._lines) > MAX_LOG_LINES // 2:
             self._bytes -= len(self._lines.popleft()[2]) + 32
             self._dropped += 1
 
     def _announce(self) -> None:
-        if self.due_at == NEVER and (self._lines or self._progress):
+        if self.due_at == NEVER and (self._head or self._lines or self._progress):
             self.due_at = max(time.monotonic() + FLUSH_S, self._not_before)
             if self.notify:
                 self.notify()

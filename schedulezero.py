@@ -7977,7 +7977,8 @@ class LogBuffer:
             stamp = iso_of(round(max(0.0, min(at_s, 4e9)) * 1e6))
             line = f"{stamp} {level} {text[:MAX_ERROR_CHARS]}\n".encode()
             size = len(line)
-            if not self._tail and self._head_bytes + size <= MAX_LOG_BYTES // 2:
+            is_early = not self._tail and not self._dropped  # after a gap the head is complete
+            if is_early and self._head_bytes + size <= MAX_LOG_BYTES // 2:
                 self._head.append(line)
                 self._head_bytes += size
                 continue

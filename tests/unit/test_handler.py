@@ -10,6 +10,7 @@ import handler
 import pytest
 from handler import (
     BadParameters,
+    Batch,
     ConfigError,
     DingDong,
     Example,
@@ -438,10 +439,25 @@ def test_a_flood_keeps_its_last_lines_counts_the_others_and_slows_down():
     now = time.monotonic() + 1
     batch = outbox.take(now)
     assert batch.lines[-1][2].startswith("line 49999 ")
+    assert batch.lines[0][2].startswith("line 0 ")  # a log keeps its first lines and its last
+    assert batch.lines[batch.gap - 1][2].startswith(f"line {batch.gap - 1} ")
     assert len(batch.lines) + batch.dropped == 50_000
     assert sum(len(encode({"": line})) for line in batch.lines) < 100_000
     outbox.write("stdout", "more\n")
     assert outbox.due_at > now + 0.9
+
+
+def test_lines_before_and_after_the_gap_of_a_flood_are_sent_apart():
+    outbox, parent = Outbox(), Outbox()
+    for n in range(3_000):
+        outbox.add("INFO", str(n))
+    parent.merge(Batch(**json.loads(encode(outbox.take(0, last=True)._asdict()))))
+    parts = [json.loads(body)["params"] for body in parent.take(0, last=True).messages("x:1")]
+    assert [part["dropped"] for part in parts] == [0, 2_000]
+    assert [[part["lines"][n][2] for n in (0, -1)] for part in parts] == [
+        ["0", "499"],
+        ["2500", "2999"],
+    ]
 
 
 def test_many_short_lines_stay_below_what_the_server_takes_in_one_message():
