@@ -7801,6 +7801,9 @@ class Gateway:
             self.complain(str(error))
             message = {"success": False, "error": f"the handler's reply is malformed: {error}"}
         if asked != "ping":
+            # A reply without `success`, `result` and `error` is a bare result.
+            if not message.keys() & {"success", "result", "error"}:
+                message = {"success": True, "result": message}
             if "result" not in message and message.get("success") is True:
                 message["result"] = {k: v for k, v in message.items() if k != "success"}
             self._heard(instance)

@@ -105,6 +105,10 @@ async def test_a_plain_reply_without_result_is_the_result_itself(
     await plain.call()
     await plain.answer(success=True, count=3)
     assert (await server.ended(execution_id)).result == {"count": 3}
+    execution_id = await server.submit()
+    await plain.call()
+    await plain.answer(count=4)
+    assert (await server.ended(execution_id)).result == {"count": 4}
 
 
 async def test_a_plain_handler_is_called_one_call_at_a_time(
