@@ -11618,7 +11618,20 @@ def changed_schedule(
         values |= _planned(values["trigger_config"], config, now_us)
     elif schedule.paused and values.get("paused") is False and schedule.quarantined is None:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
-    return replace(schedule, **values)
+    changed = replace(schedule, **values)
+    if "trigger_config" in values:
+        refuse_late_date(changed, now_us)
+    return changed
+
+
+def refuse_late_date(schedule: Schedule, now_us: int) -> None:
+    """Raise TriggerError for a date so long past that its only fire would be missed."""
+    grace_s, run_us = schedule.misfire_grace_time, schedule.next_fire_us
+    if grace_s is None or run_us is None or schedule.trigger_config["type"] != "date":
+        return  # parse_trigger has seen to the grace time of dates that have none of their own
+    if run_us < now_us - grace_s * 1e6:
+        sentence = f"run_date {iso_of(run_us)} is more than misfire_grace_time, {grace_s:g} s, past"
+        raise TriggerError("trigger_config.run_date", sentence)
 
 
 def changed_retry(known: RetryPolicy, given: Mapping[str, Any], config: Config) -> RetryPolicy:

@@ -745,6 +745,16 @@ def test_a_put_tells_true_from_one(world: World) -> None:
     assert put(world, {"job_params": {"a": True}})[1]["changed"] is True
 
 
+def test_a_date_longer_past_than_its_own_grace_is_refused(world: World) -> None:
+    once = {"type": "date", "run_date": "2026-11-23T11:59:00Z"}  # a minute ago
+    body = {**CALL, "trigger_config": once, "misfire_grace_time": 59}
+    status, answer = world.ask("POST", "/api/schedule", body)
+    assert (status, answer["code"]) == (400, "invalid_trigger")
+    assert "59 s" in answer["error"]
+    body["misfire_grace_time"] = 61
+    assert world.ask("POST", "/api/schedule", body)[0] == 201
+
+
 def test_a_put_can_be_repeated_when_its_date_has_passed(world: World) -> None:
     once = {"trigger_config": {"type": "date", "run_date": "2026-11-24T00:00:00"}}
     assert put(world, once)[0] == 201
