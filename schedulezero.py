@@ -142,8 +142,8 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is nev
 EXIT_RENEW: Final = 79  # beyond those of sysexits.h; a child asks to be started anew at once
 
 MAX_NAME_CHARS: Final = 128  # ids of schedules, handlers and methods
-IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-IDENTIFIER_RULE: Final = "1 to 128 letters, digits and . _ : @ -"
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@-]{0,127}")
+IDENTIFIER_RULE: Final = "1 to 128 letters, digits and . _ : @ -, the first a letter, digit or _"
 MAX_JSON_BYTES: Final = 1 << 20  # one HTTP body, one ZeroMQ message
 MAX_JSON_DEPTH: Final = 64
 MAX_LOG_BYTES: Final = 64 << 10  # the log kept of one execution: its head and its tail
