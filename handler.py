@@ -90,7 +90,7 @@ MAX_DOC_CHARS: Final = 2_000
 MAX_ERROR_CHARS: Final = 8_192  # of an error's sentence, and of its traceback
 MAX_LINE_CHARS: Final = 4_096
 MAX_LOG_LINES: Final = 1_000  # the server takes no more in one message
-MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the oldest lines go first
+MAX_LOG_BYTES: Final = 64 << 10  # log kept per job between two sends; the middle lines go first
 LOG_BYTES_PER_S: Final = 64 << 10  # what one flooding job may send
 MAX_UNDELIVERED: Final = 1_000  # results; beyond them or the bytes below calls are refused
 MAX_UNDELIVERED_BYTES: Final = 16 << 20
@@ -166,16 +166,34 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("two keys of an object are the same text")
+
+
+def _refuse_long_integer(digits: str) -> None:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the number {digits[:30]} does not fit into 64 bits")
+
+
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_LONG_NUMBER: Final = re.compile("[0-9]{19}")
+_CHECKER: Final = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicates, parse_int=_refuse_long_integer
+)
 
 
 def encode(message: Mapping[str, Any], errors: str = "strict") -> bytes:
-    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON.
+    """The body of `message`. ValueError, TypeError or RecursionError if it is not JSON, or none
+    that the server takes: keys 1 and "1" in one object, an integer beyond 64 bits.
 
     With `errors` "replace", text that is not valid Unicode becomes `?`.
     """
-    return _ENCODER.encode(message).encode("utf-8", errors)
+    text = _ENCODER.encode(message)
+    if errors == "strict" and (text.count("{") > 1 or _LONG_NUMBER.search(text)):
+        _CHECKER.decode(text)
+    return text.encode("utf-8", errors)
 
 
 def decode(body: bytes) -> dict[str, Any]:
@@ -286,22 +304,24 @@ class Batch(NamedTuple):
     lines: list[tuple[float, str, str]]
     dropped: int
     progress: tuple[float | None, str | None] | None
+    gap: int = 0  # how many of the lines came before those that were dropped
 
 
 class Outbox:
     """A job's log lines and progress, between the thread that runs it and the one that sends.
 
-    Never blocks and never grows past MAX_LOG_BYTES: the oldest lines are dropped and counted, so
-    that the last words of a flooding job are kept. After n bytes the next batch is due no sooner
-    than n / LOG_BYTES_PER_S later.
+    Never blocks and never grows past MAX_LOG_BYTES: lines in the middle are dropped and counted,
+    so that the first and the last words of a flooding job are kept. After n bytes the next batch
+    is due no sooner than n / LOG_BYTES_PER_S later.
     """
 
     def __init__(self) -> None:
         self.due_at = NEVER
         self.notify: Callable[[], None] | None = None  # called when due_at is set
         self._lock = threading.RLock()  # re-entered when a finalizer prints during a print
+        self._head: list[tuple[float, str, str]] = []
         self._lines: deque[tuple[float, str, str]] = deque()
-        self._bytes = self._dropped = 0
+        self._head_bytes = self._bytes = self._dropped = 0
         self._partial: dict[str, str] = {}
         self._progress: tuple[float | None, str | None] | None = None
         self._not_before = self._echo_at = self._echo_bytes = 0.0
@@ -325,9 +345,11 @@ class Outbox:
     def merge(self, batch: Batch) -> None:
         """Take over what another outbox collected."""
         with self._lock:
-            self._dropped += batch.dropped
             self._progress = batch.progress or self._progress
-            for line in batch.lines:
+            for line in batch.lines[: batch.gap]:
+                self._append(*line)
+            self._dropped += batch.dropped
+            for line in batch.lines[batch.gap :]:
                 self._append(*line)
         self._announce()
 
@@ -351,12 +373,14 @@ class Outbox:
                         self.write(level, "\n")
             elif now < self.due_at:
                 return None
-            if not (self._lines or self._dropped or self._progress):
+            if not (self._head or self._lines or self._dropped or self._progress):
                 return None
-            batch = Batch(list(self._lines), self._dropped, self._progress)
-            self._not_before = now + self._bytes / LOG_BYTES_PER_S
+            lines = [*self._head, *self._lines]
+            batch = Batch(lines, self._dropped, self._progress, len(self._head))
+            self._not_before = now + (self._head_bytes + self._bytes) / LOG_BYTES_PER_S
+            self._head.clear()
             self._lines.clear()
-            self._bytes = self._dropped = 0
+            self._head_bytes = self._bytes = self._dropped = 0
             self._progress = None
             self.due_at = NEVER
             return batch
@@ -364,14 +388,20 @@ class Outbox:
     def _append(self, at: float, level: str, text: str) -> None:
         if len(text) > MAX_LINE_CHARS:
             text = f"{text[:MAX_LINE_CHARS]} [{len(text) - MAX_LINE_CHARS} more characters]"
-        self._lines.append((at, level, text))
-        self._bytes += len(text) + 32
-        while self._bytes > MAX_LOG_BYTES or len(self._lines) > MAX_LOG_LINES:
+        line, size = (at, level, text), len(text) + 32
+        has_room = self._head_bytes + size <= MAX_LOG_BYTES // 2
+        if has_room and not (self._lines or self._dropped) and len(self._head) < MAX_LOG_LINES // 2:
+            self._head.append(line)
+            self._head_bytes += size
+            return
+        self._lines.append(line)
+        self._bytes += size
+        while self._bytes > MAX_LOG_BYTES // 2 or len(self._lines) > MAX_LOG_LINES // 2:
             self._bytes -= len(self._lines.popleft()[2]) + 32
             self._dropped += 1
 
     def _announce(self) -> None:
-        if self.due_at == NEVER and (self._lines or self._progress):
+        if self.due_at == NEVER and (self._head or self._lines or self._progress):
             self.due_at = max(time.monotonic() + FLUSH_S, self._not_before)
             if self.notify:
                 self.notify()
@@ -467,8 +497,10 @@ class Job:
         if batch is None:
             return []
         found = []
-        if batch.lines or batch.dropped:
-            found.append(request("log", id=self.id, lines=batch.lines, dropped=batch.dropped))
+        gap = batch.gap if batch.dropped else 0
+        for lines, dropped in ((batch.lines[:gap], 0), (batch.lines[gap:], batch.dropped)):
+            if lines or dropped:
+                found.append(request("log", id=self.id, lines=lines, dropped=dropped))
         if batch.progress:
             percent, message = batch.progress
             found.append(request("progress", id=self.id, percent=percent, message=message))

@@ -173,8 +173,8 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; a child that exits so is nev
 EXIT_RENEW: Final = 79  # beyond those of sysexits.h; a child asks to be started anew at once
 
 MAX_NAME_CHARS: Final = 128  # ids of schedules, handlers and methods
-IDENTIFIER: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-IDENTIFIER_RULE: Final = "1 to 128 letters, digits and . _ : @ -"
+IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@-]{0,127}")
+IDENTIFIER_RULE: Final = "1 to 128 letters, digits and . _ : @ -, the first a letter, digit or _"
 MAX_JSON_BYTES: Final = 1 << 20  # one HTTP body, one ZeroMQ message
 MAX_JSON_DEPTH: Final = 64
 MAX_LOG_BYTES: Final = 64 << 10  # the log kept of one execution: its head and its tail
@@ -6616,6 +6616,18 @@ class Registry:
     def of(self, handler_id: str) -> Sequence[Instance]:
         return self._by_handler.get(handler_id, ())
 
+    def methods(self, handler_id: str) -> tuple[MethodInfo, ...]:
+        """What the instances that can be called offer; without any, what was offered last.
+
+        Empty if one of them has not said: it may know any.
+        """
+        offers = [one.registration.methods for one in self.of(handler_id) if one.is_callable]
+        if not offers and handler_id in self.known:
+            return self.known[handler_id][1]
+        if len(offers) < 2 or not all(offers):
+            return offers[0] if len(offers) == 1 else ()
+        return tuple({method.name: method for offer in offers for method in offer}.values())
+
     def expire(self, now_s: float) -> tuple[list[Instance], list[Instance]]:
         """Mark the instances gone that were silent too long, remove those gone for long.
 
@@ -7162,7 +7174,7 @@ class Gateway:
     def method_names(self, handler_id: str) -> list[str] | None:
         """What a handler offers; empty if it has not said yet, None if nobody knows it."""
         if handler_id in self.registry.known:
-            return [method.name for method in self.registry.known[handler_id][1]]
+            return [method.name for method in self.registry.methods(handler_id)]
         return [] if handler_id in self._configured else None
 
     def call(self, instance: Instance, call_id: str, call: Mapping[str, Any]) -> None:
@@ -7192,7 +7204,7 @@ class Gateway:
     def handler(self, handler_id: str) -> HandlerInfo | None:
         if not self.is_known(handler_id):
             return None
-        address, methods, seen_us = self.registry.known.get(handler_id, ("", (), 0))
+        address, _, seen_us = self.registry.known.get(handler_id, ("", (), 0))
         instances = tuple(instance.info() for instance in self.registry.of(handler_id))
         connected = any(info.status != "Disconnected" for info in instances)
         assert self.caller is not None
@@ -7200,7 +7212,7 @@ class Gateway:
             handler_id=handler_id,
             address=address,
             status="Connected" if connected else "Disconnected",
-            methods=methods,
+            methods=self.registry.methods(handler_id),
             instances=instances,
             running=sum(info.running for info in instances),
             queued=self.caller.queued(handler_id),
@@ -7381,9 +7393,29 @@ class Gateway:
             reply = self._on_request(route, message, peer)
         except WireError as error:
             self.complain(str(error))
+            if self._is_flawed_result(route, frames, str(error)):
+                return
             reply = {"success": False, "error": str(error), "code": error.code}
         if reply is not None:
             self._post(route, reply)
+
+    def _is_flawed_result(self, route: bytes, frames: Sequence[bytes], flaw: str) -> bool:
+        """Whether a message that was refused is the result of a call; then its attempt failed.
+
+        It would be sent again and again: no slot may be lost to a result that is never taken.
+        """
+        instance = self.registry.on_route(route)
+        if instance is None or instance.gone:
+            return False
+        try:
+            call_id = json.loads(frames[-1])["id"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return False
+        if not isinstance(call_id, str) or call_id not in instance.calls:
+            return False
+        sentence = f"the handler's reply is malformed: {flaw}"
+        self._on_result(route, {"id": call_id, "success": False, "error": sentence})
+        return True
 
     def complain(self, sentence: str, error: Exception | None = None) -> None:
         """Count a malformed message, and log one now and then."""
@@ -7690,6 +7722,9 @@ class Gateway:
             self.complain(str(error))
             message = {"success": False, "error": f"the handler's reply is malformed: {error}"}
         if asked != "ping":
+            # A reply without `success`, `result` and `error` is a bare result.
+            if not message.keys() & {"success", "result", "error"}:
+                message = {"success": True, "result": message}
             if "result" not in message and message.get("success") is True:
                 message["result"] = {k: v for k, v in message.items() if k != "success"}
             self._heard(instance)
@@ -7866,7 +7901,8 @@ class LogBuffer:
             stamp = iso_of(round(max(0.0, min(at_s, 4e9)) * 1e6))
             line = f"{stamp} {level} {text[:MAX_ERROR_CHARS]}\n".encode()
             size = len(line)
-            if not self._tail and self._head_bytes + size <= MAX_LOG_BYTES // 2:
+            is_early = not self._tail and not self._dropped  # after a gap the head is complete
+            if is_early and self._head_bytes + size <= MAX_LOG_BYTES // 2:
                 self._head.append(line)
                 self._head_bytes += size
                 continue
@@ -10965,7 +11001,20 @@ def _with_values(schedule: Schedule, values: dict[str, Any], now_us: int) -> Sch
     is_resumed = schedule.paused and values.get("paused") is False and not schedule.quarantined
     if is_resumed and "trigger_state" not in values:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
-    return replace(schedule, **values, updated_us=now_us)
+    changed = replace(schedule, **values, updated_us=now_us)
+    if "trigger_config" in values:
+        refuse_late_date(changed, now_us)
+    return changed
+
+
+def refuse_late_date(schedule: Schedule, now_us: int) -> None:
+    """Raise TriggerError for a date so long past that its only fire would be missed."""
+    grace_s, run_us = schedule.misfire_grace_time, schedule.next_fire_us
+    if grace_s is None or run_us is None or schedule.trigger_config["type"] != "date":
+        return  # parse_trigger has seen to the grace time of dates that have none of their own
+    if run_us < now_us - grace_s * 1e6:
+        sentence = f"run_date {iso_of(run_us)} is more than misfire_grace_time, {grace_s:g} s, past"
+        raise TriggerError("trigger_config.run_date", sentence)
 
 
 def changed_retry(
@@ -11488,16 +11537,25 @@ def list_executions(app: App, call: Call) -> Response:
 def show_execution(app: App, call: Call) -> Response:
     execution = find_execution(app, call)
     execution_id = execution.execution_id
-    progress = app.dispatcher.progress(execution_id)
+    progress, attempts = app.dispatcher.progress(execution_id), app.store.attempts(execution_id)
     return json_response(
         200,
         {
             **render_execution(execution),
-            "attempts": [*map(ATTEMPT_VIEW.render, app.store.attempts(execution_id))],
+            "attempts": [*map(ATTEMPT_VIEW.render, with_current(execution, attempts))],
             "log": (app.store.log(execution_id) or "") + app.dispatcher.live_log(execution_id),
             "progress": {"percent": progress[0], "message": progress[1]} if progress else None,
         },
     )
+
+
+def with_current(execution: Execution, recorded: list[Attempt]) -> list[Attempt]:
+    """Every attempt: one that runs or has succeeded is told by the execution alone."""
+    e = execution
+    if e.started_us is None or e.status not in (Status.RUNNING, Status.SUCCESS):
+        return recorded
+    current = Attempt(e.attempt, e.instance, e.started_us, e.completed_us, e.status.value)
+    return [item for item in recorded if item.attempt != e.attempt] + [current]
 
 
 def find_execution(app: App, call: Call) -> Execution:
@@ -11782,6 +11840,7 @@ ROUTES: Final = (
           "The same events over a WebSocket", {101: {}}, query=WEBSOCKET_QUERY),
     Route("GET", "/api/events", stream_events, VIEWER,
           "Server-sent events; Last-Event-ID resumes", {200: TEXT},
+          headers=(Field("Last-Event-ID", printable(64), "go on after this event"),),
           content_type="text/event-stream"),
     Route("GET", METRICS_PATH, show_metrics, VIEWER,
           "What is counted, in Prometheus' text format", {200: TEXT}, content_type=METRICS_TYPE),

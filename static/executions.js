@@ -147,7 +147,8 @@ export function renderOne(page) {
     heading(page, `${handler_id}.${method_name}`,
       state(stateOfExecution(execution)), progress(execution, page), tools("execution", id, verb)),
     pair(callOf(page, execution), end(execution)),
-    attempts?.length > 0 && attemptTable(page, attempts),
+    attempts?.some(({ outcome }) => !["success", "running"].includes(outcome))
+      && attemptTable(page, attempts),
     log(page, execution),
   ];
 }

@@ -105,6 +105,10 @@ async def test_a_plain_reply_without_result_is_the_result_itself(
     await plain.call()
     await plain.answer(success=True, count=3)
     assert (await server.ended(execution_id)).result == {"count": 3}
+    execution_id = await server.submit()
+    await plain.call()
+    await plain.answer(count=4)
+    assert (await server.ended(execution_id)).result == {"count": 4}
 
 
 async def test_a_plain_handler_is_called_one_call_at_a_time(
@@ -1297,6 +1301,29 @@ async def test_malformed_messages_are_survived_and_what_follows_them_is_read(
         await handler.succeed(call)
         assert (await server.ended(execution_id)).status is Status.SUCCESS, message
         handler.socket.close(0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "%b", "success": true, "result": 18446744073709551616}',
+        b'{"id": "%b", "success": true, "result": {"1": 1, "1": 2}}',
+        b'{"id": "%b", "success": true, "result": NaN}',
+        b'{"id": "%b", "success": true, "result": "\\ud800"}',
+    ],
+)
+async def test_a_result_that_is_refused_has_failed_and_frees_the_slot(
+    server: Server, context: zmq.asyncio.Context, body: bytes
+) -> None:
+    async with worker(context, server) as handler:
+        execution_id = await server.submit(retry=ONCE)
+        call = await handler.call()
+        await handler.send(body % call["id"].encode())
+        await handler.acked(call["id"])
+        done = await server.ended(execution_id)
+        assert done.status is Status.ERROR
+        assert str(done.error).startswith("the handler's reply is malformed")
+        assert server.gateway.pick("worker") is not None
 
 
 async def test_malformed_frames_are_counted_and_survived(

@@ -103,9 +103,10 @@ def is_idle(pid: int) -> bool:
 
 
 def outcomes(one: Appliance, execution_id: str) -> tuple[str, list[str]]:
-    """The status of an execution, and how each of its attempts ended."""
+    """The status of an execution, and how each of its attempts ended that did not succeed."""
     execution = one.get(f"/api/executions/{execution_id}").json()
-    return execution["status"], [attempt["outcome"] for attempt in execution["attempts"]]
+    ends = [attempt["outcome"] for attempt in execution["attempts"]]
+    return execution["status"], [end for end in ends if end not in ("running", "success")]
 
 
 def test_an_upgrade_with_jobs_running_loses_nothing_and_runs_nothing_twice(appliance):

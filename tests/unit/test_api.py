@@ -749,6 +749,16 @@ def test_a_put_tells_true_from_one(world: World) -> None:
     assert put(world, {"job_params": {"a": True}})[1]["changed"] is True
 
 
+def test_a_date_longer_past_than_its_own_grace_is_refused(world: World) -> None:
+    once = {"type": "date", "run_date": "2026-11-23T11:59:00Z"}  # a minute ago
+    body = {**CALL, "trigger_config": once, "misfire_grace_time": 59}
+    status, answer = world.ask("POST", "/api/schedule", body)
+    assert (status, answer["code"]) == (400, "invalid_trigger")
+    assert "59 s" in answer["error"]
+    body["misfire_grace_time"] = 61
+    assert world.ask("POST", "/api/schedule", body)[0] == 201
+
+
 def test_a_put_can_be_repeated_when_its_date_has_passed(world: World) -> None:
     once = {"trigger_config": {"type": "date", "run_date": "2026-11-24T00:00:00"}}
     assert put(world, once)[0] == 201
@@ -1174,6 +1184,22 @@ def test_one_execution_comes_with_attempts_log_and_progress(world: World) -> Non
     assert answer["log"] == "stored\nlive\n"
     assert answer["progress"] == {"percent": 50.0, "message": "half way"}
     assert world.ask("GET", "/api/executions/nope")[0] == 404
+
+
+@pytest.mark.parametrize(("status", "ended"), [("success", NOW_US + 2), ("running", None)])
+def test_the_attempt_that_succeeded_or_runs_is_among_the_attempts(
+    world: World, status: str, ended: int | None
+) -> None:
+    world.store.runs[sz.encode_id(1)] = an_execution(1)._replace(
+        status=sz.Status(status), attempt=2, started_us=NOW_US, completed_us=ended, instance="w/1"
+    )
+    attempts = world.ask("GET", f"/api/executions/{sz.encode_id(1)}")[1]["attempts"]
+    assert [(item["attempt_number"], item["outcome"]) for item in attempts] == [
+        (1, "error"),
+        (2, status),
+    ]
+    assert attempts[1]["instance"] == "w/1"
+    assert (attempts[1]["ended_at"] is None) == (ended is None)
 
 
 def test_an_execution_is_cancelled_once(world: World) -> None:

@@ -56,6 +56,11 @@ def test_a_route_describes_its_arguments_its_body_and_its_answers(route: sz.Rout
     assert operation["summary"]
 
 
+def test_the_header_that_resumes_the_event_stream_is_described() -> None:
+    (header,) = DOCUMENT["paths"]["/api/events"]["get"]["parameters"]
+    assert (header["name"], header["in"]) == ("Last-Event-ID", "header")
+
+
 def test_a_body_is_described_by_the_fields_that_check_it() -> None:
     schema = sz.RUN_FIELDS.schema
     assert schema["required"] == ["handler_id", "method_name"]

@@ -10,6 +10,7 @@ import handler
 import pytest
 from handler import (
     BadParameters,
+    Batch,
     ConfigError,
     DingDong,
     Example,
@@ -200,11 +201,12 @@ def test_a_method_is_described_by_its_signature_and_docstring():
 
 
 def test_a_default_that_is_not_json_is_shown_as_text():
-    def wait(until=NotImplemented, text="\ud800"):
+    def wait(until=NotImplemented, text="\ud800", most=2**64):
         """."""
 
     described = describe_method("wait", wait).describe()["parameters"]
-    assert [each["default"] for each in described] == ["NotImplemented", "'\\ud800'"]
+    defaults = ["NotImplemented", "'\\ud800'", "18446744073709551616"]
+    assert [each["default"] for each in described] == defaults
 
 
 def test_decorated_functions_are_methods_too():
@@ -304,6 +306,25 @@ def test_a_job_cannot_end_the_handler(method, kind):
 def test_a_result_that_cannot_be_sent_is_a_failure_that_says_so(what):
     result = run(Backup(), "gives", what=what)
     assert result["error_type"] == "BadResult" and "the result" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("value", "flaw"),
+    [
+        (2**63, "does not fit into 64 bits"),
+        ([{"a": -(2**70)}], "does not fit into 64 bits"),
+        ({1: "a", "1": "b"}, "the same text"),
+        ([{None: 1, "null": 2}], "the same text"),
+    ],
+)
+def test_a_result_the_server_would_refuse_is_a_failure_that_says_so(value, flaw):
+    result = run(Backup(), "later", value=value)
+    assert result["error_type"] == "BadResult" and flaw in result["error"]
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), {1: "a", "2": "b"}])
+def test_a_result_within_64_bits_is_sent(value):
+    assert run(Backup(), "later", value=value)["success"] is True
 
 
 def test_a_result_just_below_the_limit_is_sent():
@@ -417,10 +438,24 @@ def test_a_flood_keeps_its_last_lines_counts_the_others_and_slows_down():
     now = time.monotonic() + 1
     batch = outbox.take(now)
     assert batch.lines[-1][2].startswith("line 49999 ")
+    assert batch.lines[0][2].startswith("line 0 ")  # a log keeps its first lines and its last
+    assert batch.lines[batch.gap - 1][2].startswith(f"line {batch.gap - 1} ")
     assert len(batch.lines) + batch.dropped == 50_000
     assert sum(len(encode({"": line})) for line in batch.lines) < 100_000
     outbox.write("stdout", "more\n")
     assert outbox.due_at > now + 0.9
+
+
+def test_lines_before_and_after_the_gap_of_a_flood_are_sent_apart():
+    outbox, job = Outbox(), Job({"id": "x:1"})
+    outbox.write("INFO", "\n".join(map(str, range(3_000))))
+    job.outbox.merge(Batch(**json.loads(encode(outbox.take(0, last=True)._asdict()))))
+    parts = [json.loads(body)["params"] for body in job.take_words(0, last=True)]
+    assert [part["dropped"] for part in parts] == [0, 2_000]
+    assert [[part["lines"][n][2] for n in (0, -1)] for part in parts] == [
+        ["0", "499"],
+        ["2500", "2999"],
+    ]
 
 
 def test_many_short_lines_stay_below_what_the_server_takes_in_one_message():

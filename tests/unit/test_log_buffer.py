@@ -54,6 +54,14 @@ def test_lines_the_handler_dropped_are_counted_too() -> None:
     assert "… 7 lines left out …" in buffer.text()
 
 
+def test_lines_the_handler_dropped_are_counted_where_they_are_missing() -> None:
+    buffer = LogBuffer()
+    buffer.add([[0, "stdout", "first"]], 0)
+    buffer.add([[0, "stdout", "last"]], 7)
+    texts = [line.split(" ", 1)[1] for line in buffer.text().splitlines()]
+    assert texts == ["stdout first", "7 lines left out …", "stdout last"]
+
+
 def test_one_endless_line_is_cut() -> None:
     buffer = LogBuffer()
     buffer.add([[0, "stdout", "z" * 1_000_000]], 0)

@@ -46,6 +46,33 @@ def test_the_second_registration_of_a_handler_id_is_a_repetition(registry: Regis
     assert registry.register(said("other"), b"r3", 1, 1)[1] is False
 
 
+def names(registry: Registry) -> list[str]:
+    return [method.name for method in registry.methods("worker")]
+
+
+def test_the_methods_are_those_of_the_instances_that_can_be_called(registry: Registry) -> None:
+    assert names(registry) == []
+    old = enter(registry, said(methods=(MethodInfo("add"),)), b"r1")
+    new = enter(registry, said(instance="two", methods=(MethodInfo("add"), MethodInfo("x"))), b"r2")
+    assert names(registry) == ["add", "x"]
+    new.gone = True  # what it alone could do is no reason to refuse what the other still can
+    assert names(registry) == ["add"]
+    enter(registry, said(instance="three", methods=()), b"r3")
+    assert names(registry) == []  # it has not said, so anything may be tried
+    for instance in registry.of("worker"):
+        instance.gone = True
+    assert names(registry) == []
+    assert old.gone
+
+
+def test_a_handler_without_an_instance_offers_what_it_offered_last(registry: Registry) -> None:
+    instance = enter(registry)
+    instance.gone = True
+    assert names(registry) == ["work"]
+    registry.remove(instance)
+    assert names(registry) == ["work"]
+
+
 def test_the_least_busy_instance_is_picked(registry: Registry) -> None:
     large = enter(registry, said(instance="large", concurrency=4), b"r1")
     small = enter(registry, said(instance="small", concurrency=1), b"r2")

@@ -164,6 +164,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"handler_id": ""}, "'handler_id'"),
     ({"handler_id": "a b"}, "'handler_id'"),
     ({"handler_id": "a/b"}, "'handler_id'"),
+    ({"handler_id": "-b"}, "'handler_id'"),  # the API could not name it
+    ({"handler_id": ".b"}, "'handler_id'"),
     ({"handler_id": "x" * 129}, "'handler_id'"),
     ({"instance": None}, "'instance'"),
     ({"instance": ""}, "'instance'"),
