@@ -7405,7 +7405,7 @@ class Gateway:
         It would be sent again and again: no slot may be lost to a result that is never taken.
         """
         instance = self.registry.on_route(route)
-        if instance is None or instance.gone:
+        if instance is None or instance.gone or frames[0]:  # not empty: from whoever, see _receive
             return False
         try:
             call_id = json.loads(frames[-1])["id"]

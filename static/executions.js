@@ -26,7 +26,7 @@ export function resources({ route: { id, query }, now }) {
   };
 }
 
-/** Events tell the execution, not its attempts: those are loaded when it changed its state. */
+/** Events tell the execution, not its attempts: they load when its state changed. */
 function detailed(data, changed) {
   if (changed.execution_id !== data.execution_id) return data;
   const isSame = changed.status === data.status && changed.attempt_number === data.attempt_number;
@@ -147,8 +147,7 @@ export function renderOne(page) {
     heading(page, `${handler_id}.${method_name}`,
       state(stateOfExecution(execution)), progress(execution, page), tools("execution", id, verb)),
     pair(callOf(page, execution), end(execution)),
-    attempts?.some(({ outcome }) => !["success", "running"].includes(outcome))
-      && attemptTable(page, attempts),
+    attempts?.some((one) => one.error) && attemptTable(page, attempts),
     log(page, execution),
   ];
 }
