@@ -48,6 +48,19 @@ def test_the_overview_tells_rate_success_running_failed_and_next(
     expect(rows(page, "nexts").first).to_contain_text("Chime on the hour")
 
 
+def test_the_tab_of_this_page_stays_readable_under_the_pointer(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url)
+    tab = page.get_by_role("link", name="Schedules").first
+    tab.click()  # the pointer stays on it
+    expect(tab).to_have_attribute("aria-current", "page")
+    colours = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    under_pointer = tab.evaluate(colours)
+    page.mouse.move(600, 500)
+    assert under_pointer == tab.evaluate(colours)
+
+
 def test_what_is_queued_says_what_it_waits_for(open_page: Open, serve: Serve) -> None:
     page = open_page(serve(mock_server.running()).url)
     expect(rows(page, "running").nth(1)).to_contain_text("waits for its next attempt")
