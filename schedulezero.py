@@ -1238,7 +1238,8 @@ def parse_config(
     """Return the effective configuration of one deployment.
 
     Weakest first: defaults, the built-in deployment, the top level of `mapping`, its
-    `deployments` entry of that name, `environ`. Every entry of `deployments` is checked, chosen
+    `deployments` entry of that name, `environ`. But the ports of a built-in deployment win over
+    those at the top, so that all run side by side. Every entry of `deployments` is checked, chosen
     or not. Mappings merge by key; a handler or schedule set to null is removed. `data_dir` and
     `log_dir` of the result are absolute and end in the deployment's name; relative paths start
     at `directory`. Raises ConfigError.
@@ -1260,7 +1261,8 @@ def parse_config(
         "lines": source.lines,
         "credentials_dir": environ.get("CREDENTIALS_DIRECTORY") or None,  # set by systemd
     }
-    for part in (built_in, layer, entries.get(name) or {}, _parse_environment(environ)):
+    ports = {key: built_in[key] for key in ("http_port", "zmq_port") if key in built_in}
+    for part in (built_in, layer, ports, entries.get(name) or {}, _parse_environment(environ)):
         for key, value in part.items():
             merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
     config = _build_config(merged)
