@@ -4222,6 +4222,22 @@ def execution_of_fire(
     )
 
 
+def missed_of(
+    schedule: Schedule, execution_id: str, now_us: int, reason: Reason, config: Config
+) -> Execution | None:
+    """The one row for all fire times of a schedule that are overdue and are not to run any more."""
+    due_us = schedule.next_fire_us
+    if schedule.paused or schedule.quarantined or due_us is None or due_us > now_us:
+        return None
+    with suppress(TriggerError):
+        (fire,) = plan_fires(
+            load_trigger(schedule.trigger_state), at_of(due_us), at_of(now_us),
+            coalesce=schedule.coalesce, grace_s=-1.0, reason=reason,
+        ).fires  # fmt: skip
+        return execution_of_fire(schedule, fire, execution_id, now_us, 0.0, config)
+    return None
+
+
 class Store(apscheduler.abc.DataStore):
     """Everything durable, and APScheduler's data store.
 
@@ -4415,33 +4431,42 @@ class Store(apscheduler.abc.DataStore):
     async def replace_schedule(self, schedule: Schedule, generation: int) -> bool:
         """Store a changed schedule if nobody else changed it since `generation`.
 
-        The next fire time is left to the scheduler unless the trigger or the pause changed.
+        The next fire time is left to the scheduler unless the trigger or the pause changed: then
+        fire times that are overdue get the row of missed ones, as their catch-up will not come.
         """
+        execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
-        def change(db: sqlite3.Connection) -> bool:
+        def change(db: sqlite3.Connection) -> tuple[bool, Execution | None]:
             row = db.execute(
-                "SELECT trigger_state, paused, quarantined FROM schedules "
+                f"SELECT {SCHEDULE_COLUMNS} FROM schedules "
                 "WHERE schedule_id = ? AND generation = ?",
                 (schedule.schedule_id, generation),
             ).fetchone()
             if row is None:
-                return False
-            kept = (dump_json(schedule.trigger_state), int(schedule.paused), None)
-            columns = SCHEDULE_COLUMNS if row != kept else SCHEDULE_COLUMNS_WITHOUT_TIMES
-            names = [name.strip() for name in columns.split(",")]
+                return False, None
+            before, missed = dict(zip(SCHEDULE_NAMES, row, strict=True)), None
             value_of = dict(zip(SCHEDULE_NAMES, schedule_row(schedule), strict=True))
             value_of["generation"] = generation + 1
+            kept = {name: value_of[name] for name in ("trigger_state", "paused")}
+            if before | kept | {"quarantined": None} == before:
+                for name in ("next_fire_us", "last_fire_us", "quarantined"):
+                    del value_of[name]
+            elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
+                _insert_execution(missed, db)
+                value_of["last_fire_us"] = missed.fire_us
             db.execute(
-                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in names)} "
+                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in value_of)} "
                 "WHERE schedule_id = ?",
-                (*(value_of[name] for name in names), schedule.schedule_id),
+                (*value_of.values(), schedule.schedule_id),
             )
-            return True
+            return True, missed
 
-        replaced: bool = await self.write(change)
+        replaced, missed = await self.write(change)
+        if missed and self.intake:
+            self.intake.accept(missed)
         if replaced:
             await self._announce(apscheduler.ScheduleUpdated, schedule)
-        return replaced
+        return bool(replaced)
 
     async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
         """False if there is none, or none of that generation."""
@@ -5198,9 +5223,6 @@ class Store(apscheduler.abc.DataStore):
 
 
 SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(","))
-SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
-    name for name in SCHEDULE_NAMES if name not in ("next_fire_us", "last_fire_us", "quarantined")
-)
 FIRES_BEFORE: Final = "next_fire_us < ? AND paused = 0 AND quarantined IS NULL"
 INSERT_SCHEDULE: Final = (
     f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
