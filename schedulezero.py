@@ -12325,25 +12325,32 @@ class Server:
                 self.dispatcher.cancel_queued(schedule.schedule_id, "schedule removed")
                 log_server.info("schedule %s is declared no more: removed", schedule.schedule_id)
         for schedule_id, body in declared.items():
-            await self._declare_one(schedule_id, body)
+            while not await self._declare_one(schedule_id, body):
+                log_server.info("schedule %s was changed meanwhile", schedule_id)
 
-    async def _declare_one(self, schedule_id: str, body: Any) -> None:
-        """Create or update one declared schedule; what is unchanged keeps its next fire time."""
+    async def _declare_one(self, schedule_id: str, body: Any) -> bool:
+        """Create or update one declared schedule; what is unchanged keeps its next fire time.
+
+        False if somebody else changed it at that moment.
+        """
         now_us = self.clock.now_us()
         wanted = parse_declared_schedule(schedule_id, body, self.config, now_us)
         wanted = replace(wanted, origin="config")
         known = self.store.schedule(schedule_id)
         if known is None:
-            await self.store.add_schedule_record(wanted)
-            return
+            with suppress(IdTaken):
+                await self.store.add_schedule_record(wanted)
+                return True
+            return False
         if known.origin != "config":
             log_server.error("schedule %s exists already: the declared one waits", schedule_id)
-            return
+            return True
         if "paused" not in body:
             wanted = replace(wanted, paused=known.paused)
-        if not has_definition(known, wanted):
-            changed = redefined_schedule(known, wanted, now_us)
-            await self.store.replace_schedule(changed, known.generation)
+        if has_definition(known, wanted):
+            return True
+        changed = redefined_schedule(known, wanted, now_us)
+        return await self.store.replace_schedule(changed, known.generation)
 
     # Tasks
 
