@@ -1455,19 +1455,24 @@ def _lines_of(root: yaml.Node | None, name: str) -> dict[KeyPath, int]:
     return lines
 
 
+def find_config(path: str | None, environ: Mapping[str, str]) -> str | None:
+    """The absolute path of the file to read; None if there is none."""
+    path = path or environ.get("SCHEDULEZERO_CONFIG_PATH") or None
+    if path is None and os.path.exists("config.yaml"):
+        path = "config.yaml"
+    return path and os.path.abspath(path)
+
+
 def load_config(
     path: str | None, environ: Mapping[str, str], deployment: str | None = None
 ) -> Config:
     """Read the configuration: from `path`, else SCHEDULEZERO_CONFIG_PATH, else ./config.yaml if
     it exists, else the defaults. Raises ConfigError.
     """
-    path = path or environ.get("SCHEDULEZERO_CONFIG_PATH") or None
-    if path is None and os.path.exists("config.yaml"):
-        path = "config.yaml"
+    path = find_config(path, environ)
     mapping: Mapping[str, Any] = {}
     lines: dict[KeyPath, int] = {}
     if path is not None:
-        path = os.path.abspath(path)
         try:
             with open(path, "rb") as file:
                 text = load_utf8(file, path, MAX_CONFIG_BYTES)
@@ -12613,11 +12618,11 @@ SERVER_NAME: Final = "server"
 ORPHAN_GRACE_S: Final = 7.0  # for a server and Python handlers without a governor
 ECHO_S: Final = 0.5  # between two looks at what the handlers wrote, in the foreground
 
-# What a reload cannot change under a running server; the old value stays until a restart.
-FIXED_KEYS: Final = (
-    "http_host", "http_port", "zmq_host", "zmq_port", "zmq_security", "handler_secret",
-    "callback_networks", "data_dir", "log_dir", "log_format", "log_to", "log_max_mb",
-)  # fmt: skip
+# What a reload changes under a running server; all else keeps its old value until a restart.
+RELOADED_KEYS: Final = frozenset((
+    "handlers", "schedules", "log_level", "memory_limit", "auth", "allow_insecure",
+    "allowed_hosts", "cors_origins", "tls_cert", "tls_key", "path", "directory", "lines",
+))  # fmt: skip
 
 log_governor: Final = logging.getLogger("schedulezero.governor")
 
@@ -13011,6 +13016,19 @@ def print_error(sentence: str) -> None:
     os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
 
 
+def find_fixed(config: Config, loaded: Config) -> dict[str, str]:
+    """Where a changed configuration is otherwise and only a restart applies it: field and key."""
+    reloaded = RELOADED_KEYS
+    if not (config.tls_cert and loaded.tls_cert):
+        reloaded -= {"tls_cert", "tls_key"}
+    tables = {each.name: each.metadata.get("table") for each in fields(Config)}
+    return {
+        name: f"{table}.{name.removeprefix(f'{table}_')}" if table else name
+        for name, table in tables.items()
+        if name not in reloaded and getattr(config, name) != getattr(loaded, name)
+    }
+
+
 class SignalPipe:
     """Signals as bytes in a pipe: the handler does nothing, the loop reads. Works everywhere."""
 
@@ -13102,6 +13120,7 @@ class Governor:
         self._exit_code = EXIT_OK
         self._reloads = 0
         self._reload_error: str | None = None
+        self._after_restart: list[str] = []  # keys that a reload has not applied
         self._written: dict[str, Any] = {}
         self._received: set[int] = set()
         self._tick_s = self._prune_s = 0.0
@@ -13423,12 +13442,13 @@ class Governor:
             self._reload_error = str(error)
             log_governor.error("not reloaded, the old configuration stays: %s", error)
             return
-        fixed = [key for key in FIXED_KEYS if getattr(loaded, key) != getattr(self._config, key)]
+        fixed = find_fixed(self._config, loaded)
+        self._after_restart = [*fixed.values()]
         if fixed:
-            log_governor.warning("takes effect after a restart: %s", ", ".join(fixed))
+            log_governor.warning("after a restart: %s", ", ".join(self._after_restart))
         self._reload_error = None
         set_log_level(loaded.log_level)
-        self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
+        self._config = replace(loaded, **{name: getattr(self._config, name) for name in fixed})
         self._apply_handlers()
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
@@ -13473,6 +13493,8 @@ class Governor:
             "is_stopping": self._stop_s is not None,
             "reloads": self._reloads,
             "reload_error": self._reload_error,
+            "after_restart": self._after_restart,
+            "log_dir": self._config.log_dir,
             "children": [
                 {
                     "name": child.name,
@@ -14024,6 +14046,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+DATA_DIR: Final = re.compile(r"""\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""")
 
 Arguments = argparse.Namespace
 
@@ -14345,8 +14368,40 @@ def load_leaf(path: str) -> bytes:
     return ssl.PEM_cert_to_DER_cert(first[max(0, begin) :] + end)
 
 
+def load_running(arguments: Arguments) -> Config:
+    """As load_arguments; but what runs can be looked at and ended while its file is wrong."""
+    try:
+        return load_arguments(arguments)
+    except ConfigError as error:
+        config = guess_running(arguments)
+        if config is None:
+            raise
+        print(f"schedulezero: the configuration is wrong: {error}", file=sys.stderr)
+        return config
+
+
+def guess_running(arguments: Arguments) -> Config | None:
+    """Directories and handlers of the deployment as it runs, if the data directory it has can be
+    found in a configuration that cannot be read.
+    """
+    path = find_config(arguments.config, os.environ)
+    directory = os.path.dirname(path) if path else os.getcwd()
+    name = arguments.deployment or os.environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
+    written = (path and load_text(path)) or ""
+    own = os.environ.get("SCHEDULEZERO_DATA_DIR")
+    for root in filter(None, (own, *DATA_DIR.findall(written), "data")):
+        data_dir = os.path.join(directory, root.strip(), name)
+        config = Config(name, data_dir=data_dir, path=path, directory=directory)
+        if os.path.isdir(data_dir) and (pid := find_governor(data_dir)):
+            shown = read_status(config, pid)
+            handlers = tuple(HandlerSpec(child["name"]) for child in shown.get("children", [])[1:])
+            log_dir = shown.get("log_dir") or os.path.join(directory, "logs", name)
+            return replace(config, log_dir=log_dir, handlers=handlers)
+    return None
+
+
 def command_stop(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     pid = find_running(config)
     signal_process(pid, signal.SIGTERM)
     wait_until(lambda: find_governor(config.data_dir) != pid,
@@ -14376,9 +14431,11 @@ def command_reload(arguments: Arguments) -> int:
     signal_process(pid, signal.SIGHUP)
     wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
                RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
-    if trouble := read_status(config, pid).get("reload_error"):
+    shown = read_status(config, pid)
+    if trouble := shown.get("reload_error"):
         raise ConfigError(f"not reloaded: {trouble}")
-    print(f"ScheduleZero ({config.deployment}) reloaded")
+    left = ", ".join(shown["after_restart"])
+    print(f"ScheduleZero ({config.deployment}) reloaded{left and f'; after a restart: {left}'}")
     return EXIT_OK
 
 
@@ -14807,7 +14864,7 @@ def find_database(config: Config) -> str:
 
 
 def command_status(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     pid = find_governor(config.data_dir)
     now_us = Clock().now_us()
     shown = describe_processes(read_status(config, pid), pid, now_us) if pid else {}
@@ -14818,6 +14875,8 @@ def command_status(arguments: Arguments) -> int:
         print(render_processes(shown["processes"]))
         if shown["reload_error"]:
             print(f"The last reload failed: {shown['reload_error']}")
+        if shown["after_restart"]:
+            print(f"After a restart: {', '.join(shown['after_restart'])}")
     else:
         print(f"ScheduleZero ({config.deployment}) is not running")
     return EXIT_OK if pid else EXIT_NOT_RUNNING
@@ -14851,6 +14910,7 @@ def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[
         "version": shown.get("version", VERSION),
         "url": shown.get("url"),
         "reload_error": shown.get("reload_error"),
+        "after_restart": shown.get("after_restart", []),
         "processes": [process | read_footprint(process, now_us) for process in processes],
     }
 
@@ -14917,7 +14977,7 @@ def render_size(size: int | None) -> str:
 
 
 def command_logs(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     known = log_paths(config)
     if arguments.name and arguments.name not in known:
         hint = suggest(arguments.name, known)
