@@ -7896,24 +7896,26 @@ class Stage(enum.Enum):
     ENDING = enum.auto()  # the end of the attempt is being recorded
 
 
+# Tuples: a member of an enum takes longer to hash than to compare with three others.
+WAITING: Final = (Stage.DELAYED, Stage.BLOCKED, Stage.READY)
+AT_HANDLER: Final = (Stage.RUNNING, Stage.ADOPTING)
+
+
 @dataclass(slots=True)
 class Live:
     """An execution that is not final, and what the dispatcher knows of it."""
 
     execution: Execution
     stage: Stage
-    instance: Instance | None = None
+    call_id: str = ""  # of the last attempt that was begun
+    instance: Instance | None = None  # whose slot it has
     limit_s: float = 0.0  # monotonic: end of the attempt's time, of adoption or of a cancel's grace
     began_s: float | None = None  # monotonic: when the attempt was sent; None: by another server
     cancelling: str | None = None  # why it is being cancelled
-    waiters: list[asyncio.Future[Execution]] = field(default_factory=list)
+    waiters: tuple[asyncio.Future[Execution], ...] = ()
     log: LogBuffer | None = None
     progress: tuple[float | None, str | None] | None = None
     scrubber: Scrubber | None = None  # hides the secrets it was called with
-
-    @property
-    def call_id(self) -> str:
-        return f"{self.execution.execution_id}:{self.execution.attempt}"
 
 
 class LogBuffer:
@@ -7946,8 +7948,7 @@ class LogBuffer:
         return b"".join((*self._head, gap.encode(), *self._tail)).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended."""
 
     status: Status
@@ -8015,6 +8016,11 @@ def after_attempt(
     )
 
 
+def unbegun(execution: Execution) -> Execution:
+    """The execution without its last attempt, which no handler has seen."""
+    return execution._replace(status=Status.QUEUED, attempt=execution.attempt - 1, instance=None)
+
+
 class Dispatcher:
     """Takes executions from the store's commit to a handler and back.
 
@@ -8037,7 +8043,7 @@ class Dispatcher:
         self.secrets = Secrets(store.config)
         self._live: dict[str, Live] = {}
         self._ready: dict[str, OrderedDict[str, Live]] = {}  # by handler id and execution id
-        self._of_schedule: dict[str, dict[str, Live]] = {}  # in the order of their fires
+        self._of_schedule: dict[str | None, dict[str, Live]] = {}  # in the order of their fires
         self._delayed: list[tuple[float, str]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -8049,15 +8055,15 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        return sum(live.stage in OCCUPYING for live in self._live.values())
+        return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
-        return len(self._live) - self.running
+        return sum(live.stage in WAITING for live in self._live.values())
 
     def count_waiting(self) -> tuple[dict[str, int], int | None]:
         """How many executions wait, by why they do, and since when the oldest is due."""
-        counts = dict.fromkeys((stage.name.lower() for stage in Stage if stage in WAITING), 0)
+        counts = dict.fromkeys((stage.name.lower() for stage in WAITING), 0)
         due_us = None
         for live in self._live.values():
             if live.stage in WAITING:
@@ -8125,7 +8131,7 @@ class Dispatcher:
             if isinstance(stored, Exception):
                 fulfil(future, stored)
             else:
-                self._live[stored.execution_id].waiters.append(future)
+                self._live[stored.execution_id].waiters += (future,)
 
         submitted.then(go_on)
         return await future
@@ -8139,7 +8145,7 @@ class Dispatcher:
                 raise NotFound(f"there is no execution '{execution_id}'")
             return execution
         future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
-        live.waiters.append(future)
+        live.waiters += (future,)
         return await future
 
     async def cancel(self, execution_id: str, reason: str) -> Execution | None:
@@ -8182,7 +8188,7 @@ class Dispatcher:
     def admit(self, execution: Execution) -> Execution:
         if execution.is_final:
             return execution
-        earlier = self._of_schedule.get(execution.schedule_id or "")
+        earlier = self._of_schedule.get(execution.schedule_id)
         if earlier and execution.fire_us is not None:
             skip = execution.overlap is Overlap.SKIP
             if skip or len(earlier) >= MAX_QUEUED_OF_SCHEDULE:
@@ -8192,17 +8198,22 @@ class Dispatcher:
                     completed_us=execution.created_us,
                 )
         live = Live(execution, Stage.CLAIMING)
-        if execution.due_us <= execution.created_us and not self._must_wait(execution):
-            instance = None
-            if not self._ready.get(execution.handler_id):
-                instance = self._gateway.pick(execution.handler_id)
-            if instance is not None:
-                live.execution = self._begin(live, instance)
+        if (
+            execution.due_us <= execution.created_us
+            and not (earlier and execution.overlap is not Overlap.ALLOW)
+            and not self._ready.get(execution.handler_id)
+            and (instance := self._gateway.pick(execution.handler_id)) is not None
+        ):
+            self._begin(live, instance)
+        self._remember(live)
+        return live.execution
+
+    def _remember(self, live: Live) -> None:
+        execution = live.execution
         self._live[execution.execution_id] = live
         if execution.schedule_id is not None:
             of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
             of_schedule[execution.execution_id] = live
-        return live.execution
 
     def accept(self, execution: Execution) -> None:
         live = self._live.get(execution.execution_id)
@@ -8210,7 +8221,9 @@ class Dispatcher:
             self._publish("execution", execution)
             return
         if execution.overlap is Overlap.REPLACE and execution.fire_us is not None:
-            self._replace_earlier(live)
+            for other in list(self._of_schedule[execution.schedule_id].values()):
+                if other is not live:
+                    self._cancel(other, "replaced")
         if live.instance is not None:
             self._send(live)
         else:
@@ -8224,31 +8237,25 @@ class Dispatcher:
             self._forget(live)
             self.on_ready(execution.handler_id)
 
-    def _begin(self, live: Live, instance: Instance) -> Execution:
-        """Take a slot for the next attempt; the execution as it is to be recorded."""
-        execution = live.execution._replace(
+    def _begin(self, live: Live, instance: Instance) -> None:
+        """Take a slot for the next attempt, which is to be recorded before it is sent."""
+        before = live.execution
+        attempt = before.attempt + 1
+        live.execution = before._replace(
             status=Status.RUNNING,
-            attempt=live.execution.attempt + 1,
+            attempt=attempt,
             started_us=self._clock.now_us(),
             instance=instance.key,
         )
         live.instance = instance
-        instance.calls.add(f"{execution.execution_id}:{execution.attempt}")
-        return execution
+        live.call_id = f"{before.execution_id}:{attempt}"
+        instance.calls.add(live.call_id)
 
     def _must_wait(self, execution: Execution) -> bool:
         """Whether an earlier execution of the schedule must end first."""
-        if execution.schedule_id is None or execution.overlap not in ONE_AT_A_TIME:
+        if execution.schedule_id is None or execution.overlap is Overlap.ALLOW:
             return False
-        of_schedule = self._of_schedule.get(execution.schedule_id)
-        return of_schedule is not None and next(iter(of_schedule)) != execution.execution_id
-
-    def _replace_earlier(self, live: Live) -> None:
-        schedule_id = live.execution.schedule_id
-        assert schedule_id is not None
-        for other in list(self._of_schedule[schedule_id].values()):
-            if other is not live:
-                self._cancel(other, "replaced")
+        return next(iter(self._of_schedule[execution.schedule_id])) != execution.execution_id
 
     # From the queue to a handler
 
@@ -8316,31 +8323,26 @@ class Dispatcher:
     def _claim(self, live: Live, instance: Instance) -> None:
         self._step_out(live)
         live.stage = Stage.CLAIMING
-        live.execution = self._begin(live, instance)
+        self._begin(live, instance)
         self._store.claim_execution(live.execution).then(partial(self._on_claimed, live))
 
     def _on_claimed(self, live: Live, claimed: bool | Exception) -> None:
-        if isinstance(claimed, Exception):
-            self._free(live)
-            self._unbegin(live)
-            if live.cancelling is not None:
-                self._end_cancelled(live)
-            else:
-                self._delay(live, STORE_RETRY_S)
-        elif claimed:
+        if claimed is True:
             self._send(live)
-        else:
+            return
+        self._free(live)
+        if not claimed:
             execution_id = live.execution.execution_id
             log_dispatcher.error("execution %s was not queued", execution_id)
-            self._free(live)
             live.execution = self._store.execution(execution_id) or live.execution
             self._done(live)
             self.on_ready(live.execution.handler_id)
-
-    def _unbegin(self, live: Live) -> None:
-        """Take back an attempt that no handler has seen."""
-        e = live.execution
-        live.execution = e._replace(status=Status.QUEUED, attempt=e.attempt - 1, instance=None)
+            return
+        live.execution = unbegun(live.execution)
+        if live.cancelling is not None:
+            self._end_cancelled(live)
+        else:
+            self._delay(live, STORE_RETRY_S)
 
     def _send(self, live: Live) -> None:
         """Make the call, now that the attempt is recorded."""
@@ -8375,7 +8377,6 @@ class Dispatcher:
         live.limit_s = live.began_s + execution.timeout
         self._gateway.call(instance, live.call_id, call)
         self._publish("execution", execution)
-        self._tick_soon()
 
     def _reveal(self, instance: Instance, job_params: Mapping[str, Any]) -> tuple[Any, Scrubber]:
         """The parameters with their secrets, for a handler on a link that nobody else reads."""
@@ -8387,35 +8388,33 @@ class Dispatcher:
         return self.secrets.insert(job_params)
 
     def on_unsent(self, call_id: str) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is not None and live.stage is Stage.RUNNING and live.execution.attempt == attempt:
+        live = self._called(call_id)
+        if live is not None and live.stage is Stage.RUNNING:
             self._give_back(live, 0.0)
 
-    def _give_back(self, live: Live, delay_s: float) -> None:
+    def _give_back(self, live: Live, delay_s: float) -> Commit[bool]:
         """Queue an execution again whose attempt never began."""
         self._free(live)
-        begun = live.execution.attempt
-        self._unbegin(live)
         due_us = self._clock.now_us() + round(delay_s * 1e6)
-        live.execution = live.execution._replace(due_us=due_us)
-        live.stage = Stage.ENDING
-        self._store_until_done(
-            lambda: self._store.requeue_execution(live.execution, None, begun),
-            lambda _: self._again(live),
-        )
+        return self._store_end(live, unbegun(live.execution)._replace(due_us=due_us))
 
     # From a handler to the record
 
+    def _called(self, call_id: str) -> Live | None:
+        """The live execution whose last attempt this is."""
+        live = self._live.get(call_id.partition(":")[0])
+        return live if live is not None and live.call_id == call_id else None
+
+    def _held(self, call_id: str, runner: str) -> Live | None:
+        """The live execution of a call that an instance runs, or ran, if it should."""
+        live = self._called(call_id)
+        if live is None or live.stage not in AT_HANDLER or live.execution.instance != runner:
+            return None
+        return live
+
     def on_result(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if (
-            live is None
-            or live.stage not in (Stage.RUNNING, Stage.ADOPTING)
-            or live.execution.attempt != attempt
-            or live.execution.instance != key_of_runner(instance, message)
-        ):
+        live = self._held(call_id, key_of_runner(instance, message))
+        if live is None:
             self._on_late(instance, call_id, message)
             return
         if message.get("refused") is True:
@@ -8425,28 +8424,30 @@ class Dispatcher:
         if live.scrubber is not None:
             said = {key: message[key] for key in ("result", "error", "traceback") if key in message}
             message = {**message, **{k: live.scrubber.value(v) for k, v in said.items()}}
-        e = live.execution
-        overdue_us = self._clock.now_us() - (e.started_us or 0) - round(e.timeout * 1e6)
-        ended = self._end(live, outcome_of(message, live.cancelling, overdue_us >= 0))
+        is_overdue = message.get("cancelled") is True and self._is_overdue(live.execution)
+        ended = self._end(live, outcome_of(message, live.cancelling, is_overdue))
         ended.then(lambda _: self._gateway.acknowledge(instance, call_id))
+
+    def _is_overdue(self, execution: Execution) -> bool:
+        """Whether its attempt has had its time, also where an earlier server began it."""
+        ran_us = self._clock.now_us() - (execution.started_us or 0)
+        return ran_us >= round(execution.timeout * 1e6)
 
     def _on_late(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
         """A result nobody waits for: kept on its attempt as late, never changing the state."""
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is not None and live.stage is Stage.ENDING and live.execution.attempt == attempt:
+        live = self._called(call_id)
+        if live is not None and live.stage is Stage.ENDING:
             return  # a repeated result; acknowledged when the first one is stored
         if message.get("cancelled") is True:  # the attempt ended as is recorded: it obeyed
             self._gateway.acknowledge(instance, call_id)
             return
-        runner, now_us = key_of_runner(instance, message), self._clock.now_us()
-        kept = self._store.record_late(execution_id, attempt, runner, now_us)
 
         def acknowledge(kept: bool | Exception) -> None:
             if not isinstance(kept, Exception):
                 self._gateway.acknowledge(instance, call_id)
 
-        kept.then(acknowledge)
+        runner, now_us = key_of_runner(instance, message), self._clock.now_us()
+        self._store.record_late(*parse_call_id(call_id), runner, now_us).then(acknowledge)
 
     def _end_cancelled(self, live: Live) -> Commit[bool]:
         return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
@@ -8468,17 +8469,10 @@ class Dispatcher:
             )
         self._step_out(live)
         log = live.log.text() if live.log else None
+        live.instance = live.log = None
         duration_us = self._duration_us(live, now_us) if began else None
         after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
-        live.execution, live.stage, live.instance, live.log = after, Stage.ENDING, None, None
-        if after.is_final:
-            return self._store_until_done(
-                lambda: self._store.end_execution(after, attempt, log), lambda _: self._done(live)
-            )
-        return self._store_until_done(
-            lambda: self._store.requeue_execution(after, attempt, before.attempt, log),
-            lambda _: self._again(live),
-        )
+        return self._store_end(live, after, attempt, log)
 
     def _duration_us(self, live: Live, now_us: int) -> int:
         """How long the attempt took: by the monotonic clock, unless an earlier server began it."""
@@ -8486,26 +8480,30 @@ class Dispatcher:
             return round((self._clock.monotonic() - live.began_s) * 1e6)
         return max(0, now_us - (live.execution.started_us or now_us))
 
-    def _store_until_done(
-        self, write: Callable[[], Commit[bool]], then: Callable[[bool], None]
+    def _store_end(
+        self, live: Live, after: Execution, attempt: Attempt | None = None, log: str | None = None
     ) -> Commit[bool]:
-        """Repeat a write until the store takes it: what a handler has done is not forgotten.
+        """Record what an execution is now, final or queued again, and go on from there.
 
-        What is returned is settled after `then`, or never, if the server closes before.
+        Repeated until the store takes it: what a handler has done is not forgotten. What is
+        returned is settled after that, or never, if the server closes before.
         """
+        begun = live.execution.attempt
+        live.execution, live.stage = after, Stage.ENDING
+        if after.is_final:
+            write = partial(self._store.end_execution, after, attempt, log)
+        else:
+            write = partial(self._store.requeue_execution, after, attempt, begun, log)
         settled: Commit[bool] = Commit()
-        self._store_once(write, then, settled)
+        self._store_until_done(live, write, settled)
         return settled
 
-    def _store_once(
-        self,
-        write: Callable[[], Commit[bool]],
-        then: Callable[[bool], None],
-        settled: Commit[bool],
+    def _store_until_done(
+        self, live: Live, write: Callable[[], Commit[bool]], settled: Commit[bool]
     ) -> None:
         def on_done(outcome: bool | Exception) -> None:
             if not isinstance(outcome, Exception):
-                then(outcome)
+                (self._done if live.execution.is_final else self._again)(live)
                 settled.settle(outcome)
                 return
             known = isinstance(outcome, ScheduleZeroError)  # and told of by the store
@@ -8514,7 +8512,7 @@ class Dispatcher:
             if not self._closed:
                 wait_s = STORE_RETRY_S if known else FAULT_RETRY_S
                 loop = asyncio.get_running_loop()
-                loop.call_later(wait_s, self._store_once, write, then, settled)
+                loop.call_later(wait_s, self._store_until_done, live, write, settled)
 
         write().then(on_done)
 
@@ -8543,8 +8541,8 @@ class Dispatcher:
     def _forget(self, live: Live) -> None:
         execution = live.execution
         self._live.pop(execution.execution_id, None)
-        of_schedule = self._of_schedule.get(execution.schedule_id or "")
-        if of_schedule is None or execution.schedule_id is None:
+        of_schedule = self._of_schedule.get(execution.schedule_id)
+        if of_schedule is None:
             return
         of_schedule.pop(execution.execution_id, None)
         if not of_schedule:
@@ -8561,7 +8559,7 @@ class Dispatcher:
         if moved:
             instance.calls.clear()
         for call_id in said.running:
-            live = self._claimed_by(instance, call_id)
+            live = self._held(call_id, instance.key)
             if live is None:  # it holds no slot: of a forgotten call no result has to come
                 forget.append(call_id)
                 continue
@@ -8581,19 +8579,6 @@ class Dispatcher:
             self._give_up(instance, keep={*said.running, *finished})
         return forget
 
-    def _claimed_by(self, instance: Instance, call_id: str) -> Live | None:
-        """The live execution of a call that an instance says it runs, if it should."""
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if (
-            live is not None
-            and live.stage in (Stage.RUNNING, Stage.ADOPTING)
-            and live.execution.attempt == attempt
-            and live.execution.instance == instance.key
-        ):
-            return live
-        return None
-
     def on_gone(self, instance: Instance) -> None:
         self._give_up(instance, keep=set())
 
@@ -8601,7 +8586,7 @@ class Dispatcher:
         """Count as lost what an instance was running, but for the calls to keep."""
         for live in list(self._live.values()):
             if (
-                live.stage in (Stage.RUNNING, Stage.ADOPTING)
+                live.stage in AT_HANDLER
                 and live.execution.instance == instance.key
                 and live.call_id not in keep
             ):
@@ -8620,27 +8605,28 @@ class Dispatcher:
         self._publish("handler", handler_id)
 
     def on_log(self, call_id: str, lines: list[list[Any]], dropped: int) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is None or live.execution.attempt != attempt or live.stage is not Stage.RUNNING:
+        live = self._called(call_id)
+        if live is None or live.stage is not Stage.RUNNING:
             return
         if live.log is None:
             live.log = LogBuffer()
         if live.scrubber is not None:
             lines = [[at_s, level, live.scrubber.text(text)] for at_s, level, text in lines]
         live.log.add(lines, dropped)
-        self._publish("log", {"execution_id": execution_id, "attempt": attempt, "lines": lines})
+        self._publish("log", {**self._place(live), "lines": lines})
 
     def on_progress(self, call_id: str, percent: float | None, message: str | None) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is None or live.execution.attempt != attempt:
+        live = self._called(call_id)
+        if live is None:
             return
         if live.scrubber is not None and message is not None:
             message = live.scrubber.text(message)
         live.progress = (percent, message)
-        fields = {"attempt": attempt, "percent": percent, "message": message}
-        self._publish("progress", {"execution_id": execution_id, **fields})
+        self._publish("progress", {**self._place(live), "percent": percent, "message": message})
+
+    @staticmethod
+    def _place(live: Live) -> dict[str, Any]:
+        return {"execution_id": live.execution.execution_id, "attempt": live.execution.attempt}
 
     # Time
 
@@ -8648,14 +8634,12 @@ class Dispatcher:
         """At start: go on with what an earlier server left unfinished."""
         adopt_until_s = self._clock.monotonic() + ADOPT_S
         for execution in self._store.live_executions():
-            live = Live(execution, Stage.ADOPTING, limit_s=adopt_until_s)
+            call_id = f"{execution.execution_id}:{execution.attempt}"
+            live = Live(execution, Stage.ADOPTING, call_id, limit_s=adopt_until_s)
             live.cancelling = execution.cancelling
             if has_secrets(execution.job_params):
                 live.scrubber = self.secrets.scrubber(execution.job_params)
-            self._live[execution.execution_id] = live
-            if execution.schedule_id is not None:
-                of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
-                of_schedule[execution.execution_id] = live
+            self._remember(live)
         for live in list(self._live.values()):
             if live.execution.status is Status.QUEUED:
                 (self._end_cancelled if live.cancelling else self._enqueue)(live)
@@ -8677,7 +8661,7 @@ class Dispatcher:
         self._ticker = None
         now_s, now_us = self._clock.monotonic(), self._clock.now_us()
         for live in list(self._live.values()):
-            if live.stage in (Stage.RUNNING, Stage.ADOPTING):
+            if live.stage in AT_HANDLER:
                 if now_s >= live.limit_s:
                     self._on_limit(live)
             elif live.stage in WAITING and self._is_missed(live.execution, now_us):
@@ -8706,19 +8690,9 @@ class Dispatcher:
         reason = (
             Reason.OVERLAP if blocked else Reason.HANDLER_OFFLINE if offline else Reason.TOO_LATE
         )
-        live.execution = live.execution._replace(
-            status=Status.MISSED, reason=reason, completed_us=now_us
-        )
         self._step_out(live)
-        live.stage = Stage.ENDING
-        self._store_until_done(
-            lambda: self._store.end_execution(live.execution), lambda _: self._done(live)
-        )
-
-
-OCCUPYING: Final = frozenset({Stage.CLAIMING, Stage.RUNNING, Stage.ADOPTING, Stage.ENDING})
-WAITING: Final = frozenset({Stage.DELAYED, Stage.BLOCKED, Stage.READY})
-ONE_AT_A_TIME: Final = frozenset({Overlap.SKIP, Overlap.QUEUE, Overlap.REPLACE})
+        missed = live.execution._replace(status=Status.MISSED, reason=reason, completed_us=now_us)
+        self._store_end(live, missed)
 
 
 # --- Events -----------------------------------------------------------------------------------
