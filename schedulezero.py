@@ -423,6 +423,13 @@ class Execution(NamedTuple):
     fire_us: int | None = None  # the nominal fire time; None: run by a call
     schedule_key: int | None = None  # which schedule of that id, should it be made anew
 
+    def changed(self, **values: Any) -> Execution:
+        """As _replace, in half its time."""
+        row = list(self)
+        for name, value in values.items():
+            row[EXECUTION_PLACES[name]] = value
+        return Execution._make(row)
+
     @property
     def scheduled_us(self) -> int:
         """The nominal fire time; for run-now the time of the call."""
@@ -431,6 +438,11 @@ class Execution(NamedTuple):
     @property
     def is_final(self) -> bool:
         return self.completed_us is not None
+
+
+EXECUTION_PLACES: Final[Mapping[str, int]] = {
+    name: place for place, name in enumerate(Execution._fields)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -8007,7 +8019,7 @@ def after_attempt(
             error=outcome.error,
             instance=None,
         )
-    return execution._replace(
+    return execution.changed(
         status=outcome.status,
         completed_us=now_us,
         duration_us=duration_us,
@@ -8241,7 +8253,7 @@ class Dispatcher:
         """Take a slot for the next attempt, which is to be recorded before it is sent."""
         before = live.execution
         attempt = before.attempt + 1
-        live.execution = before._replace(
+        live.execution = before.changed(
             status=Status.RUNNING,
             attempt=attempt,
             started_us=self._clock.now_us(),
