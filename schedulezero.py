@@ -113,6 +113,7 @@ from collections import OrderedDict, deque
 from collections.abc import (
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Generator,
     Iterable,
@@ -7987,19 +7988,15 @@ def outcome_of(message: Mapping[str, Any], cancelling: str | None, is_overdue: b
     """
     if message.get("success") is True:
         return Outcome(Status.SUCCESS, message.get("result"))
-    error = message.get("error")
-    sentence = error if isinstance(error, str) and error else "the handler gave no reason"
-    traceback = message.get("traceback")
     if cancelling is not None:
         return Outcome(Status.CANCELLED, error=f"cancelled: {cancelling}")
+    error, traceback = message.get("error"), message.get("traceback")
+    sentence = error if isinstance(error, str) and error else "the handler gave no reason"
+    sentence = sentence[:MAX_ERROR_CHARS]
     if message.get("cancelled") is True:
-        status = Status.TIMEOUT if is_overdue else Status.CANCELLED
-        return Outcome(status, error=sentence[:MAX_ERROR_CHARS])
-    return Outcome(
-        Status.ERROR,
-        error=sentence[:MAX_ERROR_CHARS],
-        traceback=traceback[-MAX_ERROR_CHARS:] if isinstance(traceback, str) else None,
-    )
+        return Outcome(Status.TIMEOUT if is_overdue else Status.CANCELLED, error=sentence)
+    told = traceback[-MAX_ERROR_CHARS:] if isinstance(traceback, str) else None
+    return Outcome(Status.ERROR, error=sentence, traceback=told)
 
 
 def after_attempt(
@@ -8150,15 +8147,13 @@ class Dispatcher:
 
     async def wait(self, execution_id: str) -> Execution:
         """The execution once it is final. Raises NotFound."""
-        live = self._live.get(execution_id)
-        if live is None:
-            execution = self._store.execution(execution_id)
-            if execution is None:
-                raise NotFound(f"there is no execution '{execution_id}'")
+        if live := self._live.get(execution_id):
+            future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
+            live.waiters += (future,)
+            return await future
+        if execution := self._store.execution(execution_id):
             return execution
-        future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
-        live.waiters += (future,)
-        return await future
+        raise NotFound(f"there is no execution '{execution_id}'")
 
     async def cancel(self, execution_id: str, reason: str) -> Execution | None:
         """Cancel a queued execution at once, a running one through its handler.
@@ -8166,14 +8161,12 @@ class Dispatcher:
         Returns the execution as it then stands, None if there is none. Raises Conflict if it is
         final. A run that has not ended CANCEL_GRACE_S later is given up as cancelled.
         """
-        live = self._live.get(execution_id)
-        if live is None:
-            execution = self._store.execution(execution_id)
-            if execution is not None:
-                raise Conflict(f"the execution has ended already: {execution.status}")
-            return None
-        await self._cancel(live, reason)
-        return self._store.execution(execution_id)
+        if live := self._live.get(execution_id):
+            await self._cancel(live, reason)
+            return self._store.execution(execution_id)
+        if execution := self._store.execution(execution_id):
+            raise Conflict(f"the execution has ended already: {execution.status}")
+        return None
 
     def _cancel(self, live: Live, reason: str) -> Commit[bool]:
         """Cancel an execution; settled when that, or its end, is stored."""
@@ -8272,10 +8265,11 @@ class Dispatcher:
     # From the queue to a handler
 
     def _enqueue(self, live: Live) -> None:
-        """Put a queued execution where it belongs now."""
-        execution = live.execution
-        delay_s = (execution.due_us - self._clock.now_us()) / 1e6
-        if delay_s > 0:
+        """Put a queued execution where it belongs now; end it, if it was cancelled meanwhile."""
+        delay_s = (live.execution.due_us - self._clock.now_us()) / 1e6
+        if live.cancelling is not None:
+            self._end_cancelled(live)
+        elif delay_s > 0:
             self._delay(live, delay_s)
         else:
             self._line_up(live)
@@ -8296,10 +8290,11 @@ class Dispatcher:
         ready[execution.execution_id] = live
         self.on_ready(execution.handler_id)
 
-    def _step_out(self, live: Live) -> None:
+    def _step_out(self, live: Live, stage: Stage) -> None:
         """Take an execution out of its handler's queue, if it stands there."""
         if live.stage is Stage.READY:
             del self._ready[live.execution.handler_id][live.execution.execution_id]
+        live.stage = stage
 
     def _set_alarm(self) -> None:
         if self._alarm is not None:
@@ -8333,8 +8328,7 @@ class Dispatcher:
         self._ready.pop(handler_id, None)
 
     def _claim(self, live: Live, instance: Instance) -> None:
-        self._step_out(live)
-        live.stage = Stage.CLAIMING
+        self._step_out(live, Stage.CLAIMING)
         self._begin(live, instance)
         self._store.claim_execution(live.execution).then(partial(self._on_claimed, live))
 
@@ -8479,9 +8473,7 @@ class Dispatcher:
                 outcome.error,
                 outcome.traceback,
             )
-        self._step_out(live)
-        log = live.log.text() if live.log else None
-        live.instance = live.log = None
+        log, live.log = live.log.text() if live.log else None, None
         duration_us = self._duration_us(live, now_us) if began else None
         after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
         return self._store_end(live, after, attempt, log)
@@ -8501,7 +8493,8 @@ class Dispatcher:
         returned is settled after that, or never, if the server closes before.
         """
         begun = live.execution.attempt
-        live.execution, live.stage = after, Stage.ENDING
+        self._step_out(live, Stage.ENDING)
+        live.execution, live.instance = after, None
         if after.is_final:
             write = partial(self._store.end_execution, after, attempt, log)
         else:
@@ -8530,20 +8523,15 @@ class Dispatcher:
 
     def _done(self, live: Live) -> None:
         """The final state is stored: tell everybody, let the next of the schedule go."""
-        execution = live.execution
         self._forget(live)
         for waiter in live.waiters:
-            if not waiter.done():
-                waiter.set_result(execution)
-        self._publish("execution", execution)
+            fulfil(waiter, live.execution)
+        self._publish("execution", live.execution)
 
     def _again(self, live: Live) -> None:
-        """A queued execution is stored: let it wait, unless it was cancelled meanwhile."""
+        """A queued execution is stored: let it wait for its turn."""
         self._publish("execution", live.execution)
-        if live.cancelling is not None:
-            self._end_cancelled(live)
-        else:
-            self._enqueue(live)
+        self._enqueue(live)
 
     def _free(self, live: Live) -> None:
         if live.instance is not None:
@@ -8588,20 +8576,14 @@ class Dispatcher:
             instance.calls.discard(call_id)
             self.on_result(instance, call_id, message)
         if moved:
-            self._give_up(instance, keep={*said.running, *finished})
+            self.on_gone(instance, keep={*said.running, *finished})
         return forget
 
-    def on_gone(self, instance: Instance) -> None:
-        self._give_up(instance, keep=set())
-
-    def _give_up(self, instance: Instance, keep: set[Any]) -> None:
+    def on_gone(self, instance: Instance, keep: Collection[Any] = ()) -> None:
         """Count as lost what an instance was running, but for the calls to keep."""
         for live in list(self._live.values()):
-            if (
-                live.stage in AT_HANDLER
-                and live.execution.instance == instance.key
-                and live.call_id not in keep
-            ):
+            is_kept = live.call_id in keep
+            if not is_kept and self._held(live.call_id, instance.key):
                 instance.calls.discard(live.call_id)
                 self._end_lost(live)
 
@@ -8654,7 +8636,7 @@ class Dispatcher:
             self._remember(live)
         for live in list(self._live.values()):
             if live.execution.status is Status.QUEUED:
-                (self._end_cancelled if live.cancelling else self._enqueue)(live)
+                self._enqueue(live)
         self._tick_soon()
 
     def close(self) -> None:
@@ -8696,13 +8678,12 @@ class Dispatcher:
         return execution.attempt == 0 and deadline_us is not None and now_us > deadline_us
 
     def _miss(self, live: Live, now_us: int) -> None:
-        blocked = live.stage is Stage.BLOCKED
         instances = self._gateway.registry.of(live.execution.handler_id)
-        offline = not any(instance.is_callable for instance in instances)
-        reason = (
-            Reason.OVERLAP if blocked else Reason.HANDLER_OFFLINE if offline else Reason.TOO_LATE
-        )
-        self._step_out(live)
+        reason = Reason.TOO_LATE
+        if live.stage is Stage.BLOCKED:
+            reason = Reason.OVERLAP
+        elif not any(instance.is_callable for instance in instances):
+            reason = Reason.HANDLER_OFFLINE
         missed = live.execution._replace(status=Status.MISSED, reason=reason, completed_us=now_us)
         self._store_end(live, missed)
 
