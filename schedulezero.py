@@ -12113,10 +12113,6 @@ class Notifier:
             sender.sendto("\n".join(lines).encode(), self._address)
 
 
-def is_over(used_bytes: int | None, limit_mb: int) -> bool:
-    return used_bytes is not None and used_bytes > limit_mb << 20
-
-
 def log_execution(execution: Execution) -> None:
     """A line for an execution that failed for good."""
     log_server.warning(
@@ -12194,11 +12190,10 @@ class Server:
             address = f"{self.config.http_host}:{self.config.http_port}"
             raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
         await self._declare_or_wait(self.config)
-        self._tasks = [
-            loop.create_task(task) for task in (self._schedule(), self._keep_house(), self._tend())
-        ]
-        for task in self._tasks:
+        for work in (self._schedule(), self._keep_house(), self._tend()):
+            task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
+            self._tasks.append(task)
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12274,6 +12269,27 @@ class Server:
             log_server.critical("the server ends, to be started anew: %s", sentence)
             self.failed = sentence
             self.on_failure()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside all else, until the server closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def reload(self) -> None:
+        """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
+        files again. Keep the old ones if wrong.
+        """
+        try:
+            config = load_config(self.config.path, os.environ, self.config.deployment)
+            self.secure(config)
+            await self.declare(config)
+        except ScheduleZeroError as error:
+            log_server.error("the configuration was not reloaded: %s", error)
+            return
+        set_log_level(config.log_level)
+        self.memory_limit = config.memory_limit
+        log_server.info("configuration reloaded")
 
     # Declared schedules
 
@@ -12400,13 +12416,18 @@ class Server:
 
     async def _keep_house(self) -> None:
         """Now and then: prune history, note the time, seal and back up the database."""
-        chores = (
-            self._prune, self._note_time, self._seal, self._back_up, self._check_pages,
-            self._watch_memory,
-        )  # fmt: skip
+        store, recovery = self.store, self.recovery
+        chores: dict[str, Callable[[], Awaitable[object]]] = {
+            "pruning": self._prune,
+            "noting the time": self._note_time,
+            "sealing": lambda: recovery.reseal(store),
+            "backing up": lambda: recovery.back_up_if_due(store),
+            "checking pages": self._check_pages,
+            "watching memory": self._watch_memory,
+        }
         await asyncio.sleep(FIRST_HOUSE_S)
         while True:
-            for chore in chores:
+            for name, chore in chores.items():
                 try:
                     await chore()
                 except DatabaseDamaged as error:
@@ -12415,17 +12436,18 @@ class Server:
                 except StoreUnavailable as error:
                     log_server.info("put off: %s", error)
                 except Exception:  # the other chores go on
-                    log_server.exception("%s failed", chore.__name__)
+                    log_server.exception("%s failed", name)
             await asyncio.sleep(HOUSE_EVERY_S)
 
     async def _watch_memory(self) -> None:
         """Over the limit, end to be started anew. What runs goes on at its handlers meanwhile."""
-        if self.memory_limit is None or not is_over(load_rss_bytes(), self.memory_limit):
+        limit_bytes = (self.memory_limit or sys.maxsize) << 20
+        if (load_rss_bytes() or 0) <= limit_bytes:
             return
         gc.collect()
-        if is_over(used := load_rss_bytes(), self.memory_limit):
+        if (used_bytes := load_rss_bytes() or 0) > limit_bytes:
             sentence = "%d MB are in use, the limit is %d: the server starts anew"
-            log_server.warning(sentence, (used or 0) >> 20, self.memory_limit)
+            log_server.warning(sentence, used_bytes >> 20, self.memory_limit)
             self.must_renew = True
             self.on_failure()
 
@@ -12441,12 +12463,6 @@ class Server:
         if now_s - self._seen_s >= SEEN_EVERY_S:
             await self.store.save_seen(self.clock.now_us())
             self._seen_s = now_s
-
-    async def _seal(self) -> None:
-        await self.recovery.reseal(self.store)
-
-    async def _back_up(self) -> None:
-        await self.recovery.back_up_if_due(self.store)
 
     async def _check_pages(self) -> None:
         if self.recovery.must_check and (damage := await self.recovery.check()):
@@ -12466,9 +12482,7 @@ class Server:
         elif reading.froze:
             self.store.reason = Reason.DOWN
         if reading.step_us < 0 or reading.released:
-            task = asyncio.get_running_loop().create_task(self._replan(now_us))
-            self._tasks.append(task)
-            task.add_done_callback(self._tasks.remove)
+            self.begin(self._replan(now_us))
 
     async def _replan(self, now_us: int) -> None:
         try:
@@ -12528,14 +12542,7 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
     server = Server(config, Clock())
     server.on_failure = stopping.set
-    reloading: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(_reload(server))
-        reloading.add(task)
-        task.add_done_callback(reloading.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.begin(server.reload()))
     await server.open()
     log_server.info("ready at %s, handlers at %s", server.address, server.gateway.endpoint)
     try:
@@ -12549,22 +12556,6 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
     if server.failed is not None:
         return EXIT_FAILED
     return EXIT_RENEW if server.must_renew else EXIT_OK
-
-
-async def _reload(server: Server) -> None:
-    """SIGHUP: apply the declared schedules of the file as it is now, and who may do what; read
-    the TLS files again. Keep the old ones if wrong.
-    """
-    try:
-        config = load_config(server.config.path, os.environ, server.config.deployment)
-        server.secure(config)
-        await server.declare(config)
-        set_log_level(config.log_level)
-        server.memory_limit = config.memory_limit
-    except ScheduleZeroError as error:
-        log_server.error("the configuration was not reloaded: %s", error)
-    else:
-        log_server.info("configuration reloaded")
 
 
 # --- Governor ---------------------------------------------------------------------------------
@@ -13028,15 +13019,6 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @dataclass(slots=True)
 class Child:
     """A process the governor keeps running. Without a `spec` it is the server."""
@@ -13213,12 +13195,15 @@ class Governor:
 
     def _fork(self, live: Callable[[], int]) -> int:
         """Start a process, a group of its own, that does `live` and exits with what it returns."""
-        with signals_blocked():  # the child must not write to our pipe, nor miss a SIGTERM
-            pid = os.fork()
-            if pid == 0:
+        # The child must not write to our pipe, nor miss a SIGTERM.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            if (pid := os.fork()) == 0:
                 self._become(live)
-            with suppress(OSError):  # the child does the same, whoever is first
-                os.setpgid(pid, pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with suppress(OSError):  # the child does the same, whoever is first
+            os.setpgid(pid, pid)
         return pid
 
     def _start_warden(self) -> None:
