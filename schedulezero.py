@@ -8244,16 +8244,12 @@ class Dispatcher:
 
     def _begin(self, live: Live, instance: Instance) -> None:
         """Take a slot for the next attempt, which is to be recorded before it is sent."""
-        before = live.execution
-        attempt = before.attempt + 1
-        live.execution = before.changed(
-            status=Status.RUNNING,
-            attempt=attempt,
-            started_us=self._clock.now_us(),
-            instance=instance.key,
+        execution, now_us = live.execution, self._clock.now_us()
+        attempt = execution.attempt + 1
+        live.execution = execution.changed(
+            status=Status.RUNNING, attempt=attempt, started_us=now_us, instance=instance.key
         )
-        live.instance = instance
-        live.call_id = f"{before.execution_id}:{attempt}"
+        live.call_id, live.instance = f"{execution.execution_id}:{attempt}", instance
         instance.calls.add(live.call_id)
 
     def _must_wait(self, execution: Execution) -> bool:
@@ -8276,9 +8272,10 @@ class Dispatcher:
 
     def _delay(self, live: Live, delay_s: float) -> None:
         live.stage = Stage.DELAYED
-        due_s = self._clock.monotonic() + delay_s
-        heapq.heappush(self._delayed, (due_s, live.execution.execution_id))
-        self._set_alarm()
+        entry = (self._clock.monotonic() + delay_s, live.execution.execution_id)
+        heapq.heappush(self._delayed, entry)
+        if self._alarm is None or self._delayed[0] is entry:  # of a burst only a few come first
+            self._set_alarm()
 
     def _line_up(self, live: Live) -> None:
         """Let an execution that is due wait for its turn."""
@@ -8464,15 +8461,9 @@ class Dispatcher:
         began = before.attempt > 0 and before.status is Status.RUNNING
         attempt = None
         if began and outcome.status is not Status.SUCCESS:
-            attempt = Attempt(
-                before.attempt,
-                before.instance,
-                before.started_us or now_us,
-                now_us,
-                outcome.status,
-                outcome.error,
-                outcome.traceback,
-            )
+            said = (outcome.status, outcome.error, outcome.traceback)
+            started_us = before.started_us or now_us
+            attempt = Attempt(before.attempt, before.instance, started_us, now_us, *said)
         log, live.log = live.log.text() if live.log else None, None
         duration_us = self._duration_us(live, now_us) if began else None
         after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
