@@ -109,7 +109,7 @@ import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left
 from calendar import monthrange
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import (
     Awaitable,
     Callable,
@@ -8072,14 +8072,10 @@ class Dispatcher:
 
     def count_waiting(self) -> tuple[dict[str, int], int | None]:
         """How many executions wait, by why they do, and since when the oldest is due."""
-        counts = dict.fromkeys((stage.name.lower() for stage in WAITING), 0)
-        due_us = None
-        for live in self._live.values():
-            if live.stage in WAITING:
-                counts[live.stage.name.lower()] += 1
-                if live.stage is not Stage.DELAYED:
-                    due_us = min(due_us or live.execution.due_us, live.execution.due_us)
-        return counts, due_us
+        waiting = [live for live in self._live.values() if live.stage in WAITING]
+        stages = Counter(live.stage for live in waiting)
+        due = (live.execution.due_us for live in waiting if live.stage is not Stage.DELAYED)
+        return {stage.name.lower(): stages[stage] for stage in WAITING}, min(due, default=None)
 
     def queued(self, handler_id: str) -> int:
         return len(self._ready.get(handler_id, ()))
@@ -8561,9 +8557,8 @@ class Dispatcher:
             live.stage, live.instance = Stage.RUNNING, instance
             if live.cancelling is not None:
                 self._gateway.cancel(instance, call_id, live.cancelling)
-        finished = {message.get("id") for message in said.finished}
-        for message in said.finished:
-            call_id = str(message.get("id"))
+        finished = {str(message.get("id")): message for message in said.finished}
+        for call_id, message in finished.items():
             instance.calls.discard(call_id)
             self.on_result(instance, call_id, message)
         if moved:
@@ -12286,13 +12281,12 @@ class Server:
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
+        self._undeclared = config
         try:
             await self.declare(config)
+            self._undeclared = None
         except StoreUnavailable as error:
             log_server.error("the declared schedules wait: %s", error)
-            self._undeclared = config
-        else:
-            self._undeclared = None
 
     async def declare(self, config: Config) -> None:
         """Make the schedules of the configuration file so: create, update, remove its own."""
