@@ -14371,7 +14371,7 @@ def command_reload(arguments: Arguments) -> int:
     shown = read_status(config, pid)
     if trouble := shown.get("reload_error"):
         raise ConfigError(f"not reloaded: {trouble}")
-    left = ", ".join(shown["after_restart"])
+    left = ", ".join(shown.get("after_restart", ()))
     print(f"ScheduleZero ({config.deployment}) reloaded{left and f'; after a restart: {left}'}")
     return EXIT_OK
 
