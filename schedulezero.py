@@ -79,7 +79,6 @@ import fcntl
 import gc
 import getpass
 import hashlib
-import heapq
 import hmac
 import http
 import ipaddress
@@ -8053,8 +8052,6 @@ class Dispatcher:
         self._live: dict[str, Live] = {}
         self._ready: dict[str, OrderedDict[str, Live]] = {}  # by handler id and execution id
         self._of_schedule: dict[str | None, dict[str, Live]] = {}  # in the order of their fires
-        self._delayed: list[tuple[float, str]] = []
-        self._alarm: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
         store.intake = self
@@ -8268,10 +8265,13 @@ class Dispatcher:
 
     def _delay(self, live: Live, delay_s: float) -> None:
         live.stage = Stage.DELAYED
-        entry = (self._clock.monotonic() + delay_s, live.execution.execution_id)
-        heapq.heappush(self._delayed, entry)
-        if self._alarm is None or self._delayed[0] is entry:  # of a burst only a few come first
-            self._set_alarm()
+        execution_id = live.execution.execution_id
+        asyncio.get_running_loop().call_later(delay_s, self._on_due, execution_id)
+
+    def _on_due(self, execution_id: str) -> None:
+        live = self._live.get(execution_id)
+        if live is not None and live.stage is Stage.DELAYED and not self._closed:
+            self._line_up(live)
 
     def _line_up(self, live: Live) -> None:
         """Let an execution that is due wait for its turn."""
@@ -8288,23 +8288,6 @@ class Dispatcher:
         if live.stage is Stage.READY:
             del self._ready[live.execution.handler_id][live.execution.execution_id]
         live.stage = stage
-
-    def _set_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if self._delayed and not self._closed:
-            wait_s = max(0.0, self._delayed[0][0] - self._clock.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._on_alarm)
-
-    def _on_alarm(self) -> None:
-        self._alarm = None
-        now_s = self._clock.monotonic()
-        while self._delayed and self._delayed[0][0] <= now_s:
-            live = self._live.get(heapq.heappop(self._delayed)[1])
-            if live is not None and live.stage is Stage.DELAYED:
-                self._line_up(live)
-        self._set_alarm()
 
     def on_ready(self, handler_id: str) -> None:
         """Give the handler's queue to its free slots."""
@@ -8628,9 +8611,8 @@ class Dispatcher:
     def close(self) -> None:
         """Make no more calls. What runs goes on at its handlers, for the next server to adopt."""
         self._closed = True
-        for timer in (self._alarm, self._ticker):
-            if timer is not None:
-                timer.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
 
     def _tick_soon(self) -> None:
         if self._ticker is None and self._live and not self._closed:
