@@ -79,7 +79,6 @@ import fcntl
 import gc
 import getpass
 import hashlib
-import heapq
 import hmac
 import http
 import ipaddress
@@ -109,10 +108,11 @@ import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left
 from calendar import monthrange
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import (
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Generator,
     Iterable,
@@ -423,6 +423,13 @@ class Execution(NamedTuple):
     fire_us: int | None = None  # the nominal fire time; None: run by a call
     schedule_key: int | None = None  # which schedule of that id, should it be made anew
 
+    def changed(self, **values: Any) -> Execution:
+        """As _replace, in half its time."""
+        row = list(self)
+        for name, value in values.items():
+            row[EXECUTION_PLACES[name]] = value
+        return Execution._make(row)
+
     @property
     def scheduled_us(self) -> int:
         """The nominal fire time; for run-now the time of the call."""
@@ -431,6 +438,11 @@ class Execution(NamedTuple):
     @property
     def is_final(self) -> bool:
         return self.completed_us is not None
+
+
+EXECUTION_PLACES: Final[Mapping[str, int]] = {
+    name: place for place, name in enumerate(Execution._fields)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -1238,7 +1250,8 @@ def parse_config(
     """Return the effective configuration of one deployment.
 
     Weakest first: defaults, the built-in deployment, the top level of `mapping`, its
-    `deployments` entry of that name, `environ`. Every entry of `deployments` is checked, chosen
+    `deployments` entry of that name, `environ`. But the ports of a built-in deployment win over
+    those at the top, so that all run side by side. Every entry of `deployments` is checked, chosen
     or not. Mappings merge by key; a handler or schedule set to null is removed. `data_dir` and
     `log_dir` of the result are absolute and end in the deployment's name; relative paths start
     at `directory`. Raises ConfigError.
@@ -1260,7 +1273,8 @@ def parse_config(
         "lines": source.lines,
         "credentials_dir": environ.get("CREDENTIALS_DIRECTORY") or None,  # set by systemd
     }
-    for part in (built_in, layer, entries.get(name) or {}, _parse_environment(environ)):
+    ports = {key: built_in[key] for key in ("http_port", "zmq_port") if key in built_in}
+    for part in (built_in, layer, ports, entries.get(name) or {}, _parse_environment(environ)):
         for key, value in part.items():
             merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
     config = _build_config(merged)
@@ -1453,19 +1467,24 @@ def _lines_of(root: yaml.Node | None, name: str) -> dict[KeyPath, int]:
     return lines
 
 
+def find_config(path: str | None, environ: Mapping[str, str]) -> str | None:
+    """The absolute path of the file to read; None if there is none."""
+    path = path or environ.get("SCHEDULEZERO_CONFIG_PATH") or None
+    if path is None and os.path.exists("config.yaml"):
+        path = "config.yaml"
+    return path and os.path.abspath(path)
+
+
 def load_config(
     path: str | None, environ: Mapping[str, str], deployment: str | None = None
 ) -> Config:
     """Read the configuration: from `path`, else SCHEDULEZERO_CONFIG_PATH, else ./config.yaml if
     it exists, else the defaults. Raises ConfigError.
     """
-    path = path or environ.get("SCHEDULEZERO_CONFIG_PATH") or None
-    if path is None and os.path.exists("config.yaml"):
-        path = "config.yaml"
+    path = find_config(path, environ)
     mapping: Mapping[str, Any] = {}
     lines: dict[KeyPath, int] = {}
     if path is not None:
-        path = os.path.abspath(path)
         try:
             with open(path, "rb") as file:
                 text = load_utf8(file, path, MAX_CONFIG_BYTES)
@@ -4220,6 +4239,22 @@ def execution_of_fire(
     )
 
 
+def missed_of(
+    schedule: Schedule, execution_id: str, now_us: int, reason: Reason, config: Config
+) -> Execution | None:
+    """The one row for all fire times of a schedule that are overdue and are not to run any more."""
+    due_us = schedule.next_fire_us
+    if schedule.paused or schedule.quarantined or due_us is None or due_us > now_us:
+        return None
+    with suppress(TriggerError):
+        (fire,) = plan_fires(
+            load_trigger(schedule.trigger_state), at_of(due_us), at_of(now_us),
+            coalesce=schedule.coalesce, grace_s=-1.0, reason=reason,
+        ).fires  # fmt: skip
+        return execution_of_fire(schedule, fire, execution_id, now_us, 0.0, config)
+    return None
+
+
 class Store(apscheduler.abc.DataStore):
     """Everything durable, and APScheduler's data store.
 
@@ -4413,33 +4448,42 @@ class Store(apscheduler.abc.DataStore):
     async def replace_schedule(self, schedule: Schedule, generation: int) -> bool:
         """Store a changed schedule if nobody else changed it since `generation`.
 
-        The next fire time is left to the scheduler unless the trigger or the pause changed.
+        The next fire time is left to the scheduler unless the trigger or the pause changed: then
+        fire times that are overdue get the row of missed ones, as their catch-up will not come.
         """
+        execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
-        def change(db: sqlite3.Connection) -> bool:
+        def change(db: sqlite3.Connection) -> tuple[bool, Execution | None]:
             row = db.execute(
-                "SELECT trigger_state, paused, quarantined FROM schedules "
+                f"SELECT {SCHEDULE_COLUMNS} FROM schedules "
                 "WHERE schedule_id = ? AND generation = ?",
                 (schedule.schedule_id, generation),
             ).fetchone()
             if row is None:
-                return False
-            kept = (dump_json(schedule.trigger_state), int(schedule.paused), None)
-            columns = SCHEDULE_COLUMNS if row != kept else SCHEDULE_COLUMNS_WITHOUT_TIMES
-            names = [name.strip() for name in columns.split(",")]
+                return False, None
+            before, missed = dict(zip(SCHEDULE_NAMES, row, strict=True)), None
             value_of = dict(zip(SCHEDULE_NAMES, schedule_row(schedule), strict=True))
             value_of["generation"] = generation + 1
+            kept = {name: value_of[name] for name in ("trigger_state", "paused")}
+            if before | kept | {"quarantined": None} == before:
+                for name in ("next_fire_us", "last_fire_us", "quarantined"):
+                    del value_of[name]
+            elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
+                _insert_execution(missed, db)
+                value_of["last_fire_us"] = missed.fire_us
             db.execute(
-                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in names)} "
+                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in value_of)} "
                 "WHERE schedule_id = ?",
-                (*(value_of[name] for name in names), schedule.schedule_id),
+                (*value_of.values(), schedule.schedule_id),
             )
-            return True
+            return True, missed
 
-        replaced: bool = await self.write(change)
+        replaced, missed = await self.write(change)
+        if missed and self.intake:
+            self.intake.accept(missed)
         if replaced:
             await self._announce(apscheduler.ScheduleUpdated, schedule)
-        return replaced
+        return bool(replaced)
 
     async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
         """False if there is none, or none of that generation."""
@@ -5196,9 +5240,6 @@ class Store(apscheduler.abc.DataStore):
 
 
 SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(","))
-SCHEDULE_COLUMNS_WITHOUT_TIMES: Final = ", ".join(
-    name for name in SCHEDULE_NAMES if name not in ("next_fire_us", "last_fire_us", "quarantined")
-)
 FIRES_BEFORE: Final = "next_fire_us < ? AND paused = 0 AND quarantined IS NULL"
 INSERT_SCHEDULE: Final = (
     f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
@@ -7867,24 +7908,26 @@ class Stage(enum.Enum):
     ENDING = enum.auto()  # the end of the attempt is being recorded
 
 
+# Tuples: a member of an enum takes longer to hash than to compare with three others.
+WAITING: Final = (Stage.DELAYED, Stage.BLOCKED, Stage.READY)
+AT_HANDLER: Final = (Stage.RUNNING, Stage.ADOPTING)
+
+
 @dataclass(slots=True)
 class Live:
     """An execution that is not final, and what the dispatcher knows of it."""
 
     execution: Execution
     stage: Stage
-    instance: Instance | None = None
+    call_id: str = ""  # of the last attempt that was begun
+    instance: Instance | None = None  # whose slot it has
     limit_s: float = 0.0  # monotonic: end of the attempt's time, of adoption or of a cancel's grace
     began_s: float | None = None  # monotonic: when the attempt was sent; None: by another server
     cancelling: str | None = None  # why it is being cancelled
-    waiters: list[asyncio.Future[Execution]] = field(default_factory=list)
+    waiters: tuple[asyncio.Future[Execution], ...] = ()
     log: LogBuffer | None = None
     progress: tuple[float | None, str | None] | None = None
     scrubber: Scrubber | None = None  # hides the secrets it was called with
-
-    @property
-    def call_id(self) -> str:
-        return f"{self.execution.execution_id}:{self.execution.attempt}"
 
 
 class LogBuffer:
@@ -7917,8 +7960,7 @@ class LogBuffer:
         return b"".join((*self._head, gap.encode(), *self._tail)).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended."""
 
     status: Status
@@ -7945,19 +7987,15 @@ def outcome_of(message: Mapping[str, Any], cancelling: str | None, is_overdue: b
     """
     if message.get("success") is True:
         return Outcome(Status.SUCCESS, message.get("result"))
-    error = message.get("error")
-    sentence = error if isinstance(error, str) and error else "the handler gave no reason"
-    traceback = message.get("traceback")
     if cancelling is not None:
         return Outcome(Status.CANCELLED, error=f"cancelled: {cancelling}")
+    error, traceback = message.get("error"), message.get("traceback")
+    sentence = error if isinstance(error, str) and error else "the handler gave no reason"
+    sentence = sentence[:MAX_ERROR_CHARS]
     if message.get("cancelled") is True:
-        status = Status.TIMEOUT if is_overdue else Status.CANCELLED
-        return Outcome(status, error=sentence[:MAX_ERROR_CHARS])
-    return Outcome(
-        Status.ERROR,
-        error=sentence[:MAX_ERROR_CHARS],
-        traceback=traceback[-MAX_ERROR_CHARS:] if isinstance(traceback, str) else None,
-    )
+        return Outcome(Status.TIMEOUT if is_overdue else Status.CANCELLED, error=sentence)
+    told = traceback[-MAX_ERROR_CHARS:] if isinstance(traceback, str) else None
+    return Outcome(Status.ERROR, error=sentence, traceback=told)
 
 
 def after_attempt(
@@ -7977,13 +8015,18 @@ def after_attempt(
             error=outcome.error,
             instance=None,
         )
-    return execution._replace(
+    return execution.changed(
         status=outcome.status,
         completed_us=now_us,
         duration_us=duration_us,
         result=outcome.result,
         error=outcome.error,
     )
+
+
+def unbegun(execution: Execution) -> Execution:
+    """The execution without its last attempt, which no handler has seen."""
+    return execution._replace(status=Status.QUEUED, attempt=execution.attempt - 1, instance=None)
 
 
 class Dispatcher:
@@ -8008,9 +8051,7 @@ class Dispatcher:
         self.secrets = Secrets(store.config)
         self._live: dict[str, Live] = {}
         self._ready: dict[str, OrderedDict[str, Live]] = {}  # by handler id and execution id
-        self._of_schedule: dict[str, dict[str, Live]] = {}  # in the order of their fires
-        self._delayed: list[tuple[float, str]] = []
-        self._alarm: asyncio.TimerHandle | None = None
+        self._of_schedule: dict[str | None, dict[str, Live]] = {}  # in the order of their fires
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
         store.intake = self
@@ -8020,22 +8061,18 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        return sum(live.stage in OCCUPYING for live in self._live.values())
+        return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
-        return len(self._live) - self.running
+        return sum(live.stage in WAITING for live in self._live.values())
 
     def count_waiting(self) -> tuple[dict[str, int], int | None]:
         """How many executions wait, by why they do, and since when the oldest is due."""
-        counts = dict.fromkeys((stage.name.lower() for stage in Stage if stage in WAITING), 0)
-        due_us = None
-        for live in self._live.values():
-            if live.stage in WAITING:
-                counts[live.stage.name.lower()] += 1
-                if live.stage is not Stage.DELAYED:
-                    due_us = min(due_us or live.execution.due_us, live.execution.due_us)
-        return counts, due_us
+        waiting = [live for live in self._live.values() if live.stage in WAITING]
+        stages = Counter(live.stage for live in waiting)
+        due = (live.execution.due_us for live in waiting if live.stage is not Stage.DELAYED)
+        return {stage.name.lower(): stages[stage] for stage in WAITING}, min(due, default=None)
 
     def queued(self, handler_id: str) -> int:
         return len(self._ready.get(handler_id, ()))
@@ -8096,22 +8133,20 @@ class Dispatcher:
             if isinstance(stored, Exception):
                 fulfil(future, stored)
             else:
-                self._live[stored.execution_id].waiters.append(future)
+                self._live[stored.execution_id].waiters += (future,)
 
         submitted.then(go_on)
         return await future
 
     async def wait(self, execution_id: str) -> Execution:
         """The execution once it is final. Raises NotFound."""
-        live = self._live.get(execution_id)
-        if live is None:
-            execution = self._store.execution(execution_id)
-            if execution is None:
-                raise NotFound(f"there is no execution '{execution_id}'")
+        if live := self._live.get(execution_id):
+            future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
+            live.waiters += (future,)
+            return await future
+        if execution := self._store.execution(execution_id):
             return execution
-        future: asyncio.Future[Execution] = asyncio.get_running_loop().create_future()
-        live.waiters.append(future)
-        return await future
+        raise NotFound(f"there is no execution '{execution_id}'")
 
     async def cancel(self, execution_id: str, reason: str) -> Execution | None:
         """Cancel a queued execution at once, a running one through its handler.
@@ -8119,14 +8154,12 @@ class Dispatcher:
         Returns the execution as it then stands, None if there is none. Raises Conflict if it is
         final. A run that has not ended CANCEL_GRACE_S later is given up as cancelled.
         """
-        live = self._live.get(execution_id)
-        if live is None:
-            execution = self._store.execution(execution_id)
-            if execution is not None:
-                raise Conflict(f"the execution has ended already: {execution.status}")
-            return None
-        await self._cancel(live, reason)
-        return self._store.execution(execution_id)
+        if live := self._live.get(execution_id):
+            await self._cancel(live, reason)
+            return self._store.execution(execution_id)
+        if execution := self._store.execution(execution_id):
+            raise Conflict(f"the execution has ended already: {execution.status}")
+        return None
 
     def _cancel(self, live: Live, reason: str) -> Commit[bool]:
         """Cancel an execution; settled when that, or its end, is stored."""
@@ -8153,7 +8186,7 @@ class Dispatcher:
     def admit(self, execution: Execution) -> Execution:
         if execution.is_final:
             return execution
-        earlier = self._of_schedule.get(execution.schedule_id or "")
+        earlier = self._of_schedule.get(execution.schedule_id)
         if earlier and execution.fire_us is not None:
             skip = execution.overlap is Overlap.SKIP
             if skip or len(earlier) >= MAX_QUEUED_OF_SCHEDULE:
@@ -8163,17 +8196,22 @@ class Dispatcher:
                     completed_us=execution.created_us,
                 )
         live = Live(execution, Stage.CLAIMING)
-        if execution.due_us <= execution.created_us and not self._must_wait(execution):
-            instance = None
-            if not self._ready.get(execution.handler_id):
-                instance = self._gateway.pick(execution.handler_id)
-            if instance is not None:
-                live.execution = self._begin(live, instance)
+        if (
+            execution.due_us <= execution.created_us
+            and not (earlier and execution.overlap is not Overlap.ALLOW)
+            and not self._ready.get(execution.handler_id)
+            and (instance := self._gateway.pick(execution.handler_id)) is not None
+        ):
+            self._begin(live, instance)
+        self._remember(live)
+        return live.execution
+
+    def _remember(self, live: Live) -> None:
+        execution = live.execution
         self._live[execution.execution_id] = live
         if execution.schedule_id is not None:
             of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
             of_schedule[execution.execution_id] = live
-        return live.execution
 
     def accept(self, execution: Execution) -> None:
         live = self._live.get(execution.execution_id)
@@ -8181,7 +8219,9 @@ class Dispatcher:
             self._publish("execution", execution)
             return
         if execution.overlap is Overlap.REPLACE and execution.fire_us is not None:
-            self._replace_earlier(live)
+            for other in list(self._of_schedule[execution.schedule_id].values()):
+                if other is not live:
+                    self._cancel(other, "replaced")
         if live.instance is not None:
             self._send(live)
         else:
@@ -8195,48 +8235,43 @@ class Dispatcher:
             self._forget(live)
             self.on_ready(execution.handler_id)
 
-    def _begin(self, live: Live, instance: Instance) -> Execution:
-        """Take a slot for the next attempt; the execution as it is to be recorded."""
-        execution = live.execution._replace(
-            status=Status.RUNNING,
-            attempt=live.execution.attempt + 1,
-            started_us=self._clock.now_us(),
-            instance=instance.key,
+    def _begin(self, live: Live, instance: Instance) -> None:
+        """Take a slot for the next attempt, which is to be recorded before it is sent."""
+        execution, now_us = live.execution, self._clock.now_us()
+        attempt = execution.attempt + 1
+        live.execution = execution.changed(
+            status=Status.RUNNING, attempt=attempt, started_us=now_us, instance=instance.key
         )
-        live.instance = instance
-        instance.calls.add(f"{execution.execution_id}:{execution.attempt}")
-        return execution
+        live.call_id, live.instance = f"{execution.execution_id}:{attempt}", instance
+        instance.calls.add(live.call_id)
 
     def _must_wait(self, execution: Execution) -> bool:
         """Whether an earlier execution of the schedule must end first."""
-        if execution.schedule_id is None or execution.overlap not in ONE_AT_A_TIME:
+        if execution.schedule_id is None or execution.overlap is Overlap.ALLOW:
             return False
-        of_schedule = self._of_schedule.get(execution.schedule_id)
-        return of_schedule is not None and next(iter(of_schedule)) != execution.execution_id
-
-    def _replace_earlier(self, live: Live) -> None:
-        schedule_id = live.execution.schedule_id
-        assert schedule_id is not None
-        for other in list(self._of_schedule[schedule_id].values()):
-            if other is not live:
-                self._cancel(other, "replaced")
+        return next(iter(self._of_schedule[execution.schedule_id])) != execution.execution_id
 
     # From the queue to a handler
 
     def _enqueue(self, live: Live) -> None:
-        """Put a queued execution where it belongs now."""
-        execution = live.execution
-        delay_s = (execution.due_us - self._clock.now_us()) / 1e6
-        if delay_s > 0:
+        """Put a queued execution where it belongs now; end it, if it was cancelled meanwhile."""
+        delay_s = (live.execution.due_us - self._clock.now_us()) / 1e6
+        if live.cancelling is not None:
+            self._end_cancelled(live)
+        elif delay_s > 0:
             self._delay(live, delay_s)
         else:
             self._line_up(live)
 
     def _delay(self, live: Live, delay_s: float) -> None:
         live.stage = Stage.DELAYED
-        due_s = self._clock.monotonic() + delay_s
-        heapq.heappush(self._delayed, (due_s, live.execution.execution_id))
-        self._set_alarm()
+        execution_id = live.execution.execution_id
+        asyncio.get_running_loop().call_later(delay_s, self._on_due, execution_id)
+
+    def _on_due(self, execution_id: str) -> None:
+        live = self._live.get(execution_id)
+        if live is not None and live.stage is Stage.DELAYED and not self._closed:
+            self._line_up(live)
 
     def _line_up(self, live: Live) -> None:
         """Let an execution that is due wait for its turn."""
@@ -8248,27 +8283,11 @@ class Dispatcher:
         ready[execution.execution_id] = live
         self.on_ready(execution.handler_id)
 
-    def _step_out(self, live: Live) -> None:
+    def _step_out(self, live: Live, stage: Stage) -> None:
         """Take an execution out of its handler's queue, if it stands there."""
         if live.stage is Stage.READY:
             del self._ready[live.execution.handler_id][live.execution.execution_id]
-
-    def _set_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if self._delayed and not self._closed:
-            wait_s = max(0.0, self._delayed[0][0] - self._clock.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(wait_s, self._on_alarm)
-
-    def _on_alarm(self) -> None:
-        self._alarm = None
-        now_s = self._clock.monotonic()
-        while self._delayed and self._delayed[0][0] <= now_s:
-            live = self._live.get(heapq.heappop(self._delayed)[1])
-            if live is not None and live.stage is Stage.DELAYED:
-                self._line_up(live)
-        self._set_alarm()
+        live.stage = stage
 
     def on_ready(self, handler_id: str) -> None:
         """Give the handler's queue to its free slots."""
@@ -8285,33 +8304,27 @@ class Dispatcher:
         self._ready.pop(handler_id, None)
 
     def _claim(self, live: Live, instance: Instance) -> None:
-        self._step_out(live)
-        live.stage = Stage.CLAIMING
-        live.execution = self._begin(live, instance)
+        self._step_out(live, Stage.CLAIMING)
+        self._begin(live, instance)
         self._store.claim_execution(live.execution).then(partial(self._on_claimed, live))
 
     def _on_claimed(self, live: Live, claimed: bool | Exception) -> None:
-        if isinstance(claimed, Exception):
-            self._free(live)
-            self._unbegin(live)
-            if live.cancelling is not None:
-                self._end_cancelled(live)
-            else:
-                self._delay(live, STORE_RETRY_S)
-        elif claimed:
+        if claimed is True:
             self._send(live)
-        else:
+            return
+        self._free(live)
+        if not claimed:
             execution_id = live.execution.execution_id
             log_dispatcher.error("execution %s was not queued", execution_id)
-            self._free(live)
             live.execution = self._store.execution(execution_id) or live.execution
             self._done(live)
             self.on_ready(live.execution.handler_id)
-
-    def _unbegin(self, live: Live) -> None:
-        """Take back an attempt that no handler has seen."""
-        e = live.execution
-        live.execution = e._replace(status=Status.QUEUED, attempt=e.attempt - 1, instance=None)
+            return
+        live.execution = unbegun(live.execution)
+        if live.cancelling is not None:
+            self._end_cancelled(live)
+        else:
+            self._delay(live, STORE_RETRY_S)
 
     def _send(self, live: Live) -> None:
         """Make the call, now that the attempt is recorded."""
@@ -8346,7 +8359,6 @@ class Dispatcher:
         live.limit_s = live.began_s + execution.timeout
         self._gateway.call(instance, live.call_id, call)
         self._publish("execution", execution)
-        self._tick_soon()
 
     def _reveal(self, instance: Instance, job_params: Mapping[str, Any]) -> tuple[Any, Scrubber]:
         """The parameters with their secrets, for a handler on a link that nobody else reads."""
@@ -8358,35 +8370,33 @@ class Dispatcher:
         return self.secrets.insert(job_params)
 
     def on_unsent(self, call_id: str) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is not None and live.stage is Stage.RUNNING and live.execution.attempt == attempt:
+        live = self._called(call_id)
+        if live is not None and live.stage is Stage.RUNNING:
             self._give_back(live, 0.0)
 
-    def _give_back(self, live: Live, delay_s: float) -> None:
+    def _give_back(self, live: Live, delay_s: float) -> Commit[bool]:
         """Queue an execution again whose attempt never began."""
         self._free(live)
-        begun = live.execution.attempt
-        self._unbegin(live)
         due_us = self._clock.now_us() + round(delay_s * 1e6)
-        live.execution = live.execution._replace(due_us=due_us)
-        live.stage = Stage.ENDING
-        self._store_until_done(
-            lambda: self._store.requeue_execution(live.execution, None, begun),
-            lambda _: self._again(live),
-        )
+        return self._store_end(live, unbegun(live.execution)._replace(due_us=due_us))
 
     # From a handler to the record
 
+    def _called(self, call_id: str) -> Live | None:
+        """The live execution whose last attempt this is."""
+        live = self._live.get(call_id.partition(":")[0])
+        return live if live is not None and live.call_id == call_id else None
+
+    def _held(self, call_id: str, runner: str) -> Live | None:
+        """The live execution of a call that an instance runs, or ran, if it should."""
+        live = self._called(call_id)
+        if live is None or live.stage not in AT_HANDLER or live.execution.instance != runner:
+            return None
+        return live
+
     def on_result(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if (
-            live is None
-            or live.stage not in (Stage.RUNNING, Stage.ADOPTING)
-            or live.execution.attempt != attempt
-            or live.execution.instance != key_of_runner(instance, message)
-        ):
+        live = self._held(call_id, key_of_runner(instance, message))
+        if live is None:
             self._on_late(instance, call_id, message)
             return
         if message.get("refused") is True:
@@ -8396,28 +8406,30 @@ class Dispatcher:
         if live.scrubber is not None:
             said = {key: message[key] for key in ("result", "error", "traceback") if key in message}
             message = {**message, **{k: live.scrubber.value(v) for k, v in said.items()}}
-        e = live.execution
-        overdue_us = self._clock.now_us() - (e.started_us or 0) - round(e.timeout * 1e6)
-        ended = self._end(live, outcome_of(message, live.cancelling, overdue_us >= 0))
+        is_overdue = message.get("cancelled") is True and self._is_overdue(live.execution)
+        ended = self._end(live, outcome_of(message, live.cancelling, is_overdue))
         ended.then(lambda _: self._gateway.acknowledge(instance, call_id))
+
+    def _is_overdue(self, execution: Execution) -> bool:
+        """Whether its attempt has had its time, also where an earlier server began it."""
+        ran_us = self._clock.now_us() - (execution.started_us or 0)
+        return ran_us >= round(execution.timeout * 1e6)
 
     def _on_late(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
         """A result nobody waits for: kept on its attempt as late, never changing the state."""
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is not None and live.stage is Stage.ENDING and live.execution.attempt == attempt:
+        live = self._called(call_id)
+        if live is not None and live.stage is Stage.ENDING:
             return  # a repeated result; acknowledged when the first one is stored
         if message.get("cancelled") is True:  # the attempt ended as is recorded: it obeyed
             self._gateway.acknowledge(instance, call_id)
             return
-        runner, now_us = key_of_runner(instance, message), self._clock.now_us()
-        kept = self._store.record_late(execution_id, attempt, runner, now_us)
 
         def acknowledge(kept: bool | Exception) -> None:
             if not isinstance(kept, Exception):
                 self._gateway.acknowledge(instance, call_id)
 
-        kept.then(acknowledge)
+        runner, now_us = key_of_runner(instance, message), self._clock.now_us()
+        self._store.record_late(*parse_call_id(call_id), runner, now_us).then(acknowledge)
 
     def _end_cancelled(self, live: Live) -> Commit[bool]:
         return self._end(live, Outcome(Status.CANCELLED, error=f"cancelled: {live.cancelling}"))
@@ -8428,28 +8440,13 @@ class Dispatcher:
         began = before.attempt > 0 and before.status is Status.RUNNING
         attempt = None
         if began and outcome.status is not Status.SUCCESS:
-            attempt = Attempt(
-                before.attempt,
-                before.instance,
-                before.started_us or now_us,
-                now_us,
-                outcome.status,
-                outcome.error,
-                outcome.traceback,
-            )
-        self._step_out(live)
-        log = live.log.text() if live.log else None
+            said = (outcome.status, outcome.error, outcome.traceback)
+            started_us = before.started_us or now_us
+            attempt = Attempt(before.attempt, before.instance, started_us, now_us, *said)
+        log, live.log = live.log.text() if live.log else None, None
         duration_us = self._duration_us(live, now_us) if began else None
         after = after_attempt(before, outcome, now_us, self._chance(), duration_us)
-        live.execution, live.stage, live.instance, live.log = after, Stage.ENDING, None, None
-        if after.is_final:
-            return self._store_until_done(
-                lambda: self._store.end_execution(after, attempt, log), lambda _: self._done(live)
-            )
-        return self._store_until_done(
-            lambda: self._store.requeue_execution(after, attempt, before.attempt, log),
-            lambda _: self._again(live),
-        )
+        return self._store_end(live, after, attempt, log)
 
     def _duration_us(self, live: Live, now_us: int) -> int:
         """How long the attempt took: by the monotonic clock, unless an earlier server began it."""
@@ -8457,26 +8454,31 @@ class Dispatcher:
             return round((self._clock.monotonic() - live.began_s) * 1e6)
         return max(0, now_us - (live.execution.started_us or now_us))
 
-    def _store_until_done(
-        self, write: Callable[[], Commit[bool]], then: Callable[[bool], None]
+    def _store_end(
+        self, live: Live, after: Execution, attempt: Attempt | None = None, log: str | None = None
     ) -> Commit[bool]:
-        """Repeat a write until the store takes it: what a handler has done is not forgotten.
+        """Record what an execution is now, final or queued again, and go on from there.
 
-        What is returned is settled after `then`, or never, if the server closes before.
+        Repeated until the store takes it: what a handler has done is not forgotten. What is
+        returned is settled after that, or never, if the server closes before.
         """
+        begun = live.execution.attempt
+        self._step_out(live, Stage.ENDING)
+        live.execution, live.instance = after, None
+        if after.is_final:
+            write = partial(self._store.end_execution, after, attempt, log)
+        else:
+            write = partial(self._store.requeue_execution, after, attempt, begun, log)
         settled: Commit[bool] = Commit()
-        self._store_once(write, then, settled)
+        self._store_until_done(live, write, settled)
         return settled
 
-    def _store_once(
-        self,
-        write: Callable[[], Commit[bool]],
-        then: Callable[[bool], None],
-        settled: Commit[bool],
+    def _store_until_done(
+        self, live: Live, write: Callable[[], Commit[bool]], settled: Commit[bool]
     ) -> None:
         def on_done(outcome: bool | Exception) -> None:
             if not isinstance(outcome, Exception):
-                then(outcome)
+                (self._done if live.execution.is_final else self._again)(live)
                 settled.settle(outcome)
                 return
             known = isinstance(outcome, ScheduleZeroError)  # and told of by the store
@@ -8485,26 +8487,21 @@ class Dispatcher:
             if not self._closed:
                 wait_s = STORE_RETRY_S if known else FAULT_RETRY_S
                 loop = asyncio.get_running_loop()
-                loop.call_later(wait_s, self._store_once, write, then, settled)
+                loop.call_later(wait_s, self._store_until_done, live, write, settled)
 
         write().then(on_done)
 
     def _done(self, live: Live) -> None:
         """The final state is stored: tell everybody, let the next of the schedule go."""
-        execution = live.execution
         self._forget(live)
         for waiter in live.waiters:
-            if not waiter.done():
-                waiter.set_result(execution)
-        self._publish("execution", execution)
+            fulfil(waiter, live.execution)
+        self._publish("execution", live.execution)
 
     def _again(self, live: Live) -> None:
-        """A queued execution is stored: let it wait, unless it was cancelled meanwhile."""
+        """A queued execution is stored: let it wait for its turn."""
         self._publish("execution", live.execution)
-        if live.cancelling is not None:
-            self._end_cancelled(live)
-        else:
-            self._enqueue(live)
+        self._enqueue(live)
 
     def _free(self, live: Live) -> None:
         if live.instance is not None:
@@ -8514,8 +8511,8 @@ class Dispatcher:
     def _forget(self, live: Live) -> None:
         execution = live.execution
         self._live.pop(execution.execution_id, None)
-        of_schedule = self._of_schedule.get(execution.schedule_id or "")
-        if of_schedule is None or execution.schedule_id is None:
+        of_schedule = self._of_schedule.get(execution.schedule_id)
+        if of_schedule is None:
             return
         of_schedule.pop(execution.execution_id, None)
         if not of_schedule:
@@ -8532,7 +8529,7 @@ class Dispatcher:
         if moved:
             instance.calls.clear()
         for call_id in said.running:
-            live = self._claimed_by(instance, call_id)
+            live = self._held(call_id, instance.key)
             if live is None:  # it holds no slot: of a forgotten call no result has to come
                 forget.append(call_id)
                 continue
@@ -8543,39 +8540,19 @@ class Dispatcher:
             live.stage, live.instance = Stage.RUNNING, instance
             if live.cancelling is not None:
                 self._gateway.cancel(instance, call_id, live.cancelling)
-        finished = {message.get("id") for message in said.finished}
-        for message in said.finished:
-            call_id = str(message.get("id"))
+        finished = {str(message.get("id")): message for message in said.finished}
+        for call_id, message in finished.items():
             instance.calls.discard(call_id)
             self.on_result(instance, call_id, message)
         if moved:
-            self._give_up(instance, keep={*said.running, *finished})
+            self.on_gone(instance, keep={*said.running, *finished})
         return forget
 
-    def _claimed_by(self, instance: Instance, call_id: str) -> Live | None:
-        """The live execution of a call that an instance says it runs, if it should."""
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if (
-            live is not None
-            and live.stage in (Stage.RUNNING, Stage.ADOPTING)
-            and live.execution.attempt == attempt
-            and live.execution.instance == instance.key
-        ):
-            return live
-        return None
-
-    def on_gone(self, instance: Instance) -> None:
-        self._give_up(instance, keep=set())
-
-    def _give_up(self, instance: Instance, keep: set[Any]) -> None:
+    def on_gone(self, instance: Instance, keep: Collection[Any] = ()) -> None:
         """Count as lost what an instance was running, but for the calls to keep."""
         for live in list(self._live.values()):
-            if (
-                live.stage in (Stage.RUNNING, Stage.ADOPTING)
-                and live.execution.instance == instance.key
-                and live.call_id not in keep
-            ):
+            is_kept = live.call_id in keep
+            if not is_kept and self._held(live.call_id, instance.key):
                 instance.calls.discard(live.call_id)
                 self._end_lost(live)
 
@@ -8591,27 +8568,28 @@ class Dispatcher:
         self._publish("handler", handler_id)
 
     def on_log(self, call_id: str, lines: list[list[Any]], dropped: int) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is None or live.execution.attempt != attempt or live.stage is not Stage.RUNNING:
+        live = self._called(call_id)
+        if live is None or live.stage is not Stage.RUNNING:
             return
         if live.log is None:
             live.log = LogBuffer()
         if live.scrubber is not None:
             lines = [[at_s, level, live.scrubber.text(text)] for at_s, level, text in lines]
         live.log.add(lines, dropped)
-        self._publish("log", {"execution_id": execution_id, "attempt": attempt, "lines": lines})
+        self._publish("log", {**self._place(live), "lines": lines})
 
     def on_progress(self, call_id: str, percent: float | None, message: str | None) -> None:
-        execution_id, attempt = parse_call_id(call_id)
-        live = self._live.get(execution_id)
-        if live is None or live.execution.attempt != attempt:
+        live = self._called(call_id)
+        if live is None:
             return
         if live.scrubber is not None and message is not None:
             message = live.scrubber.text(message)
         live.progress = (percent, message)
-        fields = {"attempt": attempt, "percent": percent, "message": message}
-        self._publish("progress", {"execution_id": execution_id, **fields})
+        self._publish("progress", {**self._place(live), "percent": percent, "message": message})
+
+    @staticmethod
+    def _place(live: Live) -> dict[str, Any]:
+        return {"execution_id": live.execution.execution_id, "attempt": live.execution.attempt}
 
     # Time
 
@@ -8619,25 +8597,22 @@ class Dispatcher:
         """At start: go on with what an earlier server left unfinished."""
         adopt_until_s = self._clock.monotonic() + ADOPT_S
         for execution in self._store.live_executions():
-            live = Live(execution, Stage.ADOPTING, limit_s=adopt_until_s)
+            call_id = f"{execution.execution_id}:{execution.attempt}"
+            live = Live(execution, Stage.ADOPTING, call_id, limit_s=adopt_until_s)
             live.cancelling = execution.cancelling
             if has_secrets(execution.job_params):
                 live.scrubber = self.secrets.scrubber(execution.job_params)
-            self._live[execution.execution_id] = live
-            if execution.schedule_id is not None:
-                of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
-                of_schedule[execution.execution_id] = live
+            self._remember(live)
         for live in list(self._live.values()):
             if live.execution.status is Status.QUEUED:
-                (self._end_cancelled if live.cancelling else self._enqueue)(live)
+                self._enqueue(live)
         self._tick_soon()
 
     def close(self) -> None:
         """Make no more calls. What runs goes on at its handlers, for the next server to adopt."""
         self._closed = True
-        for timer in (self._alarm, self._ticker):
-            if timer is not None:
-                timer.cancel()
+        if self._ticker is not None:
+            self._ticker.cancel()
 
     def _tick_soon(self) -> None:
         if self._ticker is None and self._live and not self._closed:
@@ -8648,7 +8623,7 @@ class Dispatcher:
         self._ticker = None
         now_s, now_us = self._clock.monotonic(), self._clock.now_us()
         for live in list(self._live.values()):
-            if live.stage in (Stage.RUNNING, Stage.ADOPTING):
+            if live.stage in AT_HANDLER:
                 if now_s >= live.limit_s:
                     self._on_limit(live)
             elif live.stage in WAITING and self._is_missed(live.execution, now_us):
@@ -8671,25 +8646,14 @@ class Dispatcher:
         return execution.attempt == 0 and deadline_us is not None and now_us > deadline_us
 
     def _miss(self, live: Live, now_us: int) -> None:
-        blocked = live.stage is Stage.BLOCKED
         instances = self._gateway.registry.of(live.execution.handler_id)
-        offline = not any(instance.is_callable for instance in instances)
-        reason = (
-            Reason.OVERLAP if blocked else Reason.HANDLER_OFFLINE if offline else Reason.TOO_LATE
-        )
-        live.execution = live.execution._replace(
-            status=Status.MISSED, reason=reason, completed_us=now_us
-        )
-        self._step_out(live)
-        live.stage = Stage.ENDING
-        self._store_until_done(
-            lambda: self._store.end_execution(live.execution), lambda _: self._done(live)
-        )
-
-
-OCCUPYING: Final = frozenset({Stage.CLAIMING, Stage.RUNNING, Stage.ADOPTING, Stage.ENDING})
-WAITING: Final = frozenset({Stage.DELAYED, Stage.BLOCKED, Stage.READY})
-ONE_AT_A_TIME: Final = frozenset({Overlap.SKIP, Overlap.QUEUE, Overlap.REPLACE})
+        reason = Reason.TOO_LATE
+        if live.stage is Stage.BLOCKED:
+            reason = Reason.OVERLAP
+        elif not any(instance.is_callable for instance in instances):
+            reason = Reason.HANDLER_OFFLINE
+        missed = live.execution._replace(status=Status.MISSED, reason=reason, completed_us=now_us)
+        self._store_end(live, missed)
 
 
 # --- Events -----------------------------------------------------------------------------------
@@ -12117,10 +12081,6 @@ class Notifier:
             sender.sendto("\n".join(lines).encode(), self._address)
 
 
-def is_over(used_bytes: int | None, limit_mb: int) -> bool:
-    return used_bytes is not None and used_bytes > limit_mb << 20
-
-
 def log_execution(execution: Execution) -> None:
     """A line for an execution that failed for good."""
     log_server.warning(
@@ -12198,11 +12158,10 @@ class Server:
             address = f"{self.config.http_host}:{self.config.http_port}"
             raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
         await self._declare_or_wait(self.config)
-        self._tasks = [
-            loop.create_task(task) for task in (self._schedule(), self._keep_house(), self._tend())
-        ]
-        for task in self._tasks:
+        for work in (self._schedule(), self._keep_house(), self._tend()):
+            task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
+            self._tasks.append(task)
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12279,17 +12238,37 @@ class Server:
             self.failed = sentence
             self.on_failure()
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside all else, until the server closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def reload(self) -> None:
+        """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
+        files again. Keep the old ones if wrong.
+        """
+        try:
+            config = load_config(self.config.path, os.environ, self.config.deployment)
+            self.secure(config)
+            await self.declare(config)
+        except ScheduleZeroError as error:
+            log_server.error("the configuration was not reloaded: %s", error)
+            return
+        set_log_level(config.log_level)
+        self.memory_limit = config.memory_limit
+        log_server.info("configuration reloaded")
+
     # Declared schedules
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
+        self._undeclared = config
         try:
             await self.declare(config)
+            self._undeclared = None
         except StoreUnavailable as error:
             log_server.error("the declared schedules wait: %s", error)
-            self._undeclared = config
-        else:
-            self._undeclared = None
 
     async def declare(self, config: Config) -> None:
         """Make the schedules of the configuration file so: create, update, remove its own."""
@@ -12301,25 +12280,32 @@ class Server:
                 self.dispatcher.cancel_queued(schedule.schedule_id, "schedule removed")
                 log_server.info("schedule %s is declared no more: removed", schedule.schedule_id)
         for schedule_id, body in declared.items():
-            await self._declare_one(schedule_id, body)
+            while not await self._declare_one(schedule_id, body):
+                log_server.info("schedule %s was changed meanwhile", schedule_id)
 
-    async def _declare_one(self, schedule_id: str, body: Any) -> None:
-        """Create or update one declared schedule; what is unchanged keeps its next fire time."""
+    async def _declare_one(self, schedule_id: str, body: Any) -> bool:
+        """Create or update one declared schedule; what is unchanged keeps its next fire time.
+
+        False if somebody else changed it at that moment.
+        """
         now_us = self.clock.now_us()
         wanted = parse_declared_schedule(schedule_id, body, self.config, now_us)
         wanted = replace(wanted, origin="config")
         known = self.store.schedule(schedule_id)
         if known is None:
-            await self.store.add_schedule_record(wanted)
-            return
+            with suppress(IdTaken):
+                await self.store.add_schedule_record(wanted)
+                return True
+            return False
         if known.origin != "config":
             log_server.error("schedule %s exists already: the declared one waits", schedule_id)
-            return
+            return True
         if "paused" not in body:
             wanted = replace(wanted, paused=known.paused)
-        if not has_definition(known, wanted):
-            changed = redefined_schedule(known, wanted, now_us)
-            await self.store.replace_schedule(changed, known.generation)
+        if has_definition(known, wanted):
+            return True
+        changed = redefined_schedule(known, wanted, now_us)
+        return await self.store.replace_schedule(changed, known.generation)
 
     # Tasks
 
@@ -12397,13 +12383,18 @@ class Server:
 
     async def _keep_house(self) -> None:
         """Now and then: prune history, note the time, seal and back up the database."""
-        chores = (
-            self._prune, self._note_time, self._seal, self._back_up, self._check_pages,
-            self._watch_memory,
-        )  # fmt: skip
+        store, recovery = self.store, self.recovery
+        chores: dict[str, Callable[[], Awaitable[object]]] = {
+            "pruning": self._prune,
+            "noting the time": self._note_time,
+            "sealing": lambda: recovery.reseal(store),
+            "backing up": lambda: recovery.back_up_if_due(store),
+            "checking pages": self._check_pages,
+            "watching memory": self._watch_memory,
+        }
         await asyncio.sleep(FIRST_HOUSE_S)
         while True:
-            for chore in chores:
+            for name, chore in chores.items():
                 try:
                     await chore()
                 except DatabaseDamaged as error:
@@ -12412,17 +12403,18 @@ class Server:
                 except StoreUnavailable as error:
                     log_server.info("put off: %s", error)
                 except Exception:  # the other chores go on
-                    log_server.exception("%s failed", chore.__name__)
+                    log_server.exception("%s failed", name)
             await asyncio.sleep(HOUSE_EVERY_S)
 
     async def _watch_memory(self) -> None:
         """Over the limit, end to be started anew. What runs goes on at its handlers meanwhile."""
-        if self.memory_limit is None or not is_over(load_rss_bytes(), self.memory_limit):
+        limit_bytes = (self.memory_limit or sys.maxsize) << 20
+        if (load_rss_bytes() or 0) <= limit_bytes:
             return
         gc.collect()
-        if is_over(used := load_rss_bytes(), self.memory_limit):
+        if (used_bytes := load_rss_bytes() or 0) > limit_bytes:
             sentence = "%d MB are in use, the limit is %d: the server starts anew"
-            log_server.warning(sentence, (used or 0) >> 20, self.memory_limit)
+            log_server.warning(sentence, used_bytes >> 20, self.memory_limit)
             self.must_renew = True
             self.on_failure()
 
@@ -12438,12 +12430,6 @@ class Server:
         if now_s - self._seen_s >= SEEN_EVERY_S:
             await self.store.save_seen(self.clock.now_us())
             self._seen_s = now_s
-
-    async def _seal(self) -> None:
-        await self.recovery.reseal(self.store)
-
-    async def _back_up(self) -> None:
-        await self.recovery.back_up_if_due(self.store)
 
     async def _check_pages(self) -> None:
         if self.recovery.must_check and (damage := await self.recovery.check()):
@@ -12463,9 +12449,7 @@ class Server:
         elif reading.froze:
             self.store.reason = Reason.DOWN
         if reading.step_us < 0 or reading.released:
-            task = asyncio.get_running_loop().create_task(self._replan(now_us))
-            self._tasks.append(task)
-            task.add_done_callback(self._tasks.remove)
+            self.begin(self._replan(now_us))
 
     async def _replan(self, now_us: int) -> None:
         try:
@@ -12525,14 +12509,7 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
     server = Server(config, Clock())
     server.on_failure = stopping.set
-    reloading: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(_reload(server))
-        reloading.add(task)
-        task.add_done_callback(reloading.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.begin(server.reload()))
     await server.open()
     log_server.info("ready at %s, handlers at %s", server.address, server.gateway.endpoint)
     try:
@@ -12546,22 +12523,6 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
     if server.failed is not None:
         return EXIT_FAILED
     return EXIT_RENEW if server.must_renew else EXIT_OK
-
-
-async def _reload(server: Server) -> None:
-    """SIGHUP: apply the declared schedules of the file as it is now, and who may do what; read
-    the TLS files again. Keep the old ones if wrong.
-    """
-    try:
-        config = load_config(server.config.path, os.environ, server.config.deployment)
-        server.secure(config)
-        await server.declare(config)
-        set_log_level(config.log_level)
-        server.memory_limit = config.memory_limit
-    except ScheduleZeroError as error:
-        log_server.error("the configuration was not reloaded: %s", error)
-    else:
-        log_server.info("configuration reloaded")
 
 
 # --- Governor ---------------------------------------------------------------------------------
@@ -12582,11 +12543,11 @@ SERVER_NAME: Final = "server"
 ORPHAN_GRACE_S: Final = 7.0  # for a server and Python handlers without a governor
 ECHO_S: Final = 0.5  # between two looks at what the handlers wrote, in the foreground
 
-# What a reload cannot change under a running server; the old value stays until a restart.
-FIXED_KEYS: Final = (
-    "http_host", "http_port", "zmq_host", "zmq_port", "zmq_security", "handler_secret",
-    "callback_networks", "data_dir", "log_dir", "log_format", "log_to", "log_max_mb",
-)  # fmt: skip
+# What a reload changes under a running server; all else keeps its old value until a restart.
+RELOADED_KEYS: Final = frozenset((
+    "handlers", "schedules", "log_level", "memory_limit", "auth", "allow_insecure",
+    "allowed_hosts", "cors_origins", "tls_cert", "tls_key", "path", "directory", "lines",
+))  # fmt: skip
 
 log_governor: Final = logging.getLogger("schedulezero.governor")
 
@@ -12980,6 +12941,19 @@ def print_error(sentence: str) -> None:
     os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
 
 
+def find_fixed(config: Config, loaded: Config) -> dict[str, str]:
+    """Where a changed configuration is otherwise and only a restart applies it: field and key."""
+    reloaded = RELOADED_KEYS
+    if not (config.tls_cert and loaded.tls_cert):
+        reloaded -= {"tls_cert", "tls_key"}
+    tables = {each.name: each.metadata.get("table") for each in fields(Config)}
+    return {
+        name: f"{table}.{name.removeprefix(f'{table}_')}" if table else name
+        for name, table in tables.items()
+        if name not in reloaded and getattr(config, name) != getattr(loaded, name)
+    }
+
+
 class SignalPipe:
     """Signals as bytes in a pipe: the handler does nothing, the loop reads. Works everywhere."""
 
@@ -13010,15 +12984,6 @@ def signal_group(pid: int, number: signal.Signals) -> None:
     """Send a signal to the group that `pid` leads, if there still is one."""
     with suppress(ProcessLookupError, PermissionError):  # macOS: only zombies are left
         os.killpg(pid, number)
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(slots=True)
@@ -13071,6 +13036,7 @@ class Governor:
         self._exit_code = EXIT_OK
         self._reloads = 0
         self._reload_error: str | None = None
+        self._after_restart: list[str] = []  # keys that a reload has not applied
         self._written: dict[str, Any] = {}
         self._received: set[int] = set()
         self._tick_s = self._prune_s = 0.0
@@ -13196,12 +13162,15 @@ class Governor:
 
     def _fork(self, live: Callable[[], int]) -> int:
         """Start a process, a group of its own, that does `live` and exits with what it returns."""
-        with signals_blocked():  # the child must not write to our pipe, nor miss a SIGTERM
-            pid = os.fork()
-            if pid == 0:
+        # The child must not write to our pipe, nor miss a SIGTERM.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            if (pid := os.fork()) == 0:
                 self._become(live)
-            with suppress(OSError):  # the child does the same, whoever is first
-                os.setpgid(pid, pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with suppress(OSError):  # the child does the same, whoever is first
+            os.setpgid(pid, pid)
         return pid
 
     def _start_warden(self) -> None:
@@ -13392,12 +13361,13 @@ class Governor:
             self._reload_error = str(error)
             log_governor.error("not reloaded, the old configuration stays: %s", error)
             return
-        fixed = [key for key in FIXED_KEYS if getattr(loaded, key) != getattr(self._config, key)]
+        fixed = find_fixed(self._config, loaded)
+        self._after_restart = [*fixed.values()]
         if fixed:
-            log_governor.warning("takes effect after a restart: %s", ", ".join(fixed))
+            log_governor.warning("after a restart: %s", ", ".join(self._after_restart))
         self._reload_error = None
         set_log_level(loaded.log_level)
-        self._config = replace(loaded, **{key: getattr(self._config, key) for key in fixed})
+        self._config = replace(loaded, **{name: getattr(self._config, name) for name in fixed})
         self._apply_handlers()
         self._children[SERVER_NAME].must_reload = True
         log_governor.info("reloaded")
@@ -13442,6 +13412,8 @@ class Governor:
             "is_stopping": self._stop_s is not None,
             "reloads": self._reloads,
             "reload_error": self._reload_error,
+            "after_restart": self._after_restart,
+            "log_dir": self._config.log_dir,
             "children": [
                 {
                     "name": child.name,
@@ -13993,6 +13965,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+DATA_DIR: Final = re.compile(r"""\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""")
 
 Arguments = argparse.Namespace
 
@@ -14314,8 +14287,40 @@ def load_leaf(path: str) -> bytes:
     return ssl.PEM_cert_to_DER_cert(first[max(0, begin) :] + end)
 
 
+def load_running(arguments: Arguments) -> Config:
+    """As load_arguments; but what runs can be looked at and ended while its file is wrong."""
+    try:
+        return load_arguments(arguments)
+    except ConfigError as error:
+        config = guess_running(arguments)
+        if config is None:
+            raise
+        print(f"schedulezero: the configuration is wrong: {error}", file=sys.stderr)
+        return config
+
+
+def guess_running(arguments: Arguments) -> Config | None:
+    """Directories and handlers of the deployment as it runs, if the data directory it has can be
+    found in a configuration that cannot be read.
+    """
+    path = find_config(arguments.config, os.environ)
+    directory = os.path.dirname(path) if path else os.getcwd()
+    name = arguments.deployment or os.environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
+    written = (path and load_text(path)) or ""
+    own = os.environ.get("SCHEDULEZERO_DATA_DIR")
+    for root in filter(None, (own, *DATA_DIR.findall(written), "data")):
+        data_dir = os.path.join(directory, root.strip(), name)
+        config = Config(name, data_dir=data_dir, path=path, directory=directory)
+        if os.path.isdir(data_dir) and (pid := find_governor(data_dir)):
+            shown = read_status(config, pid)
+            handlers = tuple(HandlerSpec(child["name"]) for child in shown.get("children", [])[1:])
+            log_dir = shown.get("log_dir") or os.path.join(directory, "logs", name)
+            return replace(config, log_dir=log_dir, handlers=handlers)
+    return None
+
+
 def command_stop(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     pid = find_running(config)
     signal_process(pid, signal.SIGTERM)
     wait_until(lambda: find_governor(config.data_dir) != pid,
@@ -14345,9 +14350,11 @@ def command_reload(arguments: Arguments) -> int:
     signal_process(pid, signal.SIGHUP)
     wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
                RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
-    if trouble := read_status(config, pid).get("reload_error"):
+    shown = read_status(config, pid)
+    if trouble := shown.get("reload_error"):
         raise ConfigError(f"not reloaded: {trouble}")
-    print(f"ScheduleZero ({config.deployment}) reloaded")
+    left = ", ".join(shown.get("after_restart", ()))
+    print(f"ScheduleZero ({config.deployment}) reloaded{left and f'; after a restart: {left}'}")
     return EXIT_OK
 
 
@@ -14776,7 +14783,7 @@ def find_database(config: Config) -> str:
 
 
 def command_status(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     pid = find_governor(config.data_dir)
     now_us = Clock().now_us()
     shown = describe_processes(read_status(config, pid), pid, now_us) if pid else {}
@@ -14787,6 +14794,8 @@ def command_status(arguments: Arguments) -> int:
         print(render_processes(shown["processes"]))
         if shown["reload_error"]:
             print(f"The last reload failed: {shown['reload_error']}")
+        if shown["after_restart"]:
+            print(f"After a restart: {', '.join(shown['after_restart'])}")
     else:
         print(f"ScheduleZero ({config.deployment}) is not running")
     return EXIT_OK if pid else EXIT_NOT_RUNNING
@@ -14820,6 +14829,7 @@ def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[
         "version": shown.get("version", VERSION),
         "url": shown.get("url"),
         "reload_error": shown.get("reload_error"),
+        "after_restart": shown.get("after_restart", []),
         "processes": [process | read_footprint(process, now_us) for process in processes],
     }
 
@@ -14886,7 +14896,7 @@ def render_size(size: int | None) -> str:
 
 
 def command_logs(arguments: Arguments) -> int:
-    config = load_arguments(arguments)
+    config = load_running(arguments)
     known = log_paths(config)
     if arguments.name and arguments.name not in known:
         hint = suggest(arguments.name, known)

@@ -412,6 +412,18 @@ async def test_cancelling_an_unknown_execution_gives_none(server: Server) -> Non
     assert await server.dispatcher.cancel("not an id", "cancelled") is None
 
 
+async def test_what_is_due_sooner_starts_sooner_whatever_was_put_off_first(
+    server: Server, context: zmq.asyncio.Context
+) -> None:
+    async with worker(context, server, concurrency=9) as handler:
+        soon_us = server.store.clock.now_us()
+        in_order = {}
+        for delay_ms in (90, 30, 60, 20):
+            in_order[delay_ms] = await server.fire(due_us=soon_us + delay_ms * 1_000)
+        called = [(await handler.call())["execution_id"] for _ in in_order]
+        assert called == [in_order[delay_ms] for delay_ms in sorted(in_order)]
+
+
 async def test_an_execution_that_waits_for_its_retry_is_cancelled_at_once(
     server: Server, context: zmq.asyncio.Context
 ) -> None:

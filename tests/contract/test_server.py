@@ -134,6 +134,23 @@ async def test_declared_schedules_follow_the_file_and_keep_what_others_did_to_th
     assert (await server.store.set_paused("hourly", False)) == server.store.schedule("hourly")
 
 
+async def test_a_declared_schedule_that_is_changed_at_that_moment_is_declared_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.declare(replace(server.config, schedules={"hourly": HOURLY}))
+    replace_schedule = server.store.replace_schedule
+
+    async def be_overtaken(schedule: sz.Schedule, generation: int) -> bool:
+        monkeypatch.undo()
+        await server.store.set_paused(schedule.schedule_id, True)
+        return await replace_schedule(schedule, generation)
+
+    monkeypatch.setattr(server.store, "replace_schedule", be_overtaken)
+    await server.declare(replace(server.config, schedules={"hourly": {**HOURLY, "name": "new"}}))
+    made = server.store.schedule("hourly")
+    assert made is not None and (made.name, made.paused) == ("new", True)
+
+
 async def test_a_declared_schedule_does_not_take_over_one_that_the_api_made(
     server: Server,
 ) -> None:

@@ -464,6 +464,44 @@ async def test_pause_and_resume_leave_no_catch_up(store: Store) -> None:
     assert await store.set_paused("nobody", True) is None
 
 
+async def test_a_pause_or_a_new_trigger_leaves_a_row_for_the_fires_that_were_overdue(
+    store: Store,
+) -> None:
+    assert isinstance(store.clock, Dial)
+    began_us = store.clock.us
+    for schedule_id in ("paused", "changed", "renamed", "single"):
+        await store.add_schedule_record(schedule(store, schedule_id))
+    await store.set_paused("renamed", True)  # nothing of it is overdue
+    store.clock.us += 60_000_000
+    await store.set_paused("single", True)
+    store.clock.us += 4 * 60_000_000
+    await store.set_paused("paused", True)
+    changed = found(store, "changed")
+    state = interval(3_600, store.clock.us)
+    moved = replace(changed, trigger_state=state, next_fire_us=store.clock.us + HOUR_US)
+    assert await store.replace_schedule(moved, changed.generation)
+    assert await store.set_paused("renamed", False)
+    rows = {e.schedule_id: e for e in store.executions(limit=9)}
+    assert rows.keys() == {"paused", "changed", "single"}
+    for name, others in (("paused", 4), ("changed", 4), ("single", 0)):
+        row = rows[name]
+        assert (row.status, row.reason, row.coalesced) == (Status.MISSED, "down", others)
+        assert row.coalesced_from_us == (began_us + 60_000_000 if others else None)
+    assert rows["paused"].fire_us == began_us + 5 * 60_000_000
+    await store.set_paused("paused", False)
+    resumed = found(store, "paused")
+    assert resumed.next_fire_us == began_us + 6 * 60_000_000
+
+
+async def test_an_edit_that_leaves_the_times_alone_writes_no_row(store: Store) -> None:
+    assert isinstance(store.clock, Dial)
+    await store.add_schedule_record(schedule(store))
+    store.clock.us += HOUR_US
+    known = found(store)
+    assert await store.replace_schedule(replace(known, name="new"), known.generation)
+    assert store.executions(limit=9) == []
+
+
 async def test_a_deleted_schedule_made_anew_is_another_one(store: Store) -> None:
     await store.add_schedule_record(schedule(store))
     first = found(store)

@@ -423,6 +423,18 @@ def test_a_reload_touches_only_the_handlers_that_changed(site: Site) -> None:
     assert not is_alive(before["gone"])
 
 
+def test_a_reload_names_what_only_a_restart_applies_until_there_was_one(site: Site) -> None:
+    site.start()
+    site.wait_running("server")
+    site.configure(http_port=1, timeout=60, history={"max_executions": 5}, log_level="DEBUG")
+    said = "ScheduleZero (default) reloaded; after a restart: http_port, timeout"
+    for _ in range(2):
+        assert site.do("reload") == (0, f"{said}, history.max_executions\n", "")
+    assert "After a restart: http_port, timeout" in site.do("status")[1]
+    site.configure()
+    assert site.do("reload") == (0, "ScheduleZero (default) reloaded\n", "")
+
+
 def test_a_reload_tries_a_fatal_handler_again(site: Site) -> None:
     program = site.directory / "program"
     site.configure(handlers={"a": {"command": [str(program)]}})
@@ -459,6 +471,29 @@ def test_a_wrong_configuration_is_refused_and_the_old_one_stays(site: Site) -> N
     shown = wait_for(lambda: (s := site.glance()["governor"]["shown"])["reloads"] and s, "reload")
     assert "did you mean 'command'?" in shown["reload_error"]
     assert site.wait_running("governor", "server", "a") == before
+
+
+@pytest.mark.parametrize(
+    "text", ["htpp_port: 1\ndata_dir: kept here # so\n", "data_dir: 'kept here'\n\t-"]
+)
+def test_what_runs_can_be_looked_at_and_stopped_while_its_configuration_is_wrong(
+    site: Site, text: str
+) -> None:
+    site.data = site.directory / "kept here" / "default"
+    site.configure(
+        data_dir="kept here", log_dir="there", handlers={"a": {"command": ["echo", "said"]}}
+    )
+    site.start()
+    site.wait_state("a", "BACKOFF")
+    (site.directory / "config.yaml").write_text(text)
+    code, out, err = site.do("status")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "ScheduleZero" in out and f":{site.http_port}" in out
+    assert err.startswith("schedulezero: the configuration is wrong: config.yaml line")
+    assert "said" in site.do("logs", "a")[1]
+    assert "governor" in site.do("logs", "governor")[1]
+    assert site.do("stop")[:2] == (0, "ScheduleZero (default) stopped\n")
+    assert site.do("stop")[0] == 78
 
 
 # What keeps it from starting is one line.

@@ -96,10 +96,28 @@ def test_an_empty_file_and_empty_sections_mean_the_defaults() -> None:
 
 
 def test_the_file_wins_over_the_built_in_deployment_and_its_own_entry_over_both() -> None:
-    text = "http_port: 9000\ndeployments: {clock: {http_port: 9001}}\n"
-    assert parse(text).http_port == 9000
-    assert parse(text, deployment="production").http_port == 9000
-    assert parse(text, deployment="clock").http_port == 9001
+    text = "handlers: {ding-dong: {command: [a]}}\n"
+    own = "deployments: {clock: {handlers: {ding-dong: {command: [b]}}}}\n"
+    assert parse(text, deployment="clock").handlers[0].command == ("a",)
+    assert parse(text + own, deployment="clock").handlers[0].command == ("b",)
+
+
+def test_the_ports_at_the_top_are_not_those_of_deployments_that_have_their_own() -> None:
+    text = "http_port: 9000\nzmq_port: 9900\ndeployments: {clock: {http_port: 9001}, attic: {}}\n"
+    ports = {
+        name: (config.http_port, config.zmq_port)
+        for name in ("default", "attic", "clock", "production", "test")
+        if (config := parse(text, deployment=name))
+    }
+    assert ports == {
+        "default": (9000, 9900),
+        "attic": (9000, 9900),
+        "clock": (9001, 4243),
+        "production": (8890, 4244),
+        "test": (8891, 4245),
+    }
+    environ = {"SCHEDULEZERO_HTTP_PORT": "9002"}
+    assert parse(text, environ, deployment="production").http_port == 9002
 
 
 def test_the_environment_wins_over_the_file() -> None:
