@@ -6411,6 +6411,8 @@ def _parse_method(item: Any) -> MethodInfo:
     if not isinstance(item, dict):
         raise WireError("a method is a name or an object with 'name'")
     name = _field_text(item, "name")
+    if not is_identifier(name):  # the API could not name it
+        raise WireError(f"'{_one_line(name)}' is no name of a method: {IDENTIFIER_RULE}")
     parameters = _field_list(item, "parameters", MAX_METHODS)
     if not all(isinstance(entry, dict) and entry.get("name") for entry in parameters):
         raise WireError(f"each of the parameters of '{name}' is an object with 'name'")
@@ -7094,7 +7096,10 @@ class Gateway:
         self._connections.open(int(self.endpoint.rpartition(":")[2]))
         loop.add_reader(self._router.fileno(), self._on_readable)
         for handler_id, address, methods, seen_us in store.known_handlers():
-            infos = tuple(_parse_method(item) for item in json.loads(methods))
+            infos = tuple(
+                MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
+                for item in json.loads(methods)
+            )
             if is_tcp_address(address):
                 said = Registration(handler_id, address, address, infos, 1, (), (), None, None)
                 self._start(self._seek(said, seen_us))

@@ -1346,6 +1346,16 @@ async def test_a_refused_registration_says_which_field_is_wrong(
     assert server.gateway.handlers() == []
 
 
+async def test_methods_that_an_earlier_server_took_do_not_keep_a_later_one_from_starting(
+    server: Server, serve: Callable[..., Server]
+) -> None:
+    await server.store.save_handler(
+        "worker", "dial-in", '[{"name":"läuten","doc":"","parameters":[]}]', 1
+    )
+    server.close()
+    assert serve().gateway.method_names("worker") == ["läuten"]
+
+
 async def test_a_plain_handler_that_no_descriptor_is_left_for_is_refused(
     server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
