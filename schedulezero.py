@@ -7849,6 +7849,7 @@ REQUESTS: Final[Mapping[str, Reply]] = {
 # the state it leaves, so that of two changes at once exactly one takes place.
 
 MAX_QUEUED: Final = 10_000  # run-now calls are refused above; fires are always recorded
+MAX_QUEUED_OF_HANDLER: Final = MAX_QUEUED // 2  # so that one that is away leaves room for others
 MAX_QUEUED_OF_SCHEDULE: Final = 100  # further fires are skipped, with a row
 ADOPT_S: Final = 15.0  # what ran under an earlier server is given up if unclaimed by then
 CANCEL_GRACE_S: Final = 10.0  # a cancelled run that does not end by then counts as ended
@@ -8067,13 +8068,15 @@ class Dispatcher:
     ) -> Commit[Execution]:
         """Record a call to be made now; settled with the execution, after the commit.
 
-        Raises Overloaded when too many executions are queued already, InvalidField for a secret
-        that is not there. Not settled so, but with AlreadyMade or StoreUnavailable, if the record
-        was not stored.
+        Raises Overloaded when too many executions are queued already, in all or of this handler,
+        InvalidField for a secret that is not there. Not settled so, but with AlreadyMade or
+        StoreUnavailable, if the record was not stored.
         """
         self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
             raise Overloaded(f"{len(self._live)} executions are queued already")
+        if (queued := self.queued(handler_id)) >= MAX_QUEUED_OF_HANDLER:
+            raise Overloaded(f"{queued} executions wait for the handler '{handler_id}' already")
         config, now_us = self._store.config, self._clock.now_us()
         execution = Execution(
             execution_id=self._store.new_id(),
