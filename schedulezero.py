@@ -7410,7 +7410,7 @@ class Gateway:
         It would be sent again and again: no slot may be lost to a result that is never taken.
         """
         instance = self.registry.on_route(route)
-        if instance is None or instance.gone:
+        if instance is None or instance.gone or frames[0]:  # no delimiter: it may be forged
             return False
         try:
             call_id = json.loads(frames[-1])["id"]
