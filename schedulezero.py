@@ -6329,21 +6329,23 @@ class Registration:
     pid: int | None
     hostname: str | None
 
+    @property
+    def key(self) -> str:
+        return f"{self.handler_id}/{self.instance}"
+
+    @property
+    def place(self) -> str:
+        return self.address or "dial-in"
+
 
 def parse_registration(params: Mapping[str, Any]) -> Registration:
     """Check the params of `register`. Raises WireError with a sentence that names the field."""
     address = params.get("address")
     if address is not None and not is_tcp_address(address):
         raise WireError("'address' is 'tcp://host:port'")
-    handler_id = _field_text(params, "handler_id")
-    if not is_identifier(handler_id):
-        raise WireError(f"'handler_id' may hold {IDENTIFIER_RULE}")
-    instance = address if address is not None else _field_text(params, "instance")
-    if address is None and not is_identifier(instance):  # never that of a plain handler
-        raise WireError(f"'instance' may hold {IDENTIFIER_RULE}")
     return Registration(
-        handler_id=handler_id,
-        instance=instance,
+        handler_id=_field_name(params, "handler_id"),
+        instance=address if address is not None else _field_name(params, "instance"),
         address=address,
         methods=tuple(_parse_method(item) for item in _field_list(params, "methods", MAX_METHODS)),
         concurrency=1 if address is not None else _concurrency(params.get("concurrency", 1)),
@@ -6370,10 +6372,10 @@ def _one_line(text: Any) -> str:
     return escape_controls(str(text).expandtabs())
 
 
-def _field_text(params: Mapping[str, Any], key: str) -> str:
+def _field_name(params: Mapping[str, Any], key: str, of: str = "") -> str:
     value = params.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
-        raise WireError(f"'{key}' is a text of 1 to {MAX_NAME_CHARS} characters")
+    if not isinstance(value, str) or not is_identifier(value):  # the API could not name it
+        raise WireError(f"'{key}'{of} is {IDENTIFIER_RULE}, not {render_value((key,), value)}")
     return value
 
 
@@ -6409,9 +6411,7 @@ def _parse_method(item: Any) -> MethodInfo:
         item = {"name": item}
     if not isinstance(item, dict):
         raise WireError("a method is a name or an object with 'name'")
-    name = _field_text(item, "name")
-    if not is_identifier(name):  # the API could not name it
-        raise WireError(f"'{_one_line(name)}' is no name of a method: {IDENTIFIER_RULE}")
+    name = _field_name(item, "name", " of a method")
     parameters = _field_list(item, "parameters", MAX_METHODS)
     if not all(isinstance(entry, dict) and entry.get("name") for entry in parameters):
         raise WireError(f"each of the parameters of '{name}' is an object with 'name'")
@@ -6510,14 +6510,11 @@ class Instance:
     peer: Peer | None = None  # who registered it; None: known from before this server
     log_bytes: int = 0  # passed on since the last sweep, as the next
     progresses: int = 0
+    key: str = field(init=False)  # for each call again: faster than as properties
+    handler_id: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        return f"{self.registration.handler_id}/{self.registration.instance}"
-
-    @property
-    def handler_id(self) -> str:
-        return self.registration.handler_id
+    def __post_init__(self) -> None:
+        self.key, self.handler_id = self.registration.key, self.registration.handler_id
 
     @property
     def is_private(self) -> bool:
@@ -6547,7 +6544,7 @@ class Instance:
         status = "Disconnected" if lost else "Draining" if self.draining else "Connected"
         said = self.registration
         return InstanceInfo(
-            said.instance, said.address or "dial-in", status, said.concurrency, len(self.calls),
+            said.instance, said.place, status, said.concurrency, len(self.calls),
             self.registered_us, self.heard_us, self.skew_s, said.pid, said.hostname,
         )  # fmt: skip
 
@@ -6565,7 +6562,7 @@ class Registry:
         self, said: Registration, route: bytes | PlainLink, now_s: float, now_us: int
     ) -> tuple[Instance, bool]:
         """Enter an instance; True if it was registered before. Raises WireError when full."""
-        earlier = self.instances.get(f"{said.handler_id}/{said.instance}")
+        earlier = self.instances.get(said.key)
         if earlier is None and len(self.instances) >= MAX_INSTANCES:
             raise WireError(f"{MAX_INSTANCES} handlers are registered already")
         if said.handler_id not in self.known and len(self.known) >= MAX_HANDLERS:
@@ -6580,7 +6577,7 @@ class Registry:
         if isinstance(route, bytes):
             self._by_route[route] = instance
         again = said.handler_id in self.known
-        self.known[said.handler_id] = (said.address or "dial-in", said.methods, now_us)
+        self.known[said.handler_id] = (said.place, said.methods, now_us)
         return instance, again
 
     def displaced_by(self, handler_id: str) -> str | None:
@@ -6723,14 +6720,12 @@ class PlainLink:
     def __init__(self, gateway: Gateway, address: str, server_key: str | None) -> None:
         """`address` is numeric. With `server_key` it is who must answer there, encrypted."""
         self.is_private = server_key is not None or is_this_machine(host_of(address))
-        self.target = (address, server_key)
-        self._server_key = server_key
+        self.address, self.server_key = self.target = (address, server_key)
         self.asked: str | None = None  # "ping" or the id of the call that is under way
         self.asked_s = 0.0
         self.instance: Instance | None = None  # whom the link serves
         self.is_connected = False
         self._gateway = gateway
-        self._address = address
         self._reopening: asyncio.TimerHandle | None = None
         self._open()
 
@@ -6742,16 +6737,16 @@ class PlainLink:
         gateway = self._gateway
         self._reopening = None
         self._socket = gateway.make_socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
-        if self._server_key is not None:
+        self._socket.setsockopt(zmq.IPV6, int("[" in self.address))
+        if self.server_key is not None:
             pair = gateway.pair
             assert pair is not None
-            self._socket.curve_serverkey = self._server_key.encode()
+            self._socket.curve_serverkey = self.server_key.encode()
             self._socket.curve_publickey = pair.public.encode()
             self._socket.curve_secretkey = pair.secret.encode()
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue while it is not connected
         monitor = self._socket.get_monitor_socket(LINK_EVENTS)
-        self._socket.connect(self._address)
+        self._socket.connect(self.address)
         self._replies = Inlet(gateway.loop, self._socket, self._on_reply)
         self._events = Inlet(gateway.loop, monitor, self._on_event)
 
@@ -6774,7 +6769,7 @@ class PlainLink:
         try:
             self._open()
         except zmq.ZMQError as error:  # no descriptors left
-            log_gateway.error("cannot connect to %s: %s", self._address, error)
+            log_gateway.error("cannot connect to %s: %s", self.address, error)
             self._reopening = self._gateway.loop.call_later(HEARTBEAT_S, self._reopen)
 
     def ask(self, what: str, message: Mapping[str, Any]) -> bool:
@@ -6809,8 +6804,8 @@ class Gatekeeper:
     Without an answer nobody gets in: the ROUTER enforces its ZAP domain.
     """
 
-    def __init__(self, gateway: Gateway, keys: KeyFile) -> None:
-        self._gateway, self._keys = gateway, keys
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._socket = gateway.context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind("inproc://zeromq.zap.01")
@@ -6828,17 +6823,10 @@ class Gatekeeper:
         version, number, _domain, address, _identity, mechanism, *credentials = request
         if mechanism == b"CURVE" and len(credentials) == 1:
             public = zmq.utils.z85.encode(credentials[0])
-            if self._is_enrolled(public.decode()):
+            if self._gateway.owner_of(public.decode()) is not None:
                 return [version, number, b"200", b"OK", public, b""]
         self._gateway.complain(f"a key from {address.decode(errors='replace')} is not enrolled")
         return [version, number, b"400", b"this key is not enrolled", b"", b""]
-
-    def _is_enrolled(self, public: str) -> bool:
-        try:
-            return self._keys.load().owner(public) is not None
-        except ScheduleZeroError as error:
-            log_gateway.error("%s", error)
-            return False
 
 
 @dataclass(slots=True)
@@ -7057,7 +7045,7 @@ class Gateway:
         self.pair = self.keys.open_server(make_keypair) if self.keys else None
         self._enrolled = self.keys.load() if self.keys else Keys()
         self.context = zmq.Context()
-        self._gatekeeper = Gatekeeper(self, self.keys) if self.keys else None
+        self._gatekeeper = Gatekeeper(self) if self.keys else None
         self._router = self.make_socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self.pair is not None:
@@ -7112,7 +7100,7 @@ class Gateway:
         with suppress(WireError):
             host = await self._look_up(host_of(said.address))
             key = next((key.public for key in self._enrolled.of(said.handler_id)), None)
-            if f"{said.handler_id}/{said.instance}" in self.registry.instances:
+            if said.key in self.registry.instances:
                 return  # it came by itself while its name was looked up
             if self.keys is not None and key is None:
                 return  # revoked meanwhile
@@ -7325,8 +7313,7 @@ class Gateway:
         for route, message, call_id in outbox:
             sent = self._send(route, encode_json(message))
             if not sent and call_id is not None:
-                instance = self.registry.on_route(route)
-                self._unsent(instance, call_id)
+                self._unsent(self.registry.on_route(route), call_id)
         for route, call_ids in acks.items():
             self._send(route, encode_json({"method": "ack", "params": {"ids": call_ids}}))
         self.read_soon()
@@ -7347,18 +7334,21 @@ class Gateway:
     def on_disconnect(self, connection: Connection) -> None:
         """A handler's connection broke: until it is heard again, nothing is sent there."""
         instance = self.registry.on_route(connection.route)
-        if instance is None or instance.gone or instance.unreachable:
+        if instance is None or instance.gone or instance.peer is None:
             return
-        if instance.peer is not None and instance.peer.fd == connection.fd:
-            instance.unreachable = True
-            self.caller.on_handler(instance.handler_id)
+        if instance.peer.fd == connection.fd:
+            self._cut_off(instance)
 
     def _unsent(self, instance: Instance | None, call_id: str) -> None:
         """A call could not be sent: its instance is out of reach until it is heard again."""
-        if instance is not None and not instance.unreachable:
+        if instance is not None:
+            self._cut_off(instance)
+        self.caller.on_unsent(call_id)
+
+    def _cut_off(self, instance: Instance) -> None:
+        if not instance.unreachable:
             instance.unreachable = True
             self.caller.on_handler(instance.handler_id)
-        self.caller.on_unsent(call_id)
 
     def _on_message(self, sender: Sender, frames: Sequence[bytes]) -> None:
         if frames == [b""]:  # ZMQ_PROBE_ROUTER: a new connection shows itself
@@ -7446,8 +7436,7 @@ class Gateway:
             raise NotAdmitted("this server wants the handler secret, in 'secret'")
         if self.keys is None:
             return
-        self._refresh_keys()
-        owner = self._enrolled.owner(sender.peer.key if sender.peer else None)
+        owner = self.owner_of(sender.peer.key if sender.peer else None)
         if owner is None:  # revoked a moment ago
             raise NotAdmitted("the key of this connection is not enrolled")
         if owner.handler_id != handler_id:
@@ -7521,7 +7510,7 @@ class Gateway:
                 if other.gone or other.unreachable:
                     self._leave(other)  # started again elsewhere
         entered[0].peer = peer
-        if known is None or known[:2] != (said.address or "dial-in", said.methods):
+        if known is None or known[:2] != (said.place, said.methods):
             self._stop_saving(said.handler_id)
             self._saving[said.handler_id] = self.loop.create_task(self._save(said, now_us))
         return entered
@@ -7531,7 +7520,7 @@ class Gateway:
         assert said.address is not None
         port = said.address.rpartition(":")[2]
         endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-        earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
+        earlier = self.registry.instances.get(said.key)
         link = earlier.route if earlier else None
         try:
             if not isinstance(link, PlainLink) or link.target != (endpoint, key):
@@ -7554,10 +7543,9 @@ class Gateway:
         methods = dump_json(
             [{"name": m.name, "doc": m.doc, "parameters": m.parameters} for m in said.methods]
         )
-        address = said.address or "dial-in"
         while True:
             try:
-                await self._store.save_handler(said.handler_id, address, methods, now_us)
+                await self._store.save_handler(said.handler_id, said.place, methods, now_us)
                 break
             except ScheduleZeroError:  # the store has logged it
                 await asyncio.sleep(SAVE_AGAIN_S)
@@ -7583,7 +7571,7 @@ class Gateway:
         if instance is not None:
             leaving = [instance]
         else:
-            handler_id = _field_text(params, "handler_id")
+            handler_id = _field_name(params, "handler_id")
             self._admit(sender, handler_id, params)
             leaving = self._plain_instances(handler_id)
         for one in leaving:
@@ -7613,7 +7601,7 @@ class Gateway:
     def _on_log(self, sender: Sender, params: Mapping[str, Any]) -> None:
         call_id, instance = str(params.get("id")), sender.instance
         if instance is None or call_id not in instance.calls:
-            return  # a log that came after the end, or from somebody else
+            return  # it came after the end, or from somebody else
         dropped = params.get("dropped", 0)
         dropped = max(0, dropped) if isinstance(dropped, int) else 0
         lines: list[list[Any]] = [
@@ -7643,7 +7631,8 @@ class Gateway:
     def _on_result(self, sender: Sender, message: Mapping[str, Any]) -> None:
         """A result over the ROUTER: taken only from the connection of a registered instance."""
         call_id, instance = message.get("id"), sender.instance
-        parse_call_id(call_id)
+        if instance is None or not isinstance(call_id, str) or call_id not in instance.calls:
+            parse_call_id(call_id)  # raises if it is none
         if instance is None:
             self._post(sender.route, HELLO)
             return
@@ -7737,6 +7726,11 @@ class Gateway:
         elif link.asked != "ping" and not instance.unreachable:
             instance.heard_s = now_s  # ZeroMQ's heartbeats vouch for it while it works
 
+    def owner_of(self, public: str | None) -> HandlerKey | None:
+        """Whose key this is by now."""
+        self._refresh_keys()
+        return self._enrolled.owner(public)
+
     def _refresh_keys(self) -> None:
         """Apply a change of the key file: who lost his key is gone at once, like a dead handler."""
         if self.keys is None:
@@ -7751,7 +7745,7 @@ class Gateway:
         self._enrolled = keys
         for instance in list(self.registry.instances.values()):
             link, peer = instance.route, instance.peer
-            used = link.target[1] if isinstance(link, PlainLink) else peer.key if peer else None
+            used = link.server_key if isinstance(link, PlainLink) else peer.key if peer else None
             owner = keys.owner(used)
             if owner is None or owner.handler_id != instance.handler_id:
                 log_gateway.warning("handler %s is gone: its key was revoked", instance.handler_id)
