@@ -6896,11 +6896,12 @@ class Connections:
     def _add(self, fd: int) -> Connection | None:
         """Take note of a connection, unless it has ended meanwhile."""
         try:
-            with borrowed(fd) as found:
+            with duplicate(fd) as found:
                 if found.getsockname()[1] != self._gateway.port:
                     return None
+                inode = os.fstat(found.fileno()).st_ino
             now_s = self._gateway.clock.monotonic()
-            connection = self._by_fd[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
+            connection = self._by_fd[fd] = Connection(fd, inode, now_s)
         except OSError:
             return None
         self.watch_closely()
@@ -6957,9 +6958,7 @@ class Connections:
     def _end(self, connection: Connection, why: str) -> None:
         """Shut a connection down, which ZeroMQ takes for its peer's doing."""
         self._forget(connection.fd)
-        like = (socket.AF_INET, socket.SOCK_STREAM)
-        with suppress(OSError), socket.fromfd(connection.fd, *like) as mine:
-            # A duplicate: from here on nobody can make it something else.
+        with suppress(OSError), duplicate(connection.fd) as mine:
             if os.fstat(mine.fileno()).st_ino == connection.inode:
                 mine.shutdown(socket.SHUT_RDWR)
                 self._gateway.complain(f"connection ended: {why}")
@@ -6974,24 +6973,19 @@ def release_memory() -> None:
         trim(0)
 
 
-@contextmanager
-def borrowed(fd: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor that somebody else closes."""
-    found = socket.socket(fileno=fd)
-    try:
-        yield found
-    finally:
-        found.detach()
+def duplicate(fd: int) -> socket.socket:
+    """A connection of ZeroMQ's to look at: its own descriptor may be closed or reused meanwhile."""
+    return socket.fromfd(fd, socket.AF_INET6, socket.SOCK_STREAM)  # has room for an IPv4 name too
 
 
 def bytes_received(connection: Connection) -> int | None:
     """What the kernel has taken in; None for a connection that has ended, 0 where unknown."""
     try:
-        if os.fstat(connection.fd).st_ino != connection.inode:
-            return None
-        if sys.platform != "linux":
-            return 0
-        with borrowed(connection.fd) as found:
+        with duplicate(connection.fd) as found:
+            if os.fstat(found.fileno()).st_ino != connection.inode:
+                return None
+            if sys.platform != "linux":
+                return 0
             info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     except OSError:
         return None
@@ -7100,11 +7094,9 @@ class Gateway:
         with suppress(WireError):
             host = await self._look_up(host_of(said.address))
             key = next((key.public for key in self._enrolled.of(said.handler_id)), None)
-            if said.key in self.registry.instances:
-                return  # it came by itself while its name was looked up
-            if self.keys is not None and key is None:
-                return  # revoked meanwhile
-            if not may_call_back(host, host, self._networks):
+            is_back = said.key in self.registry.instances  # by itself meanwhile
+            is_revoked = self.keys is not None and key is None
+            if is_back or is_revoked or not may_call_back(host, host, self._networks):
                 return
             instance, _ = self._link(said, host, key)
             instance.unreachable, instance.heard_us = True, seen_us
