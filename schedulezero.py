@@ -6823,7 +6823,7 @@ class Gatekeeper:
         version, number, _domain, address, _identity, mechanism, *credentials = request
         if mechanism == b"CURVE" and len(credentials) == 1:
             public = zmq.utils.z85.encode(credentials[0])
-            if self._gateway.owner_of(public.decode()) is not None:
+            if self._gateway.load_keys().owner(public.decode()) is not None:
                 return [version, number, b"200", b"OK", public, b""]
         self._gateway.complain(f"a key from {address.decode(errors='replace')} is not enrolled")
         return [version, number, b"400", b"this key is not enrolled", b"", b""]
@@ -7428,7 +7428,8 @@ class Gateway:
             raise NotAdmitted("this server wants the handler secret, in 'secret'")
         if self.keys is None:
             return
-        owner = self.owner_of(sender.peer.key if sender.peer else None)
+        self._refresh_keys()
+        owner = self._enrolled.owner(sender.peer.key if sender.peer else None)
         if owner is None:  # revoked a moment ago
             raise NotAdmitted("the key of this connection is not enrolled")
         if owner.handler_id != handler_id:
@@ -7718,20 +7719,17 @@ class Gateway:
         elif link.asked != "ping" and not instance.unreachable:
             instance.heard_s = now_s  # ZeroMQ's heartbeats vouch for it while it works
 
-    def owner_of(self, public: str | None) -> HandlerKey | None:
-        """Whose key this is by now."""
-        self._refresh_keys()
-        return self._enrolled.owner(public)
+    def load_keys(self) -> Keys:
+        """What the key file says by now; while it cannot be read, what it said last."""
+        try:
+            return self.keys.load() if self.keys else self._enrolled
+        except ScheduleZeroError as error:
+            self.complain(str(error))
+            return self._enrolled
 
     def _refresh_keys(self) -> None:
         """Apply a change of the key file: who lost his key is gone at once, like a dead handler."""
-        if self.keys is None:
-            return
-        try:
-            keys = self.keys.load()
-        except ScheduleZeroError as error:  # what was enrolled stays so until it is readable
-            self.complain(str(error))
-            return
+        keys = self.load_keys()
         if keys is self._enrolled:
             return
         self._enrolled = keys
