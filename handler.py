@@ -83,6 +83,7 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; the governor never restarts 
 
 MAX_CONCURRENCY: Final = 1_000
 MAX_METHODS: Final = 256  # the server takes no more of one handler
+METHOD_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@-]{0,127}")  # what its API can name
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 60  # the server refuses JSON nested deeper than 64, envelope included
 MAX_ID_CHARS: Final = 120  # in hex it still fits a file name
@@ -639,7 +640,10 @@ class Handler:
 
 
 def methods_of(handler: Handler) -> dict[str, Method]:
-    """Every public method of a handler's class, and the functions registered on it."""
+    """Every public method of a handler's class, and the functions registered on it.
+
+    ConfigError if the server would refuse one.
+    """
     found: dict[str, Callable[..., Any]] = {}
     for owner in reversed(type(handler).__mro__):
         if owner is not object and owner is not Handler:
@@ -649,6 +653,10 @@ def methods_of(handler: Handler) -> dict[str, Method]:
                     if isinstance(member, FunctionType | staticmethod | classmethod):
                         found[name] = getattr(handler, name)
     found.update(vars(handler).get("_functions", {}))
+    for name in found:
+        if not METHOD_NAME.fullmatch(name):
+            allowed = "1 to 128 of A-Z a-z 0-9 . _ : @ -, the first a letter, digit or _"
+            raise ConfigError(f"{name!r} is no name of a method: {allowed}")
     return {name: describe_method(name, function) for name, function in found.items()}
 
 

@@ -6370,26 +6370,28 @@ class Registration:
     pid: int | None
     hostname: str | None
 
+    @property
+    def key(self) -> str:
+        return f"{self.handler_id}/{self.instance}"
+
+    @property
+    def place(self) -> str:
+        return self.address or "dial-in"
+
 
 def parse_registration(params: Mapping[str, Any]) -> Registration:
     """Check the params of `register`. Raises WireError with a sentence that names the field."""
     address = params.get("address")
     if address is not None and not is_tcp_address(address):
         raise WireError("'address' is 'tcp://host:port'")
-    handler_id = _field_text(params, "handler_id")
-    if not is_identifier(handler_id):
-        raise WireError(f"'handler_id' may hold {IDENTIFIER_RULE}")
-    instance = address if address is not None else _field_text(params, "instance")
-    if address is None and not is_identifier(instance):  # never that of a plain handler
-        raise WireError(f"'instance' may hold {IDENTIFIER_RULE}")
     return Registration(
-        handler_id=handler_id,
-        instance=instance,
+        handler_id=_field_name(params, "handler_id"),
+        instance=address if address is not None else _field_name(params, "instance"),
         address=address,
         methods=tuple(_parse_method(item) for item in _field_list(params, "methods", MAX_METHODS)),
         concurrency=1 if address is not None else _concurrency(params.get("concurrency", 1)),
-        running=tuple(_call_ids(_field_list(params, "running", MAX_REPORTED))),
-        finished=tuple(_results(_field_list(params, "finished", MAX_REPORTED))),
+        running=_running(_field_list(params, "running", MAX_REPORTED)),
+        finished=_finished(_field_list(params, "finished", MAX_REPORTED)),
         pid=params["pid"] if isinstance(params.get("pid"), int) else None,
         hostname=str(params["hostname"])[:MAX_NAME_CHARS] if params.get("hostname") else None,
     )
@@ -6411,10 +6413,10 @@ def _one_line(text: Any) -> str:
     return escape_controls(str(text).expandtabs())
 
 
-def _field_text(params: Mapping[str, Any], key: str) -> str:
+def _field_name(params: Mapping[str, Any], key: str, of: str = "") -> str:
     value = params.get(key)
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS:
-        raise WireError(f"'{key}' is a text of 1 to {MAX_NAME_CHARS} characters")
+    if not isinstance(value, str) or not is_identifier(value):  # the API could not name it
+        raise WireError(f"'{key}'{of} is {IDENTIFIER_RULE}, not {render_value((key,), value)}")
     return value
 
 
@@ -6425,18 +6427,17 @@ def _field_list(params: Mapping[str, Any], key: str, most: int) -> list[Any]:
     return value
 
 
-def _call_ids(items: list[Any]) -> Iterator[str]:
+def _running(items: list[Any]) -> tuple[str, ...]:
     for item in items:
         parse_call_id(item)
-        yield item
+    return tuple(items)
 
 
-def _results(items: list[Any]) -> Iterator[Mapping[str, Any]]:
-    for item in items:
-        if not isinstance(item, dict):
-            raise WireError("'finished' is a list of results")
-        parse_call_id(item.get("id"))
-        yield item
+def _finished(items: list[Any]) -> tuple[Mapping[str, Any], ...]:
+    if not all(isinstance(item, dict) for item in items):
+        raise WireError("'finished' is a list of results")
+    _running([item.get("id") for item in items])
+    return tuple(items)
 
 
 def _concurrency(value: Any) -> int:
@@ -6451,7 +6452,7 @@ def _parse_method(item: Any) -> MethodInfo:
         item = {"name": item}
     if not isinstance(item, dict):
         raise WireError("a method is a name or an object with 'name'")
-    name = _field_text(item, "name")
+    name = _field_name(item, "name", " of a method")
     parameters = _field_list(item, "parameters", MAX_METHODS)
     if not all(isinstance(entry, dict) and entry.get("name") for entry in parameters):
         raise WireError(f"each of the parameters of '{name}' is an object with 'name'")
@@ -6478,7 +6479,7 @@ LOG_BYTES_PER_S: Final = 4 << 20  # log lines of one handler that are passed on
 PROGRESS_PER_S: Final = 50
 SAVE_AGAIN_S: Final = 1.0  # between two tries to store who serves a handler id
 SAVE_WAIT_S: Final = 2.0  # how long a plain handler waits for the disk before it is answered
-MAX_LOOKUPS: Final = 8  # host names of plain handlers being looked up
+MAX_REGISTERING: Final = 64  # plain handlers whose host is being looked up, or being stored
 ZAP_DOMAIN: Final = b"handlers"
 HIGH_WATER: Final = 1_000  # messages queued for one peer; a peer that reads no more is dropped
 HANDSHAKE_MS: Final = 5_000
@@ -6550,14 +6551,11 @@ class Instance:
     peer: Peer | None = None  # who registered it; None: known from before this server
     log_bytes: int = 0  # passed on since the last sweep, as the next
     progresses: int = 0
+    key: str = field(init=False)  # for each call again: faster than as properties
+    handler_id: str = field(init=False)
 
-    @property
-    def key(self) -> str:
-        return f"{self.registration.handler_id}/{self.registration.instance}"
-
-    @property
-    def handler_id(self) -> str:
-        return self.registration.handler_id
+    def __post_init__(self) -> None:
+        self.key, self.handler_id = self.registration.key, self.registration.handler_id
 
     @property
     def is_private(self) -> bool:
@@ -6567,26 +6565,27 @@ class Instance:
         return self.peer is not None and (bool(self.peer.key) or is_this_machine(self.peer.address))
 
     @property
-    def share(self) -> int:
-        """How many jobs its progress may be of."""
-        return min(self.registration.concurrency, 16)
-
-    @property
     def is_callable(self) -> bool:
         return not (self.gone or self.draining or self.unreachable)
 
     @property
     def free(self) -> int:
-        if not self.is_callable or (isinstance(self.route, PlainLink) and not self.route.is_idle):
+        if self.gone or self.draining or self.unreachable:
+            return 0
+        if isinstance(self.route, PlainLink) and not self.route.is_idle:
             return 0
         return self.registration.concurrency - len(self.calls)
+
+    def close(self) -> None:
+        if isinstance(self.route, PlainLink):
+            self.route.close()
 
     def info(self) -> InstanceInfo:
         lost = self.gone or self.unreachable
         status = "Disconnected" if lost else "Draining" if self.draining else "Connected"
         said = self.registration
         return InstanceInfo(
-            said.instance, said.address or "dial-in", status, said.concurrency, len(self.calls),
+            said.instance, said.place, status, said.concurrency, len(self.calls),
             self.registered_us, self.heard_us, self.skew_s, said.pid, said.hostname,
         )  # fmt: skip
 
@@ -6604,23 +6603,22 @@ class Registry:
         self, said: Registration, route: bytes | PlainLink, now_s: float, now_us: int
     ) -> tuple[Instance, bool]:
         """Enter an instance; True if it was registered before. Raises WireError when full."""
-        earlier = self.instances.get(f"{said.handler_id}/{said.instance}")
+        earlier = self.instances.get(said.key)
         if earlier is None and len(self.instances) >= MAX_INSTANCES:
             raise WireError(f"{MAX_INSTANCES} handlers are registered already")
         if said.handler_id not in self.known and len(self.known) >= MAX_HANDLERS:
             raise WireError(f"{MAX_HANDLERS} handler ids are in use already")
+        instance = Instance(said, route, now_us, now_s, now_us)
         if earlier is not None:
             self.remove(earlier)
             earlier.gone = True  # a call being recorded for it must not go its way any more
-        instance = Instance(said, route, now_us, now_s, now_us)
-        if earlier is not None:
             instance.calls = earlier.calls
         self.instances[instance.key] = instance
         self._by_handler.setdefault(said.handler_id, []).append(instance)
         if isinstance(route, bytes):
             self._by_route[route] = instance
-        again = earlier is not None or said.handler_id in self.known
-        self.known[said.handler_id] = (said.address or "dial-in", said.methods, now_us)
+        again = said.handler_id in self.known
+        self.known[said.handler_id] = (said.place, said.methods, now_us)
         return instance, again
 
     def displaced_by(self, handler_id: str) -> str | None:
@@ -6651,8 +6649,11 @@ class Registry:
 
     def pick(self, handler_id: str) -> Instance | None:
         """The least busy instance with a free slot."""
-        found = max(self._by_handler.get(handler_id, ()), key=_freedom, default=None)
-        return found if found is not None and found.free > 0 else None
+        instances = self._by_handler.get(handler_id)
+        if not instances:
+            return None
+        found = instances[0] if len(instances) == 1 else max(instances, key=_freedom)
+        return found if found.free > 0 else None
 
     def of(self, handler_id: str) -> Sequence[Instance]:
         return self._by_handler.get(handler_id, ())
@@ -6674,22 +6675,16 @@ class Registry:
 
         Returns both lists: newly gone, and removed.
         """
-        silent = [
-            instance
-            for instance in self.instances.values()
-            if not instance.gone and now_s - instance.heard_s >= HEARTBEAT_S * LIVENESS
-        ]
-        for instance in silent:
-            instance.gone = True
-        removed = [
-            instance
-            for instance in self.instances.values()
-            if instance.gone
-            and now_s - instance.heard_s
-            >= (PLAIN_SOUGHT_S if instance.registration.address else GONE_SHOWN_S)
-        ]
-        for instance in removed:
-            self.remove(instance)
+        silent, removed = [], []
+        for instance in list(self.instances.values()):
+            quiet_s = now_s - instance.heard_s
+            if not instance.gone and quiet_s >= HEARTBEAT_S * LIVENESS:
+                instance.gone = True
+                silent.append(instance)
+            shown_s = PLAIN_SOUGHT_S if instance.registration.address else GONE_SHOWN_S
+            if instance.gone and quiet_s >= shown_s:
+                self.remove(instance)
+                removed.append(instance)
         return silent, removed
 
 
@@ -6728,6 +6723,34 @@ class Caller(Protocol):
     def queued(self, handler_id: str) -> int: ...
 
 
+class Inlet:
+    """Reads a socket whenever there is something, on the loop: its descriptor is edge-triggered."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: zmq.Socket[bytes],
+        take: Callable[[list[bytes]], None],
+    ) -> None:
+        self._loop, self._source, self._take = loop, source, take
+        loop.add_reader(source.fileno(), self.read)
+        loop.call_soon(self.read)  # there may be no edge for what came before
+
+    def close(self) -> None:
+        if not self._source.closed:
+            self._loop.remove_reader(self._source.fileno())
+            self._source.close(0)
+
+    def read(self) -> None:
+        for _ in range(READ_BATCH):
+            try:
+                frames = self._source.recv_multipart(NO_WAIT)
+            except zmq.ZMQError:  # nothing is left, or it is closed
+                return
+            self._take(frames)
+        self._loop.call_soon(self.read)
+
+
 class PlainLink:
     """The connection to one plain REP handler: a DEALER that asks one thing at a time.
 
@@ -6738,14 +6761,12 @@ class PlainLink:
     def __init__(self, gateway: Gateway, address: str, server_key: str | None) -> None:
         """`address` is numeric. With `server_key` it is who must answer there, encrypted."""
         self.is_private = server_key is not None or is_this_machine(host_of(address))
-        self.target = (address, server_key)
-        self._server_key = server_key
+        self.address, self.server_key = self.target = (address, server_key)
         self.asked: str | None = None  # "ping" or the id of the call that is under way
         self.asked_s = 0.0
         self.instance: Instance | None = None  # whom the link serves
         self.is_connected = False
         self._gateway = gateway
-        self._address = address
         self._reopening: asyncio.TimerHandle | None = None
         self._open()
 
@@ -6756,33 +6777,28 @@ class PlainLink:
     def _open(self) -> None:
         gateway = self._gateway
         self._reopening = None
-        self._socket = gateway.context.socket(zmq.DEALER)
-        for option, value in SOCKET_OPTIONS:
-            self._socket.setsockopt(option, value)
-        self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
-        if self._server_key is not None:
+        self._socket = gateway.make_socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IPV6, int("[" in self.address))
+        if self.server_key is not None:
             pair = gateway.pair
             assert pair is not None
-            self._socket.curve_serverkey = self._server_key.encode()
+            self._socket.curve_serverkey = self.server_key.encode()
             self._socket.curve_publickey = pair.public.encode()
             self._socket.curve_secretkey = pair.secret.encode()
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue while it is not connected
-        self._monitor = self._socket.get_monitor_socket(LINK_EVENTS)
-        self._socket.connect(self._address)
-        gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
-        gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
-        gateway.loop.call_soon(self._on_event)  # there may be no edge for what came before
+        monitor = self._socket.get_monitor_socket(LINK_EVENTS)
+        self._socket.connect(self.address)
+        self._replies = Inlet(gateway.loop, self._socket, self._on_reply)
+        self._events = Inlet(gateway.loop, monitor, self._on_event)
 
     def close(self) -> None:
         self.is_connected = False
         if self._reopening is not None:
             self._reopening.cancel()
         if not self._socket.closed:
-            self._gateway.loop.remove_reader(self._socket.fileno())
-            self._gateway.loop.remove_reader(self._monitor.fileno())
             self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
+            self._events.close()
+            self._replies.close()
 
     def reset(self) -> None:
         """Drop the connection and what was asked on it, and connect anew a little later."""
@@ -6794,7 +6810,7 @@ class PlainLink:
         try:
             self._open()
         except zmq.ZMQError as error:  # no descriptors left
-            log_gateway.error("cannot connect to %s: %s", self._address, error)
+            log_gateway.error("cannot connect to %s: %s", self.address, error)
             self._reopening = self._gateway.loop.call_later(HEARTBEAT_S, self._reopen)
 
     def ask(self, what: str, message: Mapping[str, Any]) -> bool:
@@ -6806,32 +6822,21 @@ class PlainLink:
         except zmq.Again:
             return False
         self.asked, self.asked_s = what, self._gateway.clock.monotonic()
-        self._gateway.loop.call_soon(self._on_readable)  # sending may have eaten the edge
+        self._gateway.loop.call_soon(self._replies.read)  # sending may have eaten the edge
         return True
 
-    def _on_readable(self) -> None:
-        for _ in range(READ_BATCH):
-            try:
-                frames = self._socket.recv_multipart(NO_WAIT)
-            except zmq.ZMQError:
-                return
-            asked, self.asked = self.asked, None
-            self._gateway.on_plain_reply(self, asked, frames)
-        self._gateway.loop.call_soon(self._on_readable)
+    def _on_reply(self, frames: list[bytes]) -> None:
+        asked, self.asked = self.asked, None
+        self._gateway.on_plain_reply(self, asked, frames)
 
-    def _on_event(self) -> None:
-        while not self._monitor.closed:
-            try:
-                frames = self._monitor.recv_multipart(NO_WAIT)
-            except zmq.ZMQError:
-                return
-            if parse_socket_event(frames)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.is_connected = True
-                self._gateway.on_plain_connect(self)
-            elif self.is_connected:
-                self._on_readable()  # what it said before the end counts
-                self.is_connected = False
-                self._gateway.on_plain_disconnect(self)
+    def _on_event(self, frames: list[bytes]) -> None:
+        if parse_socket_event(frames)[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.is_connected = True
+            self._gateway.on_plain_connect(self)
+        elif self.is_connected:
+            self._replies.read()  # what it said before the end counts
+            self.is_connected = False
+            self._gateway.on_plain_disconnect(self)
 
 
 class Gatekeeper:
@@ -6840,42 +6845,29 @@ class Gatekeeper:
     Without an answer nobody gets in: the ROUTER enforces its ZAP domain.
     """
 
-    def __init__(self, gateway: Gateway, keys: KeyFile) -> None:
-        self._gateway, self._keys = gateway, keys
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._socket = gateway.context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind("inproc://zeromq.zap.01")
-        gateway.loop.add_reader(self._socket.fileno(), self._on_readable)
+        self._questions = Inlet(gateway.loop, self._socket, self._on_question)
 
     def close(self) -> None:
-        self._gateway.loop.remove_reader(self._socket.fileno())
-        self._socket.close(0)
+        self._questions.close()
 
-    def _on_readable(self) -> None:
-        for _ in range(READ_BATCH):
-            try:
-                request = self._socket.recv_multipart(NO_WAIT)
-                self._socket.send_multipart(self._answer(request), NO_WAIT)
-            except zmq.ZMQError:
-                return
-        self._gateway.loop.call_soon(self._on_readable)
+    def _on_question(self, request: list[bytes]) -> None:
+        with suppress(zmq.ZMQError):
+            self._socket.send_multipart(self._answer(request), NO_WAIT)
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
         """version, request id, status code, status text, user id, metadata."""
         version, number, _domain, address, _identity, mechanism, *credentials = request
         if mechanism == b"CURVE" and len(credentials) == 1:
             public = zmq.utils.z85.encode(credentials[0])
-            if self._is_enrolled(public.decode()):
+            if self._gateway.load_keys().owner(public.decode()) is not None:
                 return [version, number, b"200", b"OK", public, b""]
         self._gateway.complain(f"a key from {address.decode(errors='replace')} is not enrolled")
         return [version, number, b"400", b"this key is not enrolled", b"", b""]
-
-    def _is_enrolled(self, public: str) -> bool:
-        try:
-            return self._keys.load().owner(public) is not None
-        except ScheduleZeroError as error:
-            log_gateway.error("%s", error)
-            return False
 
 
 @dataclass(slots=True)
@@ -6905,26 +6897,18 @@ class Connections:
         self._gateway = gateway
         self._by_fd: dict[int, Connection] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self.has_suspects = False
         self._is_quiet = True
-        self._port = 0
         router.monitor("inproc://connections", ROUTER_EVENTS)
-        self._monitor = gateway.context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.setsockopt(zmq.RCVHWM, 100_000)
-        self._monitor.connect("inproc://connections")
-
-    def open(self, port: int) -> None:
-        self._port = port
-        self._gateway.loop.add_reader(self._monitor.fileno(), self._on_event)
-        self._gateway.loop.call_soon(self._on_event)
+        monitor = gateway.context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.setsockopt(zmq.RCVHWM, 100_000)
+        monitor.connect("inproc://connections")
+        self._events = Inlet(gateway.loop, monitor, self._on_event)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._port:
-            self._gateway.loop.remove_reader(self._monitor.fileno())
-        self._monitor.close(0)
+        self._events.close()
 
     def meet(self, route: bytes, peer: Peer) -> None:
         """A stranger's message: now it is known which connection its routing id stands for."""
@@ -6937,16 +6921,12 @@ class Connections:
             if connection.key is not None and keys.owner(connection.key) is None:
                 self._end(connection, "its key was revoked")
 
-    def _on_event(self) -> None:
-        while not self._monitor.closed:
-            try:
-                event, value = parse_socket_event(self._monitor.recv_multipart(NO_WAIT))
-            except zmq.ZMQError:
-                return
-            if event == zmq.EVENT_ACCEPTED:
-                self._add(value)
-            else:
-                self._forget(value)
+    def _on_event(self, frames: list[bytes]) -> None:
+        event, fd = parse_socket_event(frames)
+        if event == zmq.EVENT_ACCEPTED:
+            self._add(fd)
+        else:
+            self._forget(fd)
 
     def _forget(self, fd: int) -> None:
         """A connection has ended."""
@@ -6957,11 +6937,12 @@ class Connections:
     def _add(self, fd: int) -> Connection | None:
         """Take note of a connection, unless it has ended meanwhile."""
         try:
-            with borrowed(fd) as found:
-                if found.getsockname()[1] != self._port:
+            with duplicate(fd) as found:
+                if found.getsockname()[1] != self._gateway.port:
                     return None
+                inode = os.fstat(found.fileno()).st_ino
             now_s = self._gateway.clock.monotonic()
-            connection = self._by_fd[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
+            connection = self._by_fd[fd] = Connection(fd, inode, now_s)
         except OSError:
             return None
         self.watch_closely()
@@ -6980,61 +6961,48 @@ class Connections:
 
     def _watch(self) -> None:
         counts, self._gateway.counts = self._gateway.counts, {}
-        now_s = self._gateway.clock.monotonic()
-        self.has_suspects = False
-        strangers = []
         for connection in list(self._by_fd.values()):
-            count = counts.get(connection.route, 0) if connection.route else 0
-            if not self._look_at(connection, count, now_s):
-                continue
-            if self._gateway.registry.on_route(connection.route) is None:
-                strangers.append(connection)
+            self._look_at(connection, counts.get(connection.route, 0))
         self._gateway.is_drained = False
+        on_route, watched = self._gateway.registry.on_route, self._by_fd.values()
+        strangers = [one for one in watched if on_route(one.route) is None]
         strangers.sort(key=lambda connection: connection.heard_s, reverse=True)
         for connection in strangers[MAX_STRANGERS:]:
             self._end(connection, f"{MAX_STRANGERS} others have not registered either")
-        self._is_quiet = not (counts or strangers or self.has_suspects)
-        if self._is_quiet and not self._by_fd:
-            return
-        wait_s = SUSPECT_S if self.has_suspects else QUIET_WATCH_S if self._is_quiet else WATCH_S
-        self._watch_in(max(wait_s, len(self._by_fd) * 0.0005))
+        has_suspects = any(connection.is_suspect for connection in watched)
+        self._is_quiet = not (counts or strangers or has_suspects)
+        if watched or not self._is_quiet:
+            wait_s = SUSPECT_S if has_suspects else QUIET_WATCH_S if self._is_quiet else WATCH_S
+            self._watch_in(max(wait_s, len(watched) * 0.0005))
 
-    def _look_at(self, connection: Connection, count: int, now_s: float) -> bool:
-        """Watch one connection that delivered `count` messages lately; False if it has ended."""
+    def _look_at(self, connection: Connection, count: int) -> None:
+        """Watch one connection that delivered `count` messages lately, or end it."""
         received = bytes_received(connection)
         if received is None:
             self._forget(connection.fd)
-            return False
+            return
         known = self._gateway.registry.on_route(connection.route)
         is_flood = count > (STRANGER_FLOOD if known is None else FLOOD)
         connection.floods = connection.floods + 1 if is_flood else 0
-        if count:
-            connection.heard_s, connection.is_suspect = now_s, False
-            connection.received_bytes = received
+        if connection.floods > FLOOD_WATCHES:
+            self._end(connection, "it sends without end")
+        elif count:
+            connection.heard_s = self._gateway.clock.monotonic()
+            connection.is_suspect, connection.received_bytes = False, received
         elif received - connection.received_bytes > MAX_UNFINISHED_BYTES:
             if connection.is_suspect and self._gateway.is_drained:
                 self._end(connection, f"over {MAX_UNFINISHED_BYTES} bytes and no end of a message")
                 self._gateway.loop.call_later(1.0, release_memory)
-                return False
-            connection.is_suspect = self.has_suspects = True
+            connection.is_suspect = True
             self._gateway.read_soon()
-        if connection.floods > FLOOD_WATCHES:
-            self._end(connection, "it sends without end")
-            return False
-        return True
 
     def _end(self, connection: Connection, why: str) -> None:
         """Shut a connection down, which ZeroMQ takes for its peer's doing."""
         self._forget(connection.fd)
-        with suppress(OSError):
-            mine = os.dup(connection.fd)  # from here on nobody can make it something else
-            try:
-                if os.fstat(mine).st_ino == connection.inode:
-                    with borrowed(mine) as found:
-                        found.shutdown(socket.SHUT_RDWR)
-                    self._gateway.complain(f"connection ended: {why}")
-            finally:
-                os.close(mine)
+        with suppress(OSError), duplicate(connection.fd) as mine:
+            if os.fstat(mine.fileno()).st_ino == connection.inode:
+                mine.shutdown(socket.SHUT_RDWR)
+                self._gateway.complain(f"connection ended: {why}")
 
 
 def release_memory() -> None:
@@ -7046,24 +7014,19 @@ def release_memory() -> None:
         trim(0)
 
 
-@contextmanager
-def borrowed(fd: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor that somebody else closes."""
-    found = socket.socket(fileno=fd)
-    try:
-        yield found
-    finally:
-        found.detach()
+def duplicate(fd: int) -> socket.socket:
+    """A connection of ZeroMQ's to look at: its own descriptor may be closed or reused meanwhile."""
+    return socket.fromfd(fd, socket.AF_INET6, socket.SOCK_STREAM)  # has room for an IPv4 name too
 
 
 def bytes_received(connection: Connection) -> int | None:
     """What the kernel has taken in; None for a connection that has ended, 0 where unknown."""
     try:
-        if os.fstat(connection.fd).st_ino != connection.inode:
-            return None
-        if sys.platform != "linux":
-            return 0
-        with borrowed(connection.fd) as found:
+        with duplicate(connection.fd) as found:
+            if os.fstat(found.fileno()).st_ino != connection.inode:
+                return None
+            if sys.platform != "linux":
+                return 0
             info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     except OSError:
         return None
@@ -7097,7 +7060,8 @@ class Gateway:
         self.clock = clock
         self.loop = loop
         self.registry = Registry()
-        self.caller: Caller | None = None
+        self.pick = self.registry.pick
+        self.caller: Caller  # set before the loop goes on
         self.malformed = 0
         self._store = store
         self._configured = {spec.handler_id for spec in config.handlers}
@@ -7105,10 +7069,9 @@ class Gateway:
         self._reading = self._skipping = False
         self._secret = config.handler_secret.encode()
         self._networks = config.callback_networks
-        self._lookups: set[asyncio.Task[None]] = set()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._registering: set[asyncio.Task[None]] = set()  # plain handlers
         self._saving: dict[str, asyncio.Task[None]] = {}  # by handler id
-        self.counts: dict[bytes, int] = {}  # messages by connection, since the last watch
+        self.counts: dict[bytes | None, int] = {}  # messages by connection, since the last watch
         self.is_drained = False  # whether all was read since the last watch
         self._flushing = False
         self._outbox: list[tuple[bytes, Mapping[str, Any], str | None]] = []
@@ -7117,10 +7080,8 @@ class Gateway:
         self.pair = self.keys.open_server(make_keypair) if self.keys else None
         self._enrolled = self.keys.load() if self.keys else Keys()
         self.context = zmq.Context()
-        self._gatekeeper = Gatekeeper(self, self.keys) if self.keys else None
-        self._router = self.context.socket(zmq.ROUTER)
-        for option, value in SOCKET_OPTIONS:
-            self._router.setsockopt(option, value)
+        self._gatekeeper = Gatekeeper(self) if self.keys else None
+        self._router = self.make_socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         if self.pair is not None:
             self._router.curve_server = True
@@ -7132,16 +7093,25 @@ class Gateway:
         self._send_frame = super(zmq.Socket, self._router).send
         self._connections = Connections(self, self._router)
         self.endpoint = self._bind(config)
-        self._connections.open(int(self.endpoint.rpartition(":")[2]))
+        self.port = int(self.endpoint.rpartition(":")[2])
         loop.add_reader(self._router.fileno(), self._on_readable)
         for handler_id, address, methods, seen_us in store.known_handlers():
-            infos = tuple(_parse_method(item) for item in json.loads(methods))
+            infos = tuple(
+                MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
+                for item in json.loads(methods)
+            )
             if is_tcp_address(address):
                 said = Registration(handler_id, address, address, infos, 1, (), (), None, None)
                 self._start(self._seek(said, seen_us))
             self.registry.known[handler_id] = (address, infos, seen_us)
         self._swept_s = clock.monotonic()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def make_socket(self, kind: int) -> zmq.Socket[bytes]:
+        made = self.context.socket(kind)
+        for option, value in SOCKET_OPTIONS:
+            made.setsockopt(option, value)
+        return made
 
     def _bind(self, config: Config) -> str:
         """Listen for handlers; where. Raises ScheduleZeroError."""
@@ -7150,7 +7120,7 @@ class Gateway:
         try:
             self._router.bind(f"tcp://{host}:{config.zmq_port or '*'}")
         except zmq.ZMQError as error:
-            self.context.destroy(0)
+            self._close_sockets()
             raise ScheduleZeroError(
                 f"cannot listen for handlers on {host}:{config.zmq_port}: {error}"
             ) from None
@@ -7165,19 +7135,17 @@ class Gateway:
         with suppress(WireError):
             host = await self._look_up(host_of(said.address))
             key = next((key.public for key in self._enrolled.of(said.handler_id)), None)
-            if f"{said.handler_id}/{said.instance}" in self.registry.instances:
-                return  # it came by itself while its name was looked up
-            if self.keys is not None and key is None:
-                return  # revoked meanwhile
-            if not may_call_back(host, host, self._networks):
+            is_back = said.key in self.registry.instances  # by itself meanwhile
+            is_revoked = self.keys is not None and key is None
+            if is_back or is_revoked or not may_call_back(host, host, self._networks):
                 return
-            instance, _ = self._link(said, None, host, key)
+            instance, _ = self._link(said, host, key)
             instance.unreachable, instance.heard_us = True, seen_us
 
-    def _start(self, lookup: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(lookup)
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
+    def _start(self, registering: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(registering)
+        self._registering.add(task)
+        task.add_done_callback(self._registering.discard)
 
     async def _look_up(self, host: str) -> str:
         """The numeric address of a host; other than libzmq, without holding up the others."""
@@ -7192,25 +7160,20 @@ class Gateway:
 
     def close(self) -> None:
         self._sweeper.cancel()
-        self._connections.close()
-        for task in (*self._lookups, *self._answers, *self._saving.values()):
+        for task in (*self._registering, *self._saving.values()):
             task.cancel()
-        if self._gatekeeper is not None:
-            self._gatekeeper.close()
         self.loop.remove_reader(self._router.fileno())
         for instance in self.registry.instances.values():
-            if isinstance(instance.route, PlainLink):
-                instance.route.close()
-        self._router.close(0)
+            instance.close()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._connections.close()
+        if self._gatekeeper is not None:
+            self._gatekeeper.close()
         self.context.destroy(0)
 
     # What the dispatcher and the API ask
-
-    def pick(self, handler_id: str) -> Instance | None:
-        return self.registry.pick(handler_id)
-
-    def is_known(self, handler_id: str) -> bool:
-        return handler_id in self.registry.known or handler_id in self._configured
 
     def method_names(self, handler_id: str) -> list[str] | None:
         """What a handler offers; empty if it has not said yet, None if nobody knows it."""
@@ -7239,16 +7202,15 @@ class Gateway:
             self._flush_soon()
 
     def handlers(self) -> list[HandlerInfo]:
-        known = self.registry.known.keys() | self._configured
-        return [info for name in sorted(known) if (info := self.handler(name)) is not None]
+        infos = map(self.handler, sorted(self.registry.known.keys() | self._configured))
+        return [info for info in infos if info is not None]
 
     def handler(self, handler_id: str) -> HandlerInfo | None:
-        if not self.is_known(handler_id):
+        if handler_id not in self.registry.known and handler_id not in self._configured:
             return None
         address, _, seen_us = self.registry.known.get(handler_id, ("", (), 0))
         instances = tuple(instance.info() for instance in self.registry.of(handler_id))
         connected = any(info.status != "Disconnected" for info in instances)
-        assert self.caller is not None
         return HandlerInfo(
             handler_id=handler_id,
             address=address,
@@ -7262,24 +7224,21 @@ class Gateway:
 
     async def forget(self, handler_id: str) -> None:
         """Forget a handler that has left. Raises NotFound, Conflict while it may come back."""
-        if not self.is_known(handler_id):
+        info = self.handler(handler_id)
+        if info is None:
             raise NotFound(f"there is no handler '{handler_id}'")
         if handler_id in self._configured:
             raise Conflict(f"the configuration names the handler '{handler_id}'")
-        if any(
-            instance.info().status != "Disconnected" for instance in self.registry.of(handler_id)
-        ):
+        if info.status == "Connected":
             raise Conflict(f"the handler '{handler_id}' is connected")
         await self._forget(handler_id)
 
     def _forget(self, handler_id: str) -> Commit[None]:
         for instance in self.registry.of(handler_id):
-            if isinstance(instance.route, PlainLink):
-                instance.route.close()
+            instance.close()
         self.registry.forget(handler_id)
-        if handler_id in self._saving:
-            self._saving[handler_id].cancel()
-        self._changed(handler_id)
+        self._stop_saving(handler_id)
+        self.caller.on_handler(handler_id)
         return self._store.remove_handler(handler_id)
 
     # Reading
@@ -7298,31 +7257,32 @@ class Gateway:
             try:
                 if self._skipping and not self._skip():
                     break
-                route, frames, peer = self._receive()
+                sender, frames = self._receive()
             except zmq.ZMQError:
                 self.is_drained = True
                 return
             if not self.counts:
                 self._connections.watch_closely()
-            count = self.counts[route] = self.counts.get(route, 0) + 1
-            if count > STRANGER_FLOOD and self._is_flood(route, count):
+            count = self.counts[sender.route] = self.counts.get(sender.route, 0) + 1
+            if count > STRANGER_FLOOD and self._is_flood(sender, count):
                 continue
             try:
-                self._on_message(route, frames, peer)
+                self._on_message(sender, frames)
             except Exception as error:  # go on: for those behind it there is no second edge
                 self.complain("it could not be handled", error)
         self.read_soon()
 
-    def _receive(self) -> tuple[bytes, list[bytes], Peer | None]:
-        """The next message: routing id, frames, and for one from a stranger who that is.
+    def _receive(self) -> tuple[Sender, list[bytes]]:
+        """The next message: who sent it, and its frames.
 
         Frames that tell of their peer cost more, so those of registered handlers do without,
         unless the link is encrypted: then every message must come from the key that registered,
         for a routing id can be forged.
         """
         recv, has_more = self._recv, self._has_more
-        peer, route = None, recv(NO_WAIT)
+        route = recv(NO_WAIT)
         known = self.registry.on_route(route)
+        peer = known.peer if known is not None else None
         if known is None:
             frame = recv(NO_WAIT, copy=False)
             peer = peer_of(frame)
@@ -7330,7 +7290,7 @@ class Gateway:
             self._connections.meet(route, peer)
         elif self.keys is not None:
             frame = recv(NO_WAIT, copy=False)
-            is_genuine = known.peer is not None and frame.get("User-Id") == known.peer.key
+            is_genuine = peer is not None and frame.get("User-Id") == peer.key
             frames = [frame.bytes if is_genuine else b"not who registered"]
         else:
             frames = [recv(NO_WAIT)]
@@ -7339,7 +7299,7 @@ class Gateway:
                 self._skipping = True
                 break
             frames.append(recv(NO_WAIT))
-        return route, frames, peer
+        return Sender(route, known, peer), frames
 
     def _skip(self) -> bool:
         """Drop the rest of a message of too many frames, some in each turn of the loop; whether
@@ -7352,9 +7312,9 @@ class Gateway:
             self._router.recv(NO_WAIT)
         return False
 
-    def _is_flood(self, route: bytes, count: int) -> bool:
+    def _is_flood(self, sender: Sender, count: int) -> bool:
         """Whether a message is one too many; results among them come again."""
-        most = STRANGER_FLOOD if self.registry.on_route(route) is None else FLOOD
+        most = STRANGER_FLOOD if sender.instance is None else FLOOD
         if count == most + 1:
             self.complain(f"more than {most} from one connection in {WATCH_S:g} s")
         return count > most
@@ -7386,8 +7346,7 @@ class Gateway:
         for route, message, call_id in outbox:
             sent = self._send(route, encode_json(message))
             if not sent and call_id is not None:
-                instance = self.registry.on_route(route)
-                self._unsent(instance, call_id)
+                self._unsent(self.registry.on_route(route), call_id)
         for route, call_ids in acks.items():
             self._send(route, encode_json({"method": "ack", "params": {"ids": call_ids}}))
         self.read_soon()
@@ -7408,45 +7367,52 @@ class Gateway:
     def on_disconnect(self, connection: Connection) -> None:
         """A handler's connection broke: until it is heard again, nothing is sent there."""
         instance = self.registry.on_route(connection.route)
-        if instance is None or instance.gone or instance.unreachable:
+        if instance is None or instance.gone or instance.peer is None:
             return
-        if instance.peer is not None and instance.peer.fd == connection.fd:
-            instance.unreachable = True
-            self._changed(instance.handler_id)
+        if instance.peer.fd == connection.fd:
+            self._cut_off(instance)
 
     def _unsent(self, instance: Instance | None, call_id: str) -> None:
         """A call could not be sent: its instance is out of reach until it is heard again."""
-        if instance is not None and not instance.unreachable:
-            instance.unreachable = True
-            self._changed(instance.handler_id)
-        assert self.caller is not None
+        if instance is not None:
+            self._cut_off(instance)
         self.caller.on_unsent(call_id)
 
-    def _on_message(self, route: bytes, frames: Sequence[bytes], peer: Peer | None) -> None:
+    def _cut_off(self, instance: Instance) -> None:
+        if not instance.unreachable:
+            instance.unreachable = True
+            self.caller.on_handler(instance.handler_id)
+
+    def _on_message(self, sender: Sender, frames: Sequence[bytes]) -> None:
         if frames == [b""]:  # ZMQ_PROBE_ROUTER: a new connection shows itself
-            self._post(route, {"method": "hello", "params": {}})
+            self._post(sender.route, HELLO)
             return
+        method: str | None = None
         try:
             message = decode_message(frames)
             if "method" not in message:
-                self._on_result(route, message)
+                self._on_result(sender, message)
                 return
-            reply = self._on_request(route, message, peer)
+            method = str(message["method"])[:MAX_NAME_CHARS]
+            reply = self._on_request(sender, method, message.get("params", {}))
         except WireError as error:
-            self.complain(str(error))
-            if self._is_flawed_result(route, frames, str(error)):
+            reply = self._refuse(error)
+            if self._is_flawed_result(sender, frames, str(error)):
                 return
-            reply = {"success": False, "error": str(error), "code": error.code}
         if reply is not None:
-            self._post(route, reply)
+            self._post(sender.route, {"success": True, "reply_to": method, **reply})
 
-    def _is_flawed_result(self, route: bytes, frames: Sequence[bytes], flaw: str) -> bool:
+    def _refuse(self, error: WireError) -> dict[str, Any]:
+        self.complain(str(error))
+        return {"success": False, "error": str(error), "code": error.code}
+
+    def _is_flawed_result(self, sender: Sender, frames: Sequence[bytes], flaw: str) -> bool:
         """Whether a message that was refused is the result of a call; then its attempt failed.
 
         It would be sent again and again: no slot may be lost to a result that is never taken.
         """
-        instance = self.registry.on_route(route)
-        if instance is None or instance.gone or frames[0]:  # not empty: from whoever, see _receive
+        instance = sender.instance
+        if instance is None or instance.gone or frames[0]:  # no delimiter: it may be forged
             return False
         try:
             call_id = json.loads(frames[-1])["id"]
@@ -7455,7 +7421,7 @@ class Gateway:
         if not isinstance(call_id, str) or call_id not in instance.calls:
             return False
         sentence = f"the handler's reply is malformed: {flaw}"
-        self._on_result(route, {"id": call_id, "success": False, "error": sentence})
+        self._on_result(sender, {"id": call_id, "success": False, "error": sentence})
         return True
 
     def complain(self, sentence: str, error: Exception | None = None) -> None:
@@ -7468,40 +7434,30 @@ class Gateway:
                 "message refused (%d so far): %s", self.malformed, sentence, exc_info=error
             )
 
-    def _on_request(
-        self, route: bytes, message: Mapping[str, Any], peer: Peer | None
-    ) -> dict[str, Any] | None:
+    def _on_request(self, sender: Sender, method: str, params: Any) -> dict[str, Any] | None:
         """Answer a request of a handler; None for those that have no reply."""
-        method, params = message["method"], message.get("params", {})
-        answer = REQUESTS.get(method) if isinstance(method, str) else None
+        answer = REQUESTS.get(method)
         if answer is None:
             raise WireError(f"unknown method; it is one of {', '.join(sorted(REQUESTS))}")
         if not isinstance(params, dict):
             raise WireError("'params' is an object")
-        instance = self.registry.on_route(route)
+        instance = sender.instance
         if instance is not None:
-            peer = instance.peer
-            if instance.gone:
-                instance = None  # it has to register again, for what it ran was given up
+            if instance.gone:  # it has to register again, for what it ran was given up
+                sender = sender._replace(instance=None)
             else:
                 self._heard(instance)
-        try:
-            reply = answer(self, Sender(route, instance, peer), params)
-        except WireError as error:
-            self.complain(str(error))
-            reply = {"success": False, "error": str(error), "code": error.code}
-        return None if reply is None else {"success": True, "reply_to": method, **reply}
+        return answer(self, sender, params)
 
     def _heard(self, instance: Instance) -> None:
         instance.heard_s = self.clock.monotonic()
         instance.heard_us = self.clock.now_us()
         if instance.gone or instance.unreachable:
             instance.gone = instance.unreachable = False
-            self._changed(instance.handler_id)
-            assert self.caller is not None
+            self.caller.on_handler(instance.handler_id)
             self.loop.call_soon(self.caller.on_ready, instance.handler_id)
 
-    def _on_ping(self, _sender: Sender, _params: Any) -> dict[str, Any]:
+    def _on_ping(self, *_: Any) -> dict[str, Any]:
         return {"server_time": self.clock.now_us() / 1e6}
 
     def _admit(self, sender: Sender, handler_id: str, params: Mapping[str, Any]) -> None:
@@ -7530,24 +7486,23 @@ class Gateway:
             if sender.peer is None or sender.peer.identity:
                 raise NotAdmitted("a dial-in handler must not set a ZeroMQ identity of its own")
             return self._register(sender, said, None)
-        host = host_of(said.address)
-        if parse_ip(host) is not None:
-            reply = self._register(sender, said, str(parse_ip(host)))
-            self._answer_when_saved(sender, said, reply)
-            return None
-        if len(self._lookups) >= MAX_LOOKUPS:
-            raise WireError("too many host names are being looked up; register again later")
-        self._start(self._register_by_name(sender, said, host))
+        if len(self._registering) >= MAX_REGISTERING:
+            raise WireError("too many plain handlers are being registered; register again later")
+        self._start(self._register_plain(sender, said, said.address))
         return None
 
-    async def _register_by_name(self, sender: Sender, said: Registration, host: str) -> None:
+    async def _register_plain(self, sender: Sender, said: Registration, address: str) -> None:
+        """Register, and answer when it is stored: it registers but once, so a later server has to
+        know of it. A disk in trouble keeps it waiting for SAVE_WAIT_S only.
+        """
         try:
-            reply = self._register(sender, said, await self._look_up(host))
-            self._answer_when_saved(sender, said, reply)
+            reply = self._register(sender, said, await self._look_up(host_of(address)))
         except WireError as error:
-            self.complain(str(error))
-            refusal = {"success": False, "error": str(error), "code": error.code}
-            self._post(sender.route, {"reply_to": "register", **refusal})
+            reply = self._refuse(error)
+        else:
+            if saving := self._saving.get(said.handler_id):
+                await asyncio.wait((saving,), timeout=SAVE_WAIT_S)
+        self._post(sender.route, {"success": True, "reply_to": "register", **reply})
 
     def _register(self, sender: Sender, said: Registration, host: str | None) -> dict[str, Any]:
         """Enter who was admitted; `host` is the numeric one of a plain handler's address."""
@@ -7556,9 +7511,8 @@ class Gateway:
         moved = before is None or before.key != instance.key
         if before is not None and moved:
             self._leave(before)
-        assert self.caller is not None
         forget = [] if said.address else self.caller.on_reconciled(instance, said, moved)
-        self._changed(said.handler_id)
+        self.caller.on_handler(said.handler_id)
         self.loop.call_soon(self.caller.on_ready, said.handler_id)
         status = "re-registered" if again else "registered"
         log_gateway.info("handler %s %s (%s)", said.handler_id, status, said.instance)
@@ -7582,86 +7536,58 @@ class Gateway:
         assert peer is not None
         if host is None:
             entered = self.registry.register(said, sender.route, now_s, now_us)
-            entered[0].peer = peer
         else:
             if not may_call_back(host, peer.address, self._networks):
                 raise NotAdmitted(f"callback_networks does not let the server connect to {host}")
-            earlier = self.registry.instances.get(f"{said.handler_id}/{said.instance}")
-            entered = self._link(said, earlier, host, peer.key)
-            entered[0].peer = peer
+            entered = self._link(said, host, peer.key)
             for other in self._plain_instances(said.handler_id):
                 if other.gone or other.unreachable:
                     self._leave(other)  # started again elsewhere
-        if known is None or known[:2] != (said.address or "dial-in", said.methods):
-            self._save(said, now_us)
+        entered[0].peer = peer
+        if known is None or known[:2] != (said.place, said.methods):
+            self._stop_saving(said.handler_id)
+            self._saving[said.handler_id] = self.loop.create_task(self._save(said, now_us))
         return entered
 
-    def _link(
-        self, said: Registration, earlier: Instance | None, host: str, key: str | None
-    ) -> tuple[Instance, bool]:
+    def _link(self, said: Registration, host: str, key: str | None) -> tuple[Instance, bool]:
         """Enter a plain handler with a link to its address, the one there is or a new one."""
         assert said.address is not None
         port = said.address.rpartition(":")[2]
         endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        earlier = self.registry.instances.get(said.key)
+        link = earlier.route if earlier else None
         try:
-            link = earlier.route if earlier else None
             if not isinstance(link, PlainLink) or link.target != (endpoint, key):
-                if isinstance(link, PlainLink):
-                    link.close()
+                if earlier is not None:
+                    earlier.close()
                 link = PlainLink(self, endpoint, key)
+            now_s, now_us = self.clock.monotonic(), self.clock.now_us()
+            entered = self.registry.register(said, link, now_s, now_us)
         except zmq.ZMQError as error:
             raise WireError(f"cannot connect to '{said.address}': {error}") from None
-        try:
-            entered = self.registry.register(
-                said, link, self.clock.monotonic(), self.clock.now_us()
-            )
         except WireError:
+            assert isinstance(link, PlainLink)
             link.close()
             raise
         link.instance = entered[0]
         return entered
 
-    def _answer_when_saved(
-        self, sender: Sender, said: Registration, reply: Mapping[str, Any]
-    ) -> None:
-        """Answer a plain handler: it registers but once, so a later server has to know of it.
-
-        A disk in trouble keeps it waiting for SAVE_WAIT_S only.
-        """
-
-        async def answer() -> None:
-            if said.handler_id in self._saving:
-                await asyncio.wait((self._saving[said.handler_id],), timeout=SAVE_WAIT_S)
-            self._post(sender.route, {"success": True, "reply_to": "register", **reply})
-
-        task = self.loop.create_task(answer())
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
-
-    def _save(self, said: Registration, now_us: int) -> None:
-        """Store who serves a handler id now, in place of who did before."""
-        earlier = self._saving.get(said.handler_id)
-        if earlier is not None:
-            earlier.cancel()
-        task = self.loop.create_task(self._save_until_stored(said, now_us))
-        self._saving[said.handler_id] = task
-        task.add_done_callback(partial(self._on_saved, said.handler_id))
-
-    def _on_saved(self, handler_id: str, task: asyncio.Task[None]) -> None:
-        if self._saving.get(handler_id) is task:
-            del self._saving[handler_id]
-
-    async def _save_until_stored(self, said: Registration, now_us: int) -> None:
+    async def _save(self, said: Registration, now_us: int) -> None:
+        """Store who serves a handler id now, however long the disk does not take it."""
         methods = dump_json(
             [{"name": m.name, "doc": m.doc, "parameters": m.parameters} for m in said.methods]
         )
-        address = said.address or "dial-in"
         while True:
             try:
-                await self._store.save_handler(said.handler_id, address, methods, now_us)
-                return
+                await self._store.save_handler(said.handler_id, said.place, methods, now_us)
+                break
             except ScheduleZeroError:  # the store has logged it
                 await asyncio.sleep(SAVE_AGAIN_S)
+        del self._saving[said.handler_id]
+
+    def _stop_saving(self, handler_id: str) -> None:
+        if saving := self._saving.pop(handler_id, None):
+            saving.cancel()
 
     def _on_heartbeat(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any]:
         instance, now_us = sender.instance, self.clock.now_us()
@@ -7670,7 +7596,7 @@ class Gateway:
         theirs = params.get("time")
         if isinstance(theirs, int | float):
             instance.skew_s = round(theirs - now_us / 1e6, 3)
-        return {"server_time": now_us / 1e6}
+        return self._on_ping()
 
     def _on_report_status(self, sender: Sender, params: Mapping[str, Any]) -> dict[str, Any]:
         instance, status = sender.instance, params.get("status")
@@ -7679,33 +7605,37 @@ class Gateway:
         if instance is not None:
             leaving = [instance]
         else:
-            handler_id = _field_text(params, "handler_id")
+            handler_id = _field_name(params, "handler_id")
             self._admit(sender, handler_id, params)
             leaving = self._plain_instances(handler_id)
         for one in leaving:
             one.draining = True
             if status == "offline":
                 self._leave(one)
-            self._changed(one.handler_id)
+            else:
+                self.caller.on_handler(one.handler_id)
         return {"message": f"{status} noted"}
 
     def _plain_instances(self, handler_id: str) -> list[Instance]:
         return [one for one in self.registry.of(handler_id) if isinstance(one.route, PlainLink)]
 
     def _leave(self, instance: Instance) -> None:
-        """An instance is gone for good: what it still ran is lost."""
+        """An instance is gone for good."""
         instance.gone = True
-        assert self.caller is not None
+        instance.close()
+        self.registry.remove(instance)
+        self._lose(instance)
+
+    def _lose(self, instance: Instance) -> None:
+        """What an instance ran is lost."""
         self.caller.on_gone(instance)
         instance.calls.clear()
-        if isinstance(instance.route, PlainLink):
-            instance.route.close()
-        self.registry.remove(instance)
+        self.caller.on_handler(instance.handler_id)
 
     def _on_log(self, sender: Sender, params: Mapping[str, Any]) -> None:
         call_id, instance = str(params.get("id")), sender.instance
         if instance is None or call_id not in instance.calls:
-            return  # a log that came after the end, or from somebody else
+            return  # it came after the end, or from somebody else
         dropped = params.get("dropped", 0)
         dropped = max(0, dropped) if isinstance(dropped, int) else 0
         lines: list[list[Any]] = [
@@ -7716,7 +7646,6 @@ class Gateway:
         instance.log_bytes += sum(len(line[2]) for line in lines)
         if instance.log_bytes > LOG_BYTES_PER_S * SWEEP_S:
             dropped, lines = dropped + len(lines), []
-        assert self.caller is not None
         self.caller.on_log(call_id, lines, dropped)
 
     def _on_progress(self, sender: Sender, params: Mapping[str, Any]) -> None:
@@ -7725,28 +7654,27 @@ class Gateway:
         if instance is None or call_id not in instance.calls:
             return
         instance.progresses += 1
-        if instance.progresses > PROGRESS_PER_S * SWEEP_S * instance.share:
+        jobs = min(instance.registration.concurrency, 16)
+        if instance.progresses > PROGRESS_PER_S * SWEEP_S * jobs:
             return
         if not isinstance(percent, int | float) or not 0 <= percent <= 100:
             percent = None
         message = params.get("message")
-        assert self.caller is not None
         self.caller.on_progress(call_id, percent, _one_line(message)[:200] if message else None)
 
-    def _on_result(self, route: bytes, message: Mapping[str, Any]) -> None:
+    def _on_result(self, sender: Sender, message: Mapping[str, Any]) -> None:
         """A result over the ROUTER: taken only from the connection of a registered instance."""
-        call_id = message.get("id")
-        parse_call_id(call_id)
-        instance = self.registry.on_route(route)
+        call_id, instance = message.get("id"), sender.instance
+        if instance is None or not isinstance(call_id, str) or call_id not in instance.calls:
+            parse_call_id(call_id)  # raises if it is none
         if instance is None:
-            self._post(route, {"method": "hello", "params": {}})
+            self._post(sender.route, HELLO)
             return
         if not instance.gone:
             self._heard(instance)
         self._settle(instance, str(call_id), message)
 
     def _settle(self, instance: Instance, call_id: str, message: Mapping[str, Any]) -> None:
-        assert self.caller is not None
         instance.calls.discard(call_id)
         self.caller.on_result(instance, call_id, message)
         self.caller.on_ready(instance.handler_id)
@@ -7772,12 +7700,11 @@ class Gateway:
             self._settle(instance, asked, message)
         elif message.get("success") is True:
             self._heard(instance)
-            assert self.caller is not None
             self.caller.on_ready(instance.handler_id)
 
     def on_plain_connect(self, link: PlainLink) -> None:
         instance = link.instance
-        assert instance is not None and self.caller is not None
+        assert instance is not None
         if instance.is_callable:
             self.caller.on_ready(instance.handler_id)
         else:
@@ -7791,10 +7718,7 @@ class Gateway:
             link.reset()
         if not instance.unreachable:
             instance.unreachable = True
-            assert self.caller is not None
-            self.caller.on_gone(instance)
-            instance.calls.clear()
-            self._changed(instance.handler_id)
+            self._lose(instance)
 
     # Time
 
@@ -7809,23 +7733,10 @@ class Gateway:
             instance.log_bytes = instance.progresses = 0
             if stood_still_s > HEARTBEAT_S:  # stopped or paused ourselves: nobody could be heard
                 instance.heard_s = min(now_s, instance.heard_s + stood_still_s)
-            link = instance.route
-            quiet_s = now_s - instance.heard_s
-            if isinstance(link, bytes):
-                if not instance.gone and quiet_s > HEARTBEAT_S + SWEEP_S:
-                    params = {"server_time": self.clock.now_us() / 1e6}
-                    self._post(link, {"method": "heartbeat", "params": params})
-            elif link.asked is None:
-                if quiet_s >= HEARTBEAT_S and not instance.calls:
-                    link.ask("ping", PING)
-            elif link.asked == "ping" and now_s - link.asked_s >= HEARTBEAT_S * LIVENESS:
-                link.reset()
-            elif link.asked != "ping" and not instance.unreachable:
-                instance.heard_s = now_s  # ZeroMQ's heartbeats vouch for it while it works
+            self._remind(instance, now_s)
         silent, removed = self.registry.expire(now_s)
         for instance in removed:
-            if isinstance(instance.route, PlainLink):
-                instance.route.close()
+            instance.close()
         for instance in silent:
             log_gateway.warning(
                 "handler %s is gone: silent for %.0f s (%s)",
@@ -7833,40 +7744,49 @@ class Gateway:
                 now_s - instance.heard_s,
                 instance.registration.instance,
             )
-            assert self.caller is not None
-            self.caller.on_gone(instance)
-            instance.calls.clear()
-            self._changed(instance.handler_id)
+            self._lose(instance)
+
+    def _remind(self, instance: Instance, now_s: float) -> None:
+        """Make a quiet instance say that it is there."""
+        link, quiet_s = instance.route, now_s - instance.heard_s
+        if isinstance(link, bytes):
+            if not instance.gone and quiet_s > HEARTBEAT_S + SWEEP_S:
+                self._post(link, {"method": "heartbeat", "params": self._on_ping()})
+        elif link.asked is None:
+            if quiet_s >= HEARTBEAT_S and not instance.calls:
+                link.ask("ping", PING)
+        elif link.asked == "ping" and now_s - link.asked_s >= HEARTBEAT_S * LIVENESS:
+            link.reset()
+        elif link.asked != "ping" and not instance.unreachable:
+            instance.heard_s = now_s  # ZeroMQ's heartbeats vouch for it while it works
+
+    def load_keys(self) -> Keys:
+        """What the key file says by now; while it cannot be read, what it said last."""
+        try:
+            return self.keys.load() if self.keys else self._enrolled
+        except ScheduleZeroError as error:
+            self.complain(str(error))
+            return self._enrolled
 
     def _refresh_keys(self) -> None:
         """Apply a change of the key file: who lost his key is gone at once, like a dead handler."""
-        if self.keys is None:
-            return
-        try:
-            keys = self.keys.load()
-        except ScheduleZeroError as error:  # what was enrolled stays so until it is readable
-            self.complain(str(error))
-            return
+        keys = self.load_keys()
         if keys is self._enrolled:
             return
         self._enrolled = keys
         for instance in list(self.registry.instances.values()):
             link, peer = instance.route, instance.peer
-            used = link.target[1] if isinstance(link, PlainLink) else peer.key if peer else None
+            used = link.server_key if isinstance(link, PlainLink) else peer.key if peer else None
             owner = keys.owner(used)
             if owner is None or owner.handler_id != instance.handler_id:
                 log_gateway.warning("handler %s is gone: its key was revoked", instance.handler_id)
                 self._leave(instance)
-                self._changed(instance.handler_id)
         self._connections.end_revoked(keys)
-
-    def _changed(self, handler_id: str) -> None:
-        assert self.caller is not None
-        self.caller.on_handler(handler_id)
 
 
 PLAIN_CALL_KEYS: Final = ("method", "params", "execution_id", "attempt")
 PING: Final[Mapping[str, Any]] = {"method": "ping", "params": {}}
+HELLO: Final[Mapping[str, Any]] = {"method": "hello", "params": {}}
 Reply = Callable[[Gateway, Sender, Mapping[str, Any]], dict[str, Any] | None]
 REQUESTS: Final[Mapping[str, Reply]] = {
     "ping": Gateway._on_ping,
@@ -7885,6 +7805,7 @@ REQUESTS: Final[Mapping[str, Reply]] = {
 # the state it leaves, so that of two changes at once exactly one takes place.
 
 MAX_QUEUED: Final = 10_000  # run-now calls are refused above; fires are always recorded
+MAX_QUEUED_OF_HANDLER: Final = MAX_QUEUED // 2  # so that one that is away leaves room for others
 MAX_QUEUED_OF_SCHEDULE: Final = 100  # further fires are skipped, with a row
 ADOPT_S: Final = 15.0  # what ran under an earlier server is given up if unclaimed by then
 CANCEL_GRACE_S: Final = 10.0  # a cancelled run that does not end by then counts as ended
@@ -8099,13 +8020,15 @@ class Dispatcher:
     ) -> Commit[Execution]:
         """Record a call to be made now; settled with the execution, after the commit.
 
-        Raises Overloaded when too many executions are queued already, InvalidField for a secret
-        that is not there. Not settled so, but with AlreadyMade or StoreUnavailable, if the record
-        was not stored.
+        Raises Overloaded when too many executions are queued already, in all or of this handler,
+        InvalidField for a secret that is not there. Not settled so, but with AlreadyMade or
+        StoreUnavailable, if the record was not stored.
         """
         self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
             raise Overloaded(f"{len(self._live)} executions are queued already")
+        if (queued := self.queued(handler_id)) >= MAX_QUEUED_OF_HANDLER:
+            raise Overloaded(f"{queued} executions wait for the handler '{handler_id}' already")
         config, now_us = self._store.config, self._clock.now_us()
         execution = Execution(
             execution_id=self._store.new_id(),

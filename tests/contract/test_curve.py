@@ -247,6 +247,7 @@ async def test_a_damaged_key_file_lets_nobody_new_in_and_ends_nobody(
         path.write_text("{")
         newcomer = Encrypted(context, server, sz.make_keypair(), "new")
         await newcomer.event(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        assert (await handler.reconnect())["success"] is True  # it is not new
         execution_id = await server.submit()
         await handler.succeed(await handler.call(), 1)
         assert (await server.ended(execution_id)).status is Status.SUCCESS

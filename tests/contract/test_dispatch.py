@@ -1129,6 +1129,19 @@ async def test_run_now_calls_are_refused_above_the_bound_and_fires_are_not(
     assert server.status(await server.fire()) is Status.QUEUED
 
 
+async def test_a_handler_that_is_away_leaves_room_in_the_queue_for_the_others(
+    server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_QUEUED_OF_HANDLER", 2)
+    for _ in range(2):
+        await server.submit("away")
+    with pytest.raises(sz.Overloaded, match="2 executions wait for the handler 'away' already"):
+        await server.submit("away")
+    async with worker(context, server) as handler:
+        execution_id = await server.submit()
+        assert (await handler.call())["execution_id"] == execution_id
+
+
 async def test_a_full_write_queue_refuses_a_call_and_leaks_no_slot(
     server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1356,6 +1369,16 @@ async def test_a_refused_registration_says_which_field_is_wrong(
     assert (reply["success"], reply["code"]) == (False, "bad_message")
     assert "'handler_id'" in reply["error"]
     assert server.gateway.handlers() == []
+
+
+async def test_methods_that_an_earlier_server_took_do_not_keep_a_later_one_from_starting(
+    server: Server, serve: Callable[..., Server]
+) -> None:
+    await server.store.save_handler(
+        "worker", "dial-in", '[{"name":"läuten","doc":"","parameters":[]}]', 1
+    )
+    server.close()
+    assert serve().gateway.method_names("worker") == ["läuten"]
 
 
 async def test_a_plain_handler_that_no_descriptor_is_left_for_is_refused(

@@ -665,6 +665,7 @@ def test_a_handler_without_a_server_ends_too(start, server):
         ("none.py:Nope", (), "none.py is not a Python file"),
         ("broken.py:Nope", (), "broken.py cannot be imported: NameError"),
         ("Example", ("--id", "a b"), "'a b' is no handler id"),
+        ("bell.py:Bell", (), "'läuten' is no name of a method"),
         ("Example", ("--config", "[1]"), "--config is not a JSON object"),
         ("jobs.py:Jobs", ("--config", '{"greting": 1}'), "has no parameter 'greting'"),
         ("Example", ("--server", "nonsense"), "nonsense"),
@@ -677,6 +678,8 @@ def test_a_wrong_configuration_exits_78_with_one_clear_line(
     start, tmp_path, target, arguments, sentence
 ):
     (tmp_path / "broken.py").write_text("import os\nboom\n")
+    bell = "from handler import Handler\nclass Bell(Handler):\n    def läuten(self): ...\n"
+    (tmp_path / "bell.py").write_text(bell)
     handler = start(*arguments, target=target, register=False)
     assert handler.wait(PATIENCE_S) == 78
     said = handler.output.read_text()

@@ -258,6 +258,18 @@ def test_positional_only_parameters_are_refused_when_the_handler_starts():
         describe_method("odd", odd)
 
 
+@pytest.mark.parametrize("name", ["läuten", "<lambda>", "-x", "x" * 129])
+def test_a_method_the_server_could_not_name_is_refused_when_the_handler_starts(name):
+    def ring():
+        """."""
+
+    ring.__name__ = name
+    bell = Handler("bell")
+    bell.method(ring)
+    with pytest.raises(ConfigError, match="is no name of a method: 1 to 128 of A-Z"):
+        methods_of(bell)
+
+
 @pytest.mark.parametrize("name", ["main", "job", "method", "concurrency", "spool"])
 def test_a_subclass_cannot_hide_what_the_handler_needs(name):
     with pytest.raises(TypeError, match="choose another name"):
