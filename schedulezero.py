@@ -12903,9 +12903,6 @@ def serve_handler(spec: HandlerSpec, config: Config) -> int:
         if join := join_string(spec, config):
             os.environ["SCHEDULEZERO_JOIN"] = join
         exec_command(spec)
-    for name in PUT_OFF:  # its threads may ask at once; an ordinary import knows how to wait
-        if isinstance(sys.modules.get(name), PutOff):
-            del sys.modules[name]
     return serve_python_handler(spec, config)
 
 

@@ -24,6 +24,15 @@ class Digester(Handler):
             return hmac.compare_digest(key, key) and ssl.SSLContext is not None
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             return list(pool.map(work, range(16)))
+
+    async def greet(self, port):
+        import asyncio, ssl
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:  # the server speaks HTTP, which is no TLS
+            await asyncio.wait_for(writer.start_tls(ssl.create_default_context(),
+                                                    server_hostname="localhost"), 5)
+        except ssl.SSLError as error:
+            return error.reason
 """
 
 # Threads that ask at once, while the one that came first loads the modules.
@@ -112,3 +121,5 @@ def test_a_handlers_threads_may_all_ask_for_it_at_once(
     site.wait_connected("digester")
     answer = site.post("/api/run_now", {"handler_id": "digester", "method_name": "digest"})
     assert answer.json()["result"] == [True] * 16
+    call = {"handler_id": "digester", "method_name": "greet", "job_params": {"port": site.http_port}}
+    assert site.post("/api/run_now", call).json()["result"] == "WRONG_VERSION_NUMBER"
