@@ -11022,7 +11022,7 @@ def _with_values(schedule: Schedule, values: dict[str, Any], now_us: int) -> Sch
     if is_resumed and "trigger_state" not in values:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
     changed = replace(schedule, **values, updated_us=now_us)
-    if "trigger_config" in values:
+    if "trigger_state" in values:
         refuse_late_date(changed, now_us)
     return changed
 

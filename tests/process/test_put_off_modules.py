@@ -121,5 +121,6 @@ def test_a_handlers_threads_may_all_ask_for_it_at_once(
     site.wait_connected("digester")
     answer = site.post("/api/run_now", {"handler_id": "digester", "method_name": "digest"})
     assert answer.json()["result"] == [True] * 16
-    call = {"handler_id": "digester", "method_name": "greet", "job_params": {"port": site.http_port}}
-    assert site.post("/api/run_now", call).json()["result"] == "WRONG_VERSION_NUMBER"
+    greeting = {"method_name": "greet", "job_params": {"port": site.http_port}}
+    answer = site.post("/api/run_now", {"handler_id": "digester", **greeting})
+    assert answer.json()["result"] == "WRONG_VERSION_NUMBER"
