@@ -14408,6 +14408,8 @@ def command_restore(arguments: Arguments) -> int:
 
 def command_export(arguments: Arguments) -> int:
     """Write what can be read; schedules whose rows are damaged are named, and it fails."""
+    if arguments.api and arguments.declared:
+        raise InvalidField("declared", "--declared and --api exclude each other")
     path = find_database(load_arguments(arguments))
     known = load_schedules(path)
     left_out = "config" if arguments.api else "api" if arguments.declared else None
