@@ -40,19 +40,39 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from types import MappingProxyType, ModuleType
+
+_loading = threading.RLock()  # re-entered when a module that was put off asks for another
 
 
 class PutOff(ModuleType):
     """A module of the standard library that loads itself when it is first asked for something."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # the import system looks
+        if name.startswith("__") and name != "__all__":  # the import system looks
             raise AttributeError(name)
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        assert self.__spec__ is not None and self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
+        with _loading:
+            if type(self) is PutOff:  # else another thread was faster
+                assert self.__spec__ is not None and self.__spec__.loader is not None
+                self.__class__ = HalfLoaded  # type: ignore[assignment]
+                try:
+                    self.__spec__.loader.exec_module(self)
+                except BaseException:
+                    self.__class__ = PutOff
+                    raise
+                self.__class__ = ModuleType  # type: ignore[assignment]
+            return getattr(self, name)
+
+
+class HalfLoaded(ModuleType):
+    """The same while it loads: other threads wait, for what is there already does not work yet."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name.startswith("__"):
+            return ModuleType.__getattribute__(self, name)
+        with _loading:
+            return ModuleType.__getattribute__(self, name)  # its class is another one by now
 
 
 # OpenSSL takes 5 MB, for nothing in most servers: asyncio and anyio import it for TLS, the others
@@ -65,7 +85,8 @@ for _put_off in PUT_OFF:
     if _spec is not None and _put_off not in sys.modules:
         sys.modules[_put_off] = importlib.util.module_from_spec(_spec)
         sys.modules[_put_off].__class__ = PutOff
-vars(sys.modules["ssl"]).setdefault("SSLContext", None)  # newer anyios import it, to annotate
+if isinstance(sys.modules["ssl"], PutOff):
+    vars(sys.modules["ssl"])["SSLContext"] = None  # newer anyios import it, to annotate
 
 import argparse
 import asyncio
@@ -99,7 +120,6 @@ import sqlite3
 import stat
 import struct
 import subprocess
-import threading
 import time
 import typing
 import urllib.parse
@@ -10889,7 +10909,7 @@ def _with_values(schedule: Schedule, values: dict[str, Any], now_us: int) -> Sch
     if is_resumed and "trigger_state" not in values:
         values["next_fire_us"] = next_us(load_trigger(schedule.trigger_state), now_us)
     changed = replace(schedule, **values, updated_us=now_us)
-    if "trigger_config" in values:
+    if "trigger_state" in values:
         refuse_late_date(changed, now_us)
     return changed
 
@@ -12767,9 +12787,6 @@ def serve_handler(spec: HandlerSpec, config: Config) -> int:
         if join := join_string(spec, config):
             os.environ["SCHEDULEZERO_JOIN"] = join
         exec_command(spec)
-    for name in PUT_OFF:  # its threads may ask at once; an ordinary import knows how to wait
-        if isinstance(sys.modules.get(name), PutOff):
-            del sys.modules[name]
     return serve_python_handler(spec, config)
 
 
@@ -14321,6 +14338,8 @@ def command_restore(arguments: Arguments) -> int:
 
 def command_export(arguments: Arguments) -> int:
     """Write what can be read; schedules whose rows are damaged are named, and it fails."""
+    if arguments.api and arguments.declared:
+        raise InvalidField("declared", "--declared and --api exclude each other")
     path = find_database(load_arguments(arguments))
     known = load_schedules(path)
     left_out = "config" if arguments.api else "api" if arguments.declared else None

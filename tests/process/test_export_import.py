@@ -83,6 +83,7 @@ def test_an_import_shows_and_makes_changes_and_prunes_only_what_the_api_made(
     exported = server.cli("export", "--api").stdout
     assert "declared:" not in exported
     assert "declared:" in server.cli("export", "--declared").stdout
+    assert "exclude each other" in server.cli("export", "--declared", "--api").stderr
     file = tmp_path / "in.yaml"
     head, _, _ = exported.partition("  weekly:")
     file.write_text(head.replace("Every hour", "Each hour"))

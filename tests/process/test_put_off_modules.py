@@ -24,6 +24,42 @@ class Digester(Handler):
             return hmac.compare_digest(key, key) and ssl.SSLContext is not None
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             return list(pool.map(work, range(16)))
+
+    async def greet(self, port):
+        import asyncio, ssl
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:  # the server speaks HTTP, which is no TLS
+            await asyncio.wait_for(writer.start_tls(ssl.create_default_context(),
+                                                    server_hostname="localhost"), 5)
+        except ssl.SSLError as error:
+            return error.reason
+"""
+
+# Threads that ask at once, while the one that came first loads the modules.
+AT_ONCE = """
+import schedulezero, sys, threading
+sys.setswitchinterval(1e-6)
+begin, failed = threading.Barrier(8), []
+def use():
+    import hashlib, hmac, secrets, ssl
+    begin.wait()
+    try:
+        ssl.create_default_context()
+        hmac.new(secrets.token_bytes(8), hashlib.sha256(b"x").digest(), "sha256")
+    except Exception as error:
+        failed.append(error)
+threads = [threading.Thread(target=use) for _ in range(8)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(failed)
+"""
+
+# The program's file is `__main__` and a handler in the same process imports it once more.
+TWICE = """
+import runpy, schedulezero
+runpy.run_path(schedulezero.__file__, run_name="again")
+from ssl import SSLContext
+assert SSLContext is not None
 """
 
 
@@ -49,10 +85,19 @@ def test_importing_the_program_loads_no_openssl() -> None:
         "import secrets; secrets.token_hex(4)",
         "import asyncio.sslproto; asyncio.sslproto.SSLProtocol.eof_received",
         "import hashlib; hashlib.pbkdf2_hmac('sha256', b'pw', b'salt', 1)",
+        "from secrets import *; token_hex(4)",
     ],
 )
 def test_what_was_put_off_works_like_any_module(use: str) -> None:
     run_python(f"import schedulezero\n{use}")
+
+
+def test_threads_that_ask_at_once_all_get_the_whole_module() -> None:
+    assert run_python(AT_ONCE).strip() == "[]"
+
+
+def test_what_was_put_off_survives_a_second_import_of_the_program() -> None:
+    run_python(TWICE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -76,3 +121,6 @@ def test_a_handlers_threads_may_all_ask_for_it_at_once(
     site.wait_connected("digester")
     answer = site.post("/api/run_now", {"handler_id": "digester", "method_name": "digest"})
     assert answer.json()["result"] == [True] * 16
+    greeting = {"method_name": "greet", "job_params": {"port": site.http_port}}
+    answer = site.post("/api/run_now", {"handler_id": "digester", **greeting})
+    assert answer.json()["result"] == "WRONG_VERSION_NUMBER"

@@ -768,6 +768,17 @@ def test_a_put_can_be_repeated_when_its_date_has_passed(world: World) -> None:
     assert (status, made["schedule"]["next_fire_time"]) == (201, None)
 
 
+def test_what_is_paused_beyond_its_date_can_still_be_redefined(world: World) -> None:
+    once = {
+        "trigger_config": {"type": "date", "run_date": "2026-11-24T00:00:00"},
+        "misfire_grace_time": 60, "paused": True,
+    }  # fmt: skip
+    assert put(world, once)[0] == 201
+    world.clock.us += 40 * 86_400 * 1_000_000
+    status, answer = put(world, {**once, "name": "late"})
+    assert (status, answer["schedule"]["name"]) == (200, "late")
+
+
 def test_a_put_may_name_what_comes_later_and_says_so(world: World) -> None:
     status, answer = put(world, {"handler_id": "ding-dung"})
     assert status == 201
