@@ -808,7 +808,7 @@ async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grac
     assert made.deadline_us >= made.due_us
     again = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
     assert again.due_us == made.due_us
-    other = replace(fire, nominal_at=at + timedelta(seconds=1))
+    other = fire._replace(nominal_at=at + timedelta(seconds=1))
     assert (
         sz.execution_of_fire(plan, other, store.new_id(), 0, 5.0, store.config).due_us
         != made.due_us + 1_000_000
