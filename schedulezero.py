@@ -110,7 +110,7 @@ import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left
 from calendar import monthrange
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -3043,6 +3043,8 @@ HUNG_S: Final = 15.0  # a commit that takes longer: the disk does not answer
 CLOSE_WRITER_S: Final = 10.0
 TRIGGERS_CACHED: Final = 1_024
 PLANS_CACHED: Final = 128  # of schedules that are alike and due in the same turn
+LOOP_LIMIT: Final = 100  # what APScheduler's loop asks for, whatever is due; nothing sets it
+FIRES_AT_ONCE: Final = 256  # what it gets: they share a commit, and hold up the loop by 20 ms
 MAX_PRUNED: Final = 10_000  # looked for at once
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
 SPREAD_AFTER_US: Final = 1_000_000
@@ -3703,19 +3705,14 @@ class Writer:
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
-        first = self._queue.get()
-        if first is None:
-            return []
-        group = [first]
-        while len(group) < MAX_GROUP:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
+        group: list[Pending] = []
+        while not group or (len(group) < MAX_GROUP and not self._queue.empty()):
+            pending = self._queue.get()
+            if pending is None:
+                if group:
+                    self._queue.put(None)  # closing: after this group
                 break
-            if item is None:
-                self._queue.put(None)  # closing: after this group
-                break
-            group.append(item)
+            group.append(pending)
         return group
 
     def _commit(self, group: list[Pending]) -> list[tuple[Commit[Any], Any]]:
@@ -3899,17 +3896,17 @@ class StoreReader:
         return rows[0] if rows else None
 
     def _fetch(self, sql: str, values: Sequence[Any], is_page: bool) -> list[Any]:
+        rows = self._db.cursor()
         try:
-            rows = self._db.execute(sql, values)
+            rows.execute(sql, values)
             return fetch_page(rows) if is_page else rows.fetchall()
         except sqlite3.OperationalError as error:
-            if fault_code(error) is not None:
+            if fault_code(error) is not None or self._db.text_factory is not str:
                 raise
         # A text that is not UTF-8: the page it stands on was damaged within the row.
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
-            rows = self._db.execute(sql, values)
-            return fetch_page(rows) if is_page else rows.fetchall()
+            return self._fetch(sql, values, is_page)
         finally:
             self._db.text_factory = str
 
@@ -3967,9 +3964,13 @@ def find_surplus(
             count = Count(known.rows + added, last_id or known.last_id)
             surplus = count.rows - min(config.max_executions, _rows_that_fit(db, config, count))
             oldest_us = now_us - round(config.max_age_days * 86_400e6)
-            found = _select_surplus(db, config, first_id_of(oldest_us), oldest_us, MAX_PRUNED)
+            values = {"keep": config.keep_per_schedule, "limit": MAX_PRUNED}
+            old = {**values, "first_id": first_id_of(oldest_us), "oldest_us": oldest_us}
+            found = db.execute(SURPLUS, old).fetchall()
             if len(found) < surplus:
-                found = _select_surplus(db, config, MAX_ID, MAX_ID, min(surplus, MAX_PRUNED))
+                limit = min(surplus, MAX_PRUNED)
+                any_age = {**values, "first_id": MAX_ID, "oldest_us": MAX_ID, "limit": limit}
+                found = db.execute(SURPLUS, any_age).fetchall()
     except sqlite3.Error as error:
         raise describe_fault(error, path) from error
     return count, found
@@ -3983,18 +3984,6 @@ def _rows_that_fit(db: sqlite3.Connection, config: Config, count: Count) -> int:
     )
     share = (config.max_size_mb << 20) / max(1, (pages - free) * page_bytes)
     return count.rows if share >= 1 else int(count.rows * share)
-
-
-def _select_surplus(
-    db: sqlite3.Connection, config: Config, first_id: int, oldest_us: int, limit: int
-) -> list[tuple[int]]:
-    values = {
-        "first_id": first_id,
-        "oldest_us": oldest_us,
-        "keep": config.keep_per_schedule,
-        "limit": limit,
-    }
-    return db.execute(SURPLUS, values).fetchall()
 
 
 def load_schedules(path: str) -> list[Schedule]:
@@ -4110,11 +4099,14 @@ class Claim:
     Its own Schedule checks and converts sixteen fields first, which takes 9 µs a fire.
     """
 
-    due: Due
-    plan: FirePlan
-    grace_s: float
+    id: str
+    args: tuple[str, str, Mapping[str, Any]]
+    next_fire_time: datetime
     acquired_by: str
     until_us: int
+    due: Due
+    fires: tuple[Fire, ...]
+    grace_s: float
     times: Iterator[datetime]  # the answers of `next`
     jobs: list[apscheduler.Job] = field(default_factory=list)
 
@@ -4126,18 +4118,6 @@ class Claim:
     misfire_grace_time: ClassVar = None  # the dispatcher sees to it
     max_jitter: ClassVar = None  # is in the execution's due time
     job_result_expiration_time: ClassVar = timedelta()
-
-    @property
-    def id(self) -> str:
-        return self.due.schedule_id
-
-    @property
-    def args(self) -> tuple[str, str, Mapping[str, Any]]:
-        return self.due[1:4]
-
-    @property
-    def next_fire_time(self) -> datetime:
-        return self.plan.fires[0].nominal_at
 
     @property
     def acquired_until(self) -> datetime:
@@ -4509,8 +4489,6 @@ class Store(apscheduler.abc.DataStore):
         result = None if e.result is None else dump_json(e.result)
         ended = (e.status, e.completed_us, e.duration_us, result, e.error, e.reason)
         values = (*ended, number, e.attempt)
-        if attempt is None and not log:  # as most end
-            return self._update(END_EXECUTION, values)
         return self.write(
             partial(_end_attempt, END_EXECUTION, values, number, attempt, log), essential=True
         )
@@ -4610,39 +4588,35 @@ class Store(apscheduler.abc.DataStore):
 
         Durations are whole milliseconds of the last attempts that succeeded.
         """
-        rows = self._reader.all(
-            "SELECT handler_id, status, count(*), max(completed_us) FROM executions "
-            "WHERE id >= ? AND created_us >= ? GROUP BY handler_id, status",
-            (first_id_of(since_us), since_us),
+        made = "FROM executions WHERE id >= ? AND created_us >= ?"
+        first_id = first_id_of(since_us)
+        counts = self._reader.all(
+            f"SELECT handler_id, status, count(*) {made} GROUP BY handler_id, status",
+            (first_id, since_us),
         )
         durations = self._reader.all(
-            "SELECT handler_id, duration_us / 1000 FROM executions "
-            "WHERE id >= ? AND created_us >= ? AND status = 'success' ORDER BY 2",
-            (first_id_of(since_us), since_us),
+            f"SELECT handler_id, duration_us / 1000 {made} AND status = 'success' ORDER BY 2",
+            (first_id, since_us),
         )
         minutes = self._reader.all(
             "SELECT completed_us / 60000000, count(*), sum(status = 'success'), "
             "sum(status IN ('error', 'timeout', 'lost')) FROM executions "
             "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
-            (first_id_of(since_us), self.clock.now_us() - 3600 * 1_000_000),
+            (first_id, self.clock.now_us() - 3600 * 1_000_000),
         )
+        names = ("minute", "total", "success", "failed")
         return {
-            **_tally([row[1:3] for row in rows], [ms for _, ms in durations]),
+            **_tally(counts, durations),
             "by_handler": {
                 handler_id: _tally(
-                    [row[1:3] for row in rows if row[0] == handler_id],
-                    [ms for owner, ms in durations if owner == handler_id],
+                    [row for row in counts if row[0] == handler_id],
+                    [row for row in durations if row[0] == handler_id],
                 )
-                for handler_id in sorted({row[0] for row in rows})
+                for handler_id in sorted({row[0] for row in counts})
             },
             "per_minute": [
-                {
-                    "minute": iso_of(minute * 60_000_000),
-                    "total": total,
-                    "success": success,
-                    "failed": failed,
-                }
-                for minute, total, success, failed in minutes
+                dict(zip(names, (iso_of(minute * 60_000_000), *sums), strict=True))
+                for minute, *sums in minutes
             ],
         }
 
@@ -4701,11 +4675,11 @@ class Store(apscheduler.abc.DataStore):
 
         A change that is submitted afterwards is not committed without it.
         """
-        ring = 0 if entry.status is None else 1
-        first, kept = (0, AUDIT_KEPT) if ring == 0 else (AUDIT_KEPT, REFUSALS_KEPT)
+        ring = int(entry.status is not None)
+        first, kept = ((0, AUDIT_KEPT), (AUDIT_KEPT, REFUSALS_KEPT))[ring]
         self._audit_number += 1
-        self._audit_used[ring] += 1
-        e, place = entry, (first + self._audit_used[ring] % kept, self._audit_number)
+        self._audit_slots[ring] = first + (self._audit_slots[ring] - first + 1) % kept
+        e, place = entry, (self._audit_slots[ring], self._audit_number)
         values = (*place, e.at_us, e.actor, e.address, e.action, e.target, e.status)
         self._add_note(INSERT_AUDIT, values)
         return place
@@ -4749,10 +4723,9 @@ class Store(apscheduler.abc.DataStore):
             "SELECT max(number), slot FROM audit GROUP BY slot >= ?", (AUDIT_KEPT,)
         )
         self._audit_number = max((number for number, _ in rows), default=0)
-        self._audit_used = [0, 0]
+        self._audit_slots = [0, AUDIT_KEPT]
         for _, slot in rows:
-            ring = int(slot >= AUDIT_KEPT)
-            self._audit_used[ring] = slot - ring * AUDIT_KEPT
+            self._audit_slots[slot >= AUDIT_KEPT] = slot
 
     # Handlers and times
 
@@ -4802,7 +4775,8 @@ class Store(apscheduler.abc.DataStore):
         for first in range(0, top + 1, PRUNE_ROWS):
             moved += await self.write(partial(self._replan_some, now_us, first))
         await self.save_seen(now_us)
-        await self._announce(apscheduler.ScheduleUpdated, None)
+        wake = apscheduler.ScheduleUpdated(schedule_id="", task_id=TASK_ID, next_fire_time=EPOCH)
+        await self._publish(wake)
         return moved
 
     def _replan_some(self, now_us: int, first: int, db: sqlite3.Cursor) -> int:
@@ -4855,13 +4829,11 @@ class Store(apscheduler.abc.DataStore):
         return [self._tasks[task_id] for task_id in sorted(self._tasks)]
 
     async def get_schedules(self, ids: set[str] | None = None) -> list[apscheduler.Schedule]:
-        found = self.schedules()[0] if ids is None else map(self.schedule, ids)
+        found = self.schedules()[0] if ids is None else filter(None, map(self.schedule, ids))
         readable = []
         for schedule in found:
-            if schedule is not None:
-                with suppress(TriggerError):
-                    trigger = self._trigger(dump_state(schedule.trigger_state))
-                    readable.append(self._as_apscheduler(schedule, trigger))
+            with suppress(TriggerError):
+                readable.append(self._as_apscheduler(schedule))
         return readable
 
     async def add_schedule(
@@ -4896,6 +4868,8 @@ class Store(apscheduler.abc.DataStore):
         """Claim due schedules, each with its fires planned: see PlannedFires."""
         self.last_turn_s = self.clock.monotonic()
         self.look()
+        if limit == LOOP_LIMIT:
+            limit = FIRES_AT_ONCE
         if self.holding is not None or self.state != "ok":
             return []
         now_us = self.clock.now_us()
@@ -4904,7 +4878,7 @@ class Store(apscheduler.abc.DataStore):
             "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
             (now_us, limit + len(self._claims)),
         )
-        until_us = now_us + us_in(lease_duration)
+        until_us = now_us + lease_duration // MICROSECOND
         acquired: list[Claim] = []
         for row in rows:
             held = self._claims.get(row[0])
@@ -4935,8 +4909,10 @@ class Store(apscheduler.abc.DataStore):
             due.trigger_state, due.next_fire_us, now_us, due.coalesce, due.misfire_grace_time,
             self.reason,
         )  # fmt: skip
-        claim = Claim(due, plan, grace_s, scheduler_id, until_us, further_times(plan, trigger))
-        self._claims[due.schedule_id] = claim
+        claim = self._claims[due.schedule_id] = Claim(
+            due.schedule_id, due[1:4], plan.fires[0].nominal_at, scheduler_id, until_us,
+            due, plan.fires, grace_s, further_times(plan, trigger),
+        )  # fmt: skip
         return claim
 
     def _make_plan(
@@ -5003,7 +4979,7 @@ class Store(apscheduler.abc.DataStore):
         """The executions of the jobs that APScheduler made of a claimed schedule."""
         assert self.intake is not None
         now_us = self.clock.now_us()
-        planned = iter(claim.plan.fires)
+        planned = iter(claim.fires)
         executions = []
         for job in claim.jobs:
             nominal_at = job.original_scheduled_time
@@ -5077,7 +5053,7 @@ class Store(apscheduler.abc.DataStore):
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
     ) -> None:
-        until_us = self.clock.now_us() + us_in(duration)
+        until_us = self.clock.now_us() + duration // MICROSECOND
         for schedule_id in schedule_ids & self._claims.keys():
             claim = self._claims[schedule_id]
             if claim.acquired_by == scheduler_id:
@@ -5088,14 +5064,13 @@ class Store(apscheduler.abc.DataStore):
         rows = self._reader.all(SELECT_FINISHED)
         await self.remove_schedules([row[0] for row in rows], finished=True)
 
-    def _as_apscheduler(
-        self, schedule: Schedule, trigger: apscheduler.abc.Trigger
-    ) -> apscheduler.Schedule:
+    def _as_apscheduler(self, schedule: Schedule) -> apscheduler.Schedule:
+        """Raises TriggerError."""
         grace_s = schedule.misfire_grace_time
         return apscheduler.Schedule(
             id=schedule.schedule_id,
             task_id=TASK_ID,
-            trigger=trigger,
+            trigger=self._trigger(dump_state(schedule.trigger_state)),
             args=(schedule.handler_id, schedule.method_name, schedule.job_params),  # type: ignore[arg-type]
             paused=schedule.paused,
             coalesce=apscheduler.CoalescePolicy.all,  # the plan has coalesced already
@@ -5125,16 +5100,14 @@ class Store(apscheduler.abc.DataStore):
             next_fire_us=us_of(schedule.next_fire_time) if schedule.next_fire_time else None,
         )
 
-    async def _announce(self, kind: type, schedule: Schedule | None) -> None:
-        """Tell of a changed schedule; None only wakes APScheduler's loop."""
-        if schedule:
-            self.changed(schedule.schedule_id)
-        next_fire_us = schedule.next_fire_us if schedule else 0
+    async def _announce(self, kind: type, schedule: Schedule) -> None:
+        """Tell of a changed schedule, which wakes APScheduler's loop."""
+        self.changed(schedule.schedule_id)
         await self._publish(
             kind(
-                schedule_id=schedule.schedule_id if schedule else "",
+                schedule_id=schedule.schedule_id,
                 task_id=TASK_ID,
-                next_fire_time=None if next_fire_us is None else at_of(next_fire_us),
+                next_fire_time=at_or_none(schedule.next_fire_us),
             )
         )
 
@@ -5192,10 +5165,6 @@ def next_us(trigger: Trigger, after_us: int) -> int | None:
 
 def at_or_none(us: int | None) -> datetime | None:
     return None if us is None else at_of(us)
-
-
-def us_in(span: timedelta) -> int:
-    return span // MICROSECOND
 
 
 def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
@@ -5293,20 +5262,21 @@ def _commit_fires(fired: list[Fired], db: sqlite3.Cursor) -> list[list[bool]]:
     return stored
 
 
-def _tally(counts: Sequence[tuple[str, int]], durations_ms: Sequence[int]) -> dict[str, Any]:
-    """Counts by status, the success rate, and quantiles of sorted durations."""
-    by_status: dict[str, int] = {}
-    for status, count in counts:
-        by_status[status] = by_status.get(status, 0) + count
-    good = by_status.get("success", 0)
-    bad = sum(by_status.get(status, 0) for status in ("error", "timeout", "lost"))
+def _tally(
+    counts: Sequence[tuple[str, str, int]], durations: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """Counts by status, the success rate, and quantiles of durations, of rows sorted by them."""
+    by_status: Counter[str] = Counter()
+    for _, status, count in counts:
+        by_status[status] += count
+    good, bad = by_status["success"], sum(by_status[s] for s in ("error", "timeout", "lost"))
     return {
-        "total": sum(by_status.values()),
+        "total": by_status.total(),
         "by_status": by_status,
         "success_rate": good / (good + bad) if good + bad else None,
         "duration_ms": {
-            name: durations_ms[min(len(durations_ms) - 1, int(len(durations_ms) * share))]
-            if durations_ms
+            name: durations[min(len(durations) - 1, int(len(durations) * share))][1]
+            if durations
             else None
             for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
         },
