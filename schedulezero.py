@@ -3701,7 +3701,7 @@ class Writer:
             self.busy_since_s = None
             self.took(self._clock.monotonic() - began_s)
             with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, outcomes)
+                self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
@@ -3715,7 +3715,7 @@ class Writer:
             group.append(pending)
         return group
 
-    def _commit(self, group: list[Pending]) -> list[tuple[Commit[Any], Any]]:
+    def _commit(self, group: list[Pending]) -> list[Any]:
         """Commit the group in one transaction; a change that fails is left out of it alone.
 
         If disk or database fail nothing of it is stored, but for what is essential when the
@@ -3725,13 +3725,13 @@ class Writer:
             results = self._transact([pending.change for pending in group])
         except Exception as error:
             fault = self._suffer(error)
-            refused = [(pending.commit, fault) for pending in group if not pending.essential]
             essential = [pending for pending in group if pending.essential]
             if essential and isinstance(fault, DiskFull) and self._ballast.release():
-                return refused + self._commit(essential)
-            return [(pending.commit, fault) for pending in group]
+                ends = iter(self._commit(essential))
+                return [next(ends) if pending.essential else fault for pending in group]
+            return [fault] * len(group)
         self._succeed()
-        return [(p.commit, result) for p, result in zip(group, results, strict=True)]
+        return results
 
     def _transact(self, changes: list[Change]) -> list[Any]:
         """What each change gives or raises. Raises, with nothing stored, what is no change's."""
@@ -3756,6 +3756,7 @@ class Writer:
                 cursor.executemany(sql, [values for _, values in notes])
             cursor.execute("COMMIT")
         except BaseException:
+            cursor.close()  # for a connection that is closed with one keeps the file open
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
@@ -3813,9 +3814,9 @@ class Writer:
         return db
 
     @staticmethod
-    def _deliver(outcomes: list[tuple[Commit[Any], Any]]) -> None:
-        for commit, outcome in outcomes:
-            commit.settle(outcome)
+    def _deliver(group: list[Pending], outcomes: list[Any]) -> None:
+        for pending, outcome in zip(group, outcomes, strict=True):
+            pending.commit.settle(outcome)
 
 
 def _at_savepoint(change: Change, db: sqlite3.Cursor) -> Any:
@@ -4174,16 +4175,8 @@ def execution_of_fire(
     # What is caught up after downtime is spread from now on, not all at once.
     due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
     return Execution(
-        execution_id=execution_id,
-        schedule_id=schedule.schedule_id,
-        schedule_key=schedule.key,
-        handler_id=schedule.handler_id,
-        method_name=schedule.method_name,
-        job_params=schedule.job_params,
-        status=Status.QUEUED if fire.run else Status.MISSED,
-        created_us=now_us,
-        fire_us=fire_us,
-        due_us=due_us,
+        execution_id, schedule.schedule_id, schedule.handler_id, schedule.method_name,
+        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us, due_us,
         deadline_us=max(fire_us + round(grace_s * 1e6), due_us) + delay_us,
         completed_us=None if fire.run else now_us,
         retry=schedule.retry or config.retry,
@@ -4192,7 +4185,8 @@ def execution_of_fire(
         reason=fire.reason.value if fire.reason else None,
         coalesced=fire.coalesced,
         coalesced_from_us=us_of(fire.coalesced_from) if fire.coalesced_from else None,
-    )
+        fire_us=fire_us, schedule_key=schedule.key,
+    )  # fmt: skip
 
 
 class Wanted(TypedDict, total=False):
@@ -11599,7 +11593,7 @@ class ForecastCount:
         fire = row.next_fire_us, row.schedule_id, row.title
         if len(self._soonest) < UPCOMING_SOONEST or fire < self._soonest[-1]:
             self._soonest = sorted([*self._soonest, fire])[:UPCOMING_SOONEST]
-        alike = re.sub(r'"cursor_us": ?\d+', "", row.trigger_state), row.next_fire_us
+        alike = row.trigger_state, row.next_fire_us
         if (found := self._alike.get(alike)) is None:
             found = []
             with suppress(TriggerError):
