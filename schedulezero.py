@@ -3256,11 +3256,11 @@ def schedule_of(row: Sequence[Any]) -> Schedule:
 
 
 def execution_row(e: Execution) -> tuple[Any, ...]:
-    """The values of EXECUTION_COLUMNS."""
+    """The values of EXECUTION_COLUMNS; plain texts, as sqlite3 is slow to bind an enum."""
     result = None if e.result is None else dump_json(e.result)
     return (
-        decode_id(e.execution_id), *e[1:4], dump_json(e.job_params), *e[5:13],
-        dump_retry(e.retry), *e[14:17], result, *e[18:],
+        decode_id(e.execution_id), *e[1:4], dump_json(e.job_params), e.status.value, *e[6:13],
+        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance, result, *e[18:],
     )  # fmt: skip
 
 
@@ -4481,7 +4481,7 @@ class Store(apscheduler.abc.DataStore):
         e = execution
         number = decode_id(e.execution_id)
         result = None if e.result is None else dump_json(e.result)
-        ended = (e.status, e.completed_us, e.duration_us, result, e.error, e.reason)
+        ended = (e.status.value, e.completed_us, e.duration_us, result, e.error, e.reason)
         values = (*ended, number, e.attempt)
         return self.write(
             partial(_end_attempt, END_EXECUTION, values, number, attempt, log), essential=True
