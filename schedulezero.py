@@ -3636,7 +3636,7 @@ class Writer:
         self.busy_since_s: float | None = None  # monotonic: when the commit under way was begun
         self._path = path
         self._db: sqlite3.Connection | None = open_writing(path)
-        self._files = self._file_numbers()
+        self._files: list[tuple[int, int] | None] = []  # known when changes are taken
         self._trouble = Trouble("the database takes changes again")
         self._ballast = Ballast(ballast_path(path))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -3647,6 +3647,7 @@ class Writer:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take changes from now on, and tell the loop of them."""
         self._loop = loop
+        self._files = self._file_numbers()
         if not self._ballast.make():
             self.is_full = True
             self._trouble.begin("the disk is almost full: changes are refused until there is room")
@@ -3662,7 +3663,7 @@ class Writer:
     @property
     def is_displaced(self) -> bool:
         """Whether the files that are open no longer have their names."""
-        return self._file_numbers() != self._files
+        return self._loop is not None and self._file_numbers() != self._files
 
     def _file_numbers(self) -> list[tuple[int, int] | None]:
         return [file_number(self._path + suffix) for suffix in ("", "-wal")]

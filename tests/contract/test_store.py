@@ -255,6 +255,20 @@ def test_no_acknowledged_change_is_lost_when_the_process_is_killed(tmp_path: Pat
     assert set(acknowledged) <= stored, f"seed {seed}"
 
 
+async def test_a_database_whose_log_file_begins_with_the_first_change_is_where_it_was(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    open_store().copy_into(str(tmp_path / "copy.db"))
+    store = Store(str(tmp_path / "copy.db"), Config(), Dial())
+    (tmp_path / "copy.db-wal").unlink()  # as recovery may do before the server begins
+    store._reader.all("SELECT 1")
+    (tmp_path / "copy.db-wal").touch()
+    assert not store.is_displaced
+    store.open(asyncio.get_running_loop())
+    assert not store.is_displaced
+    store.close()
+
+
 async def test_what_was_stored_is_read_back_equal(store: Store) -> None:
     retry = RetryPolicy(5, 0.5, 3.0, 9.0, 0.25)
     whole = execution(
