@@ -130,6 +130,7 @@ from bisect import bisect_left
 from calendar import monthrange
 from collections import Counter, OrderedDict, deque
 from collections.abc import (
+    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -156,7 +157,9 @@ from typing import (
     NoReturn,
     Protocol,
     TextIO,
+    TypedDict,
     TypeVar,
+    Unpack,
 )
 from urllib.parse import quote
 from uuid import UUID
@@ -313,14 +316,15 @@ def us_of(at: datetime) -> int:
 
 def at_of(us: int) -> datetime:
     """The aware UTC datetime of a database time."""
-    return EPOCH + timedelta(microseconds=us)
+    return EPOCH + timedelta(0, us // 1_000_000, us % 1_000_000)  # without keywords: half the time
 
 
 def iso_of(us: int | None) -> str | None:
     """ISO 8601 in UTC with `Z`, as every time in the API is written."""
     if us is None:
         return None
-    return (_NAIVE_EPOCH + timedelta(microseconds=us)).isoformat() + "Z"
+    at = _NAIVE_EPOCH + timedelta(0, us // 1_000_000, us % 1_000_000)
+    return at.isoformat() + "Z"
 
 
 class Status(enum.StrEnum):
@@ -3113,13 +3117,16 @@ RECHECK_S: Final = 2.0  # for the look at a database after an error of the disk
 HUNG_S: Final = 15.0  # a commit that takes longer: the disk does not answer
 CLOSE_WRITER_S: Final = 10.0
 TRIGGERS_CACHED: Final = 1_024
+PLANS_CACHED: Final = 128  # of schedules that are alike and due in the same turn
+LOOP_LIMIT: Final = 100  # what APScheduler's loop asks for, whatever is due; nothing sets it
+FIRES_AT_ONCE: Final = 200  # what it gets: they share a commit, and hold up the loop by 15 ms
 MAX_PRUNED: Final = 10_000  # looked for at once
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
 SPREAD_AFTER_US: Final = 1_000_000
 NEXT_WAKE_S: Final = (0.001, 2.0)  # how soon and how late APScheduler looks again
 ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, in lower case
 ID_CHARS: Final = 12
-ID_SHIFTS: Final = tuple(range(5 * ID_CHARS - 5, -1, -5))
+ID_PAIRS: Final = tuple(a + b for a in ID_ALPHABET for b in ID_ALPHABET)  # of ten bits each
 MAX_ID: Final = (1 << 5 * ID_CHARS) - 1
 # To the digits that int() reads in base 32, which is ten times as fast as a loop; "?" is none.
 ID_DIGITS: Final = bytes(
@@ -3239,7 +3246,11 @@ log_store = logging.getLogger("schedulezero.store")
 
 def encode_id(number: int) -> str:
     """The 12 characters users see for an execution's row id; they sort as the numbers do."""
-    return "".join([ID_ALPHABET[number >> shift & 31] for shift in ID_SHIFTS])
+    n, pairs = number, ID_PAIRS
+    return (
+        f"{pairs[n >> 50]}{pairs[n >> 40 & 1023]}{pairs[n >> 30 & 1023]}"
+        f"{pairs[n >> 20 & 1023]}{pairs[n >> 10 & 1023]}{pairs[n & 1023]}"
+    )
 
 
 def first_id_of(us: int) -> int:
@@ -3269,109 +3280,84 @@ def load_retry(text: str | None) -> RetryPolicy | None:
     return None if text is None else RetryPolicy(*json.loads(text))
 
 
-SCHEDULE_COLUMNS: Final = (
-    "schedule_id, name, handler_id, method_name, job_params, trigger_config, trigger_state, "
-    "timeout, retry, coalesce_policy, overlap, misfire_grace_time, max_jitter, paused, origin, "
-    "created_us, updated_us, next_fire_us, last_fire_us, generation, quarantined, key"
+# The columns have the order of the fields, so that most of a row is the value as it is.
+SCHEDULE_NAMES: Final = tuple(
+    {"coalesce": "coalesce_policy"}.get(own.name, own.name) for own in fields(Schedule)
 )
-# A schedule that fires needs its trigger only as a key of those that are made already.
-DUE_COLUMNS: Final = SCHEDULE_COLUMNS.replace("trigger_config, trigger_state", "'{}', '{}'") + (
-    ", trigger_state"
-)
-EXECUTION_COLUMNS: Final = (
-    "id, schedule_id, schedule_key, fire_us, handler_id, method_name, job_params, status, "
-    "created_us, due_us, deadline_us, started_us, completed_us, duration_us, attempt, retry, "
-    "timeout, overlap, instance, result, error, reason, coalesced, coalesced_from_us, "
-    "cancelling"
-)
+SCHEDULE_COLUMNS: Final = ", ".join(SCHEDULE_NAMES)
+EXECUTION_COLUMNS: Final = ", ".join(("id", *Execution._fields[1:]))
 
 
-def placeholders(columns: str) -> str:
-    return ", ".join("?" * len(columns.split(",")))
+TRIGGER_CURSOR: Final = re.compile(r'"cursor_us":-?\d+')
 
 
-def load_object(text: str) -> dict[str, Any]:
-    return {} if text == "{}" else json.loads(text)  # as most are
+def dump_state(trigger_state: Mapping[str, Any]) -> str:
+    """A trigger as it is stored: without the place of its `next()`, which the store never asks
+    for, so that all alike are one text.
+    """
+    return TRIGGER_CURSOR.sub('"cursor_us":0', dump_json(trigger_state))
 
 
-def schedule_row(schedule: Schedule) -> tuple[Any, ...]:
+def insert_into(table: str, columns: str) -> str:
+    values = ", ".join("?" * len(columns.split(",")))
+    return f"INSERT INTO {table} ({columns}) VALUES ({values})"
+
+
+def schedule_row(s: Schedule) -> tuple[Any, ...]:
     """The values of SCHEDULE_COLUMNS."""
-    s = schedule
     return (
-        s.schedule_id, s.name, s.handler_id, s.method_name, dump_json(s.job_params),
-        dump_json(s.trigger_config), dump_json(s.trigger_state), s.timeout, dump_retry(s.retry),
-        s.coalesce.value, s.overlap.value, s.misfire_grace_time, s.max_jitter, int(s.paused),
-        s.origin, s.created_us, s.updated_us, s.next_fire_us, s.last_fire_us, s.generation,
-        s.quarantined, s.key,
+        s.schedule_id, s.handler_id, s.method_name, dump_json(s.job_params),
+        dump_json(s.trigger_config), dump_state(s.trigger_state), s.name, s.timeout,
+        dump_retry(s.retry), s.coalesce.value, s.overlap.value, s.misfire_grace_time,
+        s.max_jitter, int(s.paused), s.origin, s.created_us, s.updated_us, s.next_fire_us,
+        s.last_fire_us, s.generation, s.quarantined, s.key,
     )  # fmt: skip
 
 
 def schedule_of(row: Sequence[Any]) -> Schedule:
     """The value of a row of SCHEDULE_COLUMNS; of a damaged one what is left, quarantined."""
     try:
-        return _schedule_of(row)
+        values = (
+            *row[:3], *map(json.loads, row[3:6]), *row[6:8], load_retry(row[8]), Coalesce(row[9]),
+            Overlap(row[10]), *row[11:13], bool(row[13]), *row[14:],
+        )  # fmt: skip
+        return Schedule(*values)
     except (ValueError, TypeError) as error:
         return Schedule(
-            str(row[0]), str(row[2]), str(row[3]), {}, {}, {}, origin=str(row[14]),
+            str(row[0]), str(row[1]), str(row[2]), {}, {}, {}, origin=str(row[14]),
             next_fire_us=row[17], generation=row[19], key=row[21],
             quarantined=f"its row in the database is damaged: {error}",
         )  # fmt: skip
 
 
-def _schedule_of(row: Sequence[Any]) -> Schedule:
-    return Schedule(
-        schedule_id=row[0], name=row[1], handler_id=row[2], method_name=row[3],
-        job_params=load_object(row[4]), trigger_config=load_object(row[5]),
-        trigger_state=load_object(row[6]), timeout=row[7], retry=load_retry(row[8]),
-        coalesce=Coalesce(row[9]), overlap=Overlap(row[10]), misfire_grace_time=row[11],
-        max_jitter=row[12], paused=bool(row[13]), origin=row[14], created_us=row[15],
-        updated_us=row[16], next_fire_us=row[17], last_fire_us=row[18], generation=row[19],
-        quarantined=row[20], key=row[21],
-    )  # fmt: skip
-
-
-def execution_row(execution: Execution) -> tuple[Any, ...]:
-    """The values of EXECUTION_COLUMNS."""
-    e = execution
+def execution_row(e: Execution) -> tuple[Any, ...]:
+    """The values of EXECUTION_COLUMNS; plain texts, as sqlite3 is slow to bind an enum."""
+    result = None if e.result is None else dump_json(e.result)
     return (
-        decode_id(e.execution_id), e.schedule_id, e.schedule_key, e.fire_us, e.handler_id,
-        e.method_name, dump_json(e.job_params), e.status.value, e.created_us, e.due_us,
-        e.deadline_us, e.started_us, e.completed_us, e.duration_us, e.attempt,
-        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance,
-        None if e.result is None else dump_json(e.result), e.error, e.reason, e.coalesced,
-        e.coalesced_from_us, e.cancelling,
+        decode_id(e.execution_id), *e[1:4], dump_json(e.job_params), e.status.value, *e[6:13],
+        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance, result, *e[18:],
     )  # fmt: skip
 
 
 def execution_of(row: Sequence[Any]) -> Execution:
     """The value of a row of EXECUTION_COLUMNS; of a damaged one what is left, as lost."""
     try:
-        return _execution_of(row)
+        values = (
+            encode_id(row[0]), *row[1:4], json.loads(row[4]), Status(row[5]), *row[6:13],
+            load_retry(row[13]) or RetryPolicy(), row[14], Overlap(row[15]), row[16],
+            None if row[17] is None else json.loads(row[17]), *row[18:],
+        )  # fmt: skip
+        return Execution._make(values)
     except (ValueError, TypeError) as error:
         return Execution(
-            encode_id(row[0]), row[1], str(row[4]), str(row[5]), {}, Status.LOST, row[8], row[9],
-            None, completed_us=row[12] or row[8],
+            encode_id(row[0]), row[1], str(row[2]), str(row[3]), {}, Status.LOST, row[6], row[7],
+            None, completed_us=row[10] or row[6],
             error=f"its row in the database is damaged: {error}",
         )  # fmt: skip
 
 
-def _execution_of(row: Sequence[Any]) -> Execution:
-    return Execution(
-        execution_id=encode_id(row[0]), schedule_id=row[1], schedule_key=row[2], fire_us=row[3],
-        handler_id=row[4], method_name=row[5], job_params=json.loads(row[6]),
-        status=Status(row[7]), created_us=row[8], due_us=row[9], deadline_us=row[10],
-        started_us=row[11], completed_us=row[12], duration_us=row[13], attempt=row[14],
-        retry=load_retry(row[15]) or RetryPolicy(), timeout=row[16], overlap=Overlap(row[17]),
-        instance=row[18], result=None if row[19] is None else json.loads(row[19]), error=row[20],
-        reason=row[21], coalesced=row[22], coalesced_from_us=row[23],
-        cancelling=row[24],
-    )  # fmt: skip
-
-
-INSERT_EXECUTION: Final = (
-    f"INSERT INTO executions ({EXECUTION_COLUMNS}) "
-    f"VALUES ({placeholders(EXECUTION_COLUMNS)}) ON CONFLICT DO NOTHING"
-)
+INSERT_SCHEDULE: Final = insert_into("schedules", SCHEDULE_COLUMNS)
+INSERT_EXECUTION: Final = insert_into("executions", EXECUTION_COLUMNS) + " ON CONFLICT DO NOTHING"
 CLAIM_EXECUTION: Final = (
     "UPDATE executions SET status = 'running', attempt = ?, started_us = ?, instance = ? "
     "WHERE id = ? AND status = 'queued'"
@@ -3391,9 +3377,7 @@ SAVE_LIVE_ID: Final = """
     FROM executions WHERE id >= ifnull((SELECT value FROM meta WHERE key = 'live_id'), 0)
 """
 INSERT_AUDIT: Final = "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_RECEIPT: Final = (
-    "INSERT INTO receipts (scope, key, digest, made_us, made) VALUES (?, ?, ?, ?, ?)"
-)
+INSERT_RECEIPT: Final = insert_into("receipts", "scope, key, digest, made_us, made")
 REFUSE_AUDIT: Final = "UPDATE audit SET status = ? WHERE slot = ? AND number = ?"
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
@@ -3646,7 +3630,7 @@ class Ballast:
         return True
 
 
-Change = Callable[[sqlite3.Connection], Any]
+Change = Callable[[sqlite3.Cursor], Any]
 Note = tuple[str, tuple[Any, ...]]  # a statement and its values
 
 
@@ -3716,9 +3700,8 @@ class Writer:
     fsync has left in the kernel's cache and in SQLite's is not to be trusted.
     """
 
-    def __init__(
-        self, path: str, db: sqlite3.Connection, loop: asyncio.AbstractEventLoop, clock: Clock
-    ) -> None:
+    def __init__(self, path: str, clock: Clock) -> None:
+        """Open the database. Raises as open_writing does."""
         self.commits = 0
         self.is_full = False
         self.notes: deque[Note] = deque()  # go into the next commit, and cause none
@@ -3727,14 +3710,19 @@ class Writer:
         self.took: Callable[[float], None] = lambda seconds: None
         self.busy_since_s: float | None = None  # monotonic: when the commit under way was begun
         self._path = path
-        self._files = self._file_numbers()
+        self._db: sqlite3.Connection | None = open_writing(path)
+        self._files: list[tuple[int, int] | None] = []  # known when changes are taken
         self._trouble = Trouble("the database takes changes again")
         self._ballast = Ballast(ballast_path(path))
-        self._db: sqlite3.Connection | None = db
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._clock = clock
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take changes from now on, and tell the loop of them."""
+        self._loop = loop
+        self._files = self._file_numbers()
         if not self._ballast.make():
             self.is_full = True
             self._trouble.begin("the disk is almost full: changes are refused until there is room")
@@ -3743,14 +3731,14 @@ class Writer:
     @property
     def trouble(self) -> str | None:
         """Why changes are not taken now; None if they are."""
-        if not self._thread.is_alive():
+        if self._loop is not None and not self._thread.is_alive():
             return "the thread that writes has ended"
         return self.lost or self._trouble.sentence
 
     @property
     def is_displaced(self) -> bool:
         """Whether the files that are open no longer have their names."""
-        return self._file_numbers() != self._files
+        return self._loop is not None and self._file_numbers() != self._files
 
     def _file_numbers(self) -> list[tuple[int, int] | None]:
         return [file_number(self._path + suffix) for suffix in ("", "-wal")]
@@ -3761,6 +3749,7 @@ class Writer:
         Its outcome is StoreUnavailable or Overloaded if the change was not stored; after an error
         of the disk itself it may have been.
         """
+        assert self._loop is not None, "the store is not open"
         commit: Commit[Any] = Commit()
         if self._queue.qsize() >= MAX_WRITES_QUEUED:
             refusal: Exception = Overloaded(f"{MAX_WRITES_QUEUED} changes wait for the disk")
@@ -3774,38 +3763,35 @@ class Writer:
 
     def close(self) -> None:
         """Commit what is queued, end the thread and close the connection."""
-        self._queue.put(None)
-        self._thread.join(CLOSE_WRITER_S)  # a disk that hangs must not hold up the end
+        if self._loop is not None:
+            self._queue.put(None)
+            self._thread.join(CLOSE_WRITER_S)  # a disk that hangs must not hold up the end
         if self._db is not None and not self._thread.is_alive():
             self._db.close()
 
     def _run(self) -> None:
+        assert self._loop is not None
         while group := self._take():
             self.busy_since_s = began_s = self._clock.monotonic()
             outcomes = self._commit(group)
             self.busy_since_s = None
             self.took(self._clock.monotonic() - began_s)
             with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, outcomes)
+                self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
-        first = self._queue.get()
-        if first is None:
-            return []
-        group = [first]
-        while len(group) < MAX_GROUP:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
+        group: list[Pending] = []
+        while not group or (len(group) < MAX_GROUP and not self._queue.empty()):
+            pending = self._queue.get()
+            if pending is None:
+                if group:
+                    self._queue.put(None)  # closing: after this group
                 break
-            if item is None:
-                self._queue.put(None)  # closing: after this group
-                break
-            group.append(item)
+            group.append(pending)
         return group
 
-    def _commit(self, group: list[Pending]) -> list[tuple[Commit[Any], Any]]:
+    def _commit(self, group: list[Pending]) -> list[Any]:
         """Commit the group in one transaction; a change that fails is left out of it alone.
 
         If disk or database fail nothing of it is stored, but for what is essential when the
@@ -3815,13 +3801,13 @@ class Writer:
             results = self._transact([pending.change for pending in group])
         except Exception as error:
             fault = self._suffer(error)
-            refused = [(pending.commit, fault) for pending in group if not pending.essential]
             essential = [pending for pending in group if pending.essential]
             if essential and isinstance(fault, DiskFull) and self._ballast.release():
-                return refused + self._commit(essential)
-            return [(pending.commit, fault) for pending in group]
+                ends = iter(self._commit(essential))
+                return [next(ends) if pending.essential else fault for pending in group]
+            return [fault] * len(group)
         self._succeed()
-        return [(p.commit, result) for p, result in zip(group, results, strict=True)]
+        return results
 
     def _transact(self, changes: list[Change]) -> list[Any]:
         """What each change gives or raises. Raises, with nothing stored, what is no change's."""
@@ -3836,15 +3822,17 @@ class Writer:
 
     def _in_transaction(self, changes: list[Change]) -> list[Any]:
         db = self._connection()
-        db.execute("BEGIN IMMEDIATE")
+        cursor = db.cursor()  # one for all: making one takes longer than most changes
+        cursor.execute("BEGIN IMMEDIATE")
         try:
-            results = [change(db) for change in changes]
+            results = [change(cursor) for change in changes]
             noted = 0 if self.is_full else len(self.notes)
             # A copy, for the loop may append meanwhile; what is the same statement goes together.
             for sql, notes in groupby(islice(tuple(self.notes), noted), key=itemgetter(0)):
-                db.executemany(sql, [values for _, values in notes])
-            db.execute("COMMIT")
+                cursor.executemany(sql, [values for _, values in notes])
+            cursor.execute("COMMIT")
         except BaseException:
+            cursor.close()  # for a connection that is closed with one keeps the file open
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
@@ -3902,12 +3890,12 @@ class Writer:
         return db
 
     @staticmethod
-    def _deliver(outcomes: list[tuple[Commit[Any], Any]]) -> None:
-        for commit, outcome in outcomes:
-            commit.settle(outcome)
+    def _deliver(group: list[Pending], outcomes: list[Any]) -> None:
+        for pending, outcome in zip(group, outcomes, strict=True):
+            pending.commit.settle(outcome)
 
 
-def _at_savepoint(change: Change, db: sqlite3.Connection) -> Any:
+def _at_savepoint(change: Change, db: sqlite3.Cursor) -> Any:
     """What a change gives or raises; when it raises, nothing of it stays in the transaction."""
     db.execute("SAVEPOINT apart")
     try:
@@ -3985,17 +3973,17 @@ class StoreReader:
         return rows[0] if rows else None
 
     def _fetch(self, sql: str, values: Sequence[Any], is_page: bool) -> list[Any]:
+        rows = self._db.cursor()
         try:
-            rows = self._db.execute(sql, values)
+            rows.execute(sql, values)
             return fetch_page(rows) if is_page else rows.fetchall()
         except sqlite3.OperationalError as error:
-            if fault_code(error) is not None:
+            if fault_code(error) is not None or self._db.text_factory is not str:
                 raise
         # A text that is not UTF-8: the page it stands on was damaged within the row.
         self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
         try:
-            rows = self._db.execute(sql, values)
-            return fetch_page(rows) if is_page else rows.fetchall()
+            return self._fetch(sql, values, is_page)
         finally:
             self._db.text_factory = str
 
@@ -4053,9 +4041,13 @@ def find_surplus(
             count = Count(known.rows + added, last_id or known.last_id)
             surplus = count.rows - min(config.max_executions, _rows_that_fit(db, config, count))
             oldest_us = now_us - round(config.max_age_days * 86_400e6)
-            found = _select_surplus(db, config, first_id_of(oldest_us), oldest_us, MAX_PRUNED)
+            values = {"keep": config.keep_per_schedule, "limit": MAX_PRUNED}
+            old = {**values, "first_id": first_id_of(oldest_us), "oldest_us": oldest_us}
+            found = db.execute(SURPLUS, old).fetchall()
             if len(found) < surplus:
-                found = _select_surplus(db, config, MAX_ID, MAX_ID, min(surplus, MAX_PRUNED))
+                limit = min(surplus, MAX_PRUNED)
+                any_age = {**values, "first_id": MAX_ID, "oldest_us": MAX_ID, "limit": limit}
+                found = db.execute(SURPLUS, any_age).fetchall()
     except sqlite3.Error as error:
         raise describe_fault(error, path) from error
     return count, found
@@ -4069,18 +4061,6 @@ def _rows_that_fit(db: sqlite3.Connection, config: Config, count: Count) -> int:
     )
     share = (config.max_size_mb << 20) / max(1, (pages - free) * page_bytes)
     return count.rows if share >= 1 else int(count.rows * share)
-
-
-def _select_surplus(
-    db: sqlite3.Connection, config: Config, first_id: int, oldest_us: int, limit: int
-) -> list[tuple[int]]:
-    values = {
-        "first_id": first_id,
-        "oldest_us": oldest_us,
-        "keep": config.keep_per_schedule,
-        "limit": limit,
-    }
-    return db.execute(SURPLUS, values).fetchall()
 
 
 def load_schedules(path: str) -> list[Schedule]:
@@ -4151,49 +4131,59 @@ class AlreadyMade(Overtaken):
     """There is a receipt for the key."""
 
 
-class PlannedFires(apscheduler.abc.Trigger):
-    """A fire plan, told to APScheduler's loop in the way it asks: one time after another.
-
-    The loop takes every time up to its `now` as a fire and the first later one as the next fire
-    time. It looks at the clock again after the plan was made, so the walk goes on beyond the plan.
-    """
-
-    def __init__(self, plan: FirePlan, trigger: Trigger) -> None:
-        times = (*(fire.nominal_at for fire in plan.fires[1:]), plan.next_fire_at)
-        self._times = [at for at in reversed(times) if at is not None]
-        self._last = plan.next_fire_at
-        self._trigger = trigger
-
-    def next(self) -> datetime | None:
-        if self._times:
-            return self._times.pop()
-        if self._last is not None:
-            self._last = self._trigger.next_after(self._last)
-        return self._last
-
-    def __getstate__(self) -> Any:
-        return self._trigger.__getstate__()
-
-    def __setstate__(self, state: Any) -> None:
-        raise TypeError("a plan lives for one turn and is never restored")
-
-
 TASK_ID: Final = "call"  # APScheduler's name for what we schedule: a call of a handler
 
 
+class Due(NamedTuple):
+    """What a fire needs of a schedule: of all its fields these few are read."""
+
+    schedule_id: str
+    handler_id: str
+    method_name: str
+    job_params: Mapping[str, Any]
+    timeout: float | None
+    retry: RetryPolicy | None
+    coalesce: Coalesce
+    overlap: Overlap
+    misfire_grace_time: float | None
+    max_jitter: float
+    next_fire_us: int
+    generation: int
+    key: int
+    trigger_state: str  # as it is stored
+
+
+def due_of(row: Sequence[Any]) -> Due:
+    """The value of a row of DUE_COLUMNS. Raises TriggerError if it is damaged."""
+    try:
+        job_params = {} if row[3] == "{}" else json.loads(row[3])
+        policies = load_retry(row[5]), Coalesce(row[6]), Overlap(row[7])
+        return Due._make((*row[:3], job_params, row[4], *policies, *row[8:]))
+    except (ValueError, TypeError) as error:
+        sentence = f"its row in the database is damaged: {error}"
+        raise TriggerError("schedule", sentence) from error
+
+
+DUE_COLUMNS: Final = ", ".join(Due._fields).replace("coalesce", "coalesce_policy")
+
+
 @dataclass(slots=True)
-class DueSchedule:
-    """A due schedule as APScheduler's loop reads it.
+class Claim:
+    """A due schedule between acquire and release, as APScheduler's loop reads it.
 
     Its own Schedule checks and converts sixteen fields first, which takes 9 µs a fire.
     """
 
     id: str
-    trigger: PlannedFires
     args: tuple[str, str, Mapping[str, Any]]
     next_fire_time: datetime
     acquired_by: str
-    acquired_until: datetime
+    until_us: int
+    due: Due
+    fires: tuple[Fire, ...]
+    grace_s: float
+    times: Iterator[datetime]  # the answers of `next`
+    jobs: list[apscheduler.Job] = field(default_factory=list)
 
     task_id: ClassVar = TASK_ID
     job_executor: ClassVar = TASK_ID
@@ -4204,15 +4194,31 @@ class DueSchedule:
     max_jitter: ClassVar = None  # is in the execution's due time
     job_result_expiration_time: ClassVar = timedelta()
 
+    @property
+    def acquired_until(self) -> datetime:
+        return at_of(self.until_us)
 
-class Claimed(NamedTuple):
-    """A due schedule between acquire and release."""
+    @property
+    def trigger(self) -> Claim:
+        """Itself: all that the loop asks of a trigger is `next`."""
+        return self
 
-    schedule: Schedule
-    scheduler_id: str
-    until_us: int
-    grace_s: float
-    fires: Mapping[datetime, Fire]
+    def next(self) -> datetime | None:
+        return next(self.times, None)
+
+
+def further_times(plan: FirePlan, trigger: Trigger) -> Iterator[datetime]:
+    """A plan in the way APScheduler's loop asks for it: one time after another.
+
+    The loop takes every time up to its `now` as a fire and the first later one as the next fire
+    time. It looks at the clock again after the plan was made, so the walk goes on beyond the plan.
+    """
+    for fire in plan.fires[1:]:
+        yield fire.nominal_at
+    at = plan.next_fire_at
+    while at is not None:
+        yield at
+        at = trigger.next_after(at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -4227,7 +4233,12 @@ class DueRow:
 
 
 def execution_of_fire(
-    schedule: Schedule, fire: Fire, execution_id: str, now_us: int, grace_s: float, config: Config
+    schedule: Schedule | Due,
+    fire: Fire,
+    execution_id: str,
+    now_us: int,
+    grace_s: float,
+    config: Config,
 ) -> Execution:
     """The execution that records a fire of a schedule, whether it is to run or was missed."""
     fire_us = us_of(fire.nominal_at)
@@ -4238,16 +4249,8 @@ def execution_of_fire(
     # What is caught up after downtime is spread from now on, not all at once.
     due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
     return Execution(
-        execution_id=execution_id,
-        schedule_id=schedule.schedule_id,
-        schedule_key=schedule.key,
-        handler_id=schedule.handler_id,
-        method_name=schedule.method_name,
-        job_params=schedule.job_params,
-        status=Status.QUEUED if fire.run else Status.MISSED,
-        created_us=now_us,
-        fire_us=fire_us,
-        due_us=due_us,
+        execution_id, schedule.schedule_id, schedule.handler_id, schedule.method_name,
+        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us, due_us,
         deadline_us=max(fire_us + round(grace_s * 1e6), due_us) + delay_us,
         completed_us=None if fire.run else now_us,
         retry=schedule.retry or config.retry,
@@ -4256,7 +4259,18 @@ def execution_of_fire(
         reason=fire.reason.value if fire.reason else None,
         coalesced=fire.coalesced,
         coalesced_from_us=us_of(fire.coalesced_from) if fire.coalesced_from else None,
-    )
+        fire_us=fire_us, schedule_key=schedule.key,
+    )  # fmt: skip
+
+
+class Wanted(TypedDict, total=False):
+    """What a list of schedules is narrowed by; None is as if absent."""
+
+    handler_id: str | None
+    method_name: str | None
+    paused: bool | None
+    search: str | None  # in its id, name, handler or method
+    origin: str | None
 
 
 def missed_of(
@@ -4300,83 +4314,82 @@ class Store(apscheduler.abc.DataStore):
         self.holding: str | None = None  # why no schedule is acquired now
         self.last_turn_s = clock.monotonic()  # when APScheduler last asked; the supervisor looks
         self.look: Callable[[], None] = lambda: None  # called each turn, to compare the clocks
-        self._db = open_writing(path)
+        self._writer = Writer(path, clock)
         try:
             self._reader = StoreReader(path)
             (last,) = self._reader.one("SELECT max(id) FROM executions")
             self._load_audit()
         except BaseException:
-            self._db.close()
+            self._writer.close()
             raise
         self.last_id: int = max(last or 0, last_id)
         self._note_timer: asyncio.TimerHandle | None = None
         self._stuck = False  # whether something was due and nothing could be acquired
-        self._writer: Writer | None = None
         self._count = Count(0, 0)
         self.changed: Callable[[str], None] = lambda schedule_id: None  # called after the commit
         self.took: Callable[[float], None] = lambda seconds: None  # told how long each commit took
         self._backlog = False  # whether more was due than one turn takes
-        self._claims: dict[str, Claimed] = {}
-        self._jobs: dict[str, list[apscheduler.Job]] = {}
+        self._claims: dict[str, Claim] = {}
+        self._tasks: dict[str, apscheduler.Task] = {}
         self._trigger = lru_cache(maxsize=TRIGGERS_CACHED)(_load_trigger)
+        self._plan = lru_cache(maxsize=PLANS_CACHED)(self._make_plan)
         self._event_broker: apscheduler.abc.EventBroker | None = None
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the writer; before this only reads work."""
-        self._writer = Writer(self.path, self._db, loop, self.clock)
         self._writer.took = self.took
+        self._writer.start(loop)
 
     def close(self) -> None:
         """Commit what is queued and close both connections."""
         if self._note_timer is not None:
             self._note_timer.cancel()
         self._reader.close()  # first: the last one to close checkpoints
-        if self._writer is not None:
-            self._writer.close()
-        else:
-            self._db.close()
+        self._writer.close()
 
     @property
     def state(self) -> str:
         """`ok`, or a sentence that says what is wrong with the database."""
         if self.hung_s > HUNG_S:
             return f"the disk has not answered for {self.hung_s:.0f} s"
-        return (self._writer and self._writer.trouble) or self._reader.trouble or "ok"
+        return self._writer.trouble or self._reader.trouble or "ok"
 
     @property
     def commits(self) -> int:
-        return self._writer.commits if self._writer else 0
+        return self._writer.commits
 
     @property
     def lost(self) -> str | None:
         """Why this server cannot go on with its database and must start anew, if so."""
-        return (self._writer and self._writer.lost) or self._reader.lost
+        return self._writer.lost or self._reader.lost
 
     @property
     def is_displaced(self) -> bool:
         """Whether the database was deleted, moved or replaced while it is open."""
-        return self._writer is not None and self._writer.is_displaced
+        return self._writer.is_displaced
+
+    @property
+    def hung_s(self) -> float:
+        """For how many seconds the disk has owed an answer to the commit under way."""
+        since_s = self._writer.busy_since_s
+        return 0.0 if since_s is None else self.clock.monotonic() - since_s
 
     async def halt(self, sentence: str) -> None:
         """Commit nothing that is not queued already; changes raise StoreUnavailable from now on."""
-        assert self._writer is not None
         self._writer.lost = sentence
-        with suppress(StoreUnavailable):
+        await self._settle_all()
+
+    async def _settle_all(self) -> None:
+        """Wait until all that is queued is committed, or cannot be."""
+        with suppress(ScheduleZeroError):
             await self.write(lambda db: None, essential=True)
 
     def copy_into(self, target: str) -> None:
         """Write everything committed to a new file. Raises StoreUnavailable."""
         self._reader.copy_into(target)
 
-    @property
-    def hung_s(self) -> float:
-        """For how many seconds the disk has owed an answer to the commit under way."""
-        since_s = self._writer.busy_since_s if self._writer else None
-        return 0.0 if since_s is None else self.clock.monotonic() - since_s
-
     def write(self, change: Change, *, essential: bool = False) -> Commit[Any]:
         """Store a change; see Writer.submit."""
-        assert self._writer is not None, "the store is not open"
         return self._writer.submit(change, essential=essential)
 
     async def probe(self) -> None:
@@ -4401,39 +4414,28 @@ class Store(apscheduler.abc.DataStore):
     def schedules(
         self,
         *,
-        handler_id: str | None = None,
-        method_name: str | None = None,
-        paused: bool | None = None,
-        search: str | None = None,
-        origin: str | None = None,
         sort: str = "schedule_id",
         limit: int = -1,
         offset: int = 0,
+        **wanted: Unpack[Wanted],
     ) -> tuple[list[Schedule], int]:
         """One page of the matching schedules, and how many match in all.
 
         A page may be shorter than `limit`, when what is on it is large; see MAX_PAGE_BYTES.
         """
-        where, values = _schedule_conditions(handler_id, method_name, paused, search, origin)
-        order = order_of(sort)
+        where, values = _schedule_conditions(wanted)
         (total,) = self._reader.one(f"SELECT count(*) FROM schedules {where}", values)
         rows = self._reader.all(
-            f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order} LIMIT ? OFFSET ?",
+            f"SELECT {SCHEDULE_COLUMNS} FROM schedules {where} ORDER BY {order_of(sort)} "
+            "LIMIT ? OFFSET ?",
             (*values, limit, offset),
             is_page=limit >= 0,
         )
         return [schedule_of(row) for row in rows], total
 
-    def schedule_ids(
-        self,
-        *,
-        handler_id: str | None = None,
-        method_name: str | None = None,
-        paused: bool | None = None,
-        search: str | None = None,
-    ) -> list[str]:
+    def schedule_ids(self, **wanted: Unpack[Wanted]) -> list[str]:
         """The ids of all matching schedules."""
-        where, values = _schedule_conditions(handler_id, method_name, paused, search)
+        where, values = _schedule_conditions(wanted)
         rows = self._reader.all(f"SELECT schedule_id FROM schedules {where}", values)
         return [schedule_id for (schedule_id,) in rows]
 
@@ -4455,7 +4457,7 @@ class Store(apscheduler.abc.DataStore):
     async def add_schedule_record(self, schedule: Schedule, receipt: Receipt | None = None) -> None:
         """Store a new schedule. Raises Conflict if the id is taken, AlreadyMade if the key is."""
 
-        def change(db: sqlite3.Connection) -> None:
+        def change(db: sqlite3.Cursor) -> None:
             _insert_receipt(db, receipt)
             try:
                 db.execute(INSERT_SCHEDULE, schedule_row(schedule))
@@ -4473,7 +4475,7 @@ class Store(apscheduler.abc.DataStore):
         """
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
-        def change(db: sqlite3.Connection) -> tuple[bool, Execution | None]:
+        def change(db: sqlite3.Cursor) -> tuple[bool, Execution | None]:
             row = db.execute(
                 f"SELECT {SCHEDULE_COLUMNS} FROM schedules "
                 "WHERE schedule_id = ? AND generation = ?",
@@ -4484,9 +4486,10 @@ class Store(apscheduler.abc.DataStore):
             before, missed = dict(zip(SCHEDULE_NAMES, row, strict=True)), None
             value_of = dict(zip(SCHEDULE_NAMES, schedule_row(schedule), strict=True))
             value_of["generation"] = generation + 1
-            kept = {name: value_of[name] for name in ("trigger_state", "paused")}
-            if before | kept | {"quarantined": None} == before:
-                for name in ("next_fire_us", "last_fire_us", "quarantined"):
+            state = TRIGGER_CURSOR.sub('"cursor_us":0', before["trigger_state"])
+            known = (state, before["paused"], before["quarantined"])
+            if known == (value_of["trigger_state"], value_of["paused"], None):
+                for name in TIMES:
                     del value_of[name]
             elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
                 _insert_execution(missed, db)
@@ -4508,7 +4511,7 @@ class Store(apscheduler.abc.DataStore):
     async def delete_schedule(self, schedule_id: str, generation: int | None = None) -> bool:
         """False if there is none, or none of that generation."""
 
-        def change(db: sqlite3.Connection) -> bool:
+        def change(db: sqlite3.Cursor) -> bool:
             sql = (
                 "DELETE FROM schedules WHERE schedule_id = ? AND generation = ifnull(?, generation)"
             )
@@ -4527,7 +4530,7 @@ class Store(apscheduler.abc.DataStore):
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
             if not paused and schedule.quarantined is None:
-                trigger = self._trigger(dump_json(schedule.trigger_state))
+                trigger = self._trigger(dump_state(schedule.trigger_state))
                 changed = replace(changed, next_fire_us=next_us(trigger, now_us))
             if await self.replace_schedule(changed, schedule.generation):
                 return self.schedule(schedule_id)
@@ -4545,7 +4548,7 @@ class Store(apscheduler.abc.DataStore):
         assert intake is not None
         admitted = intake.admit(execution)
 
-        def change(db: sqlite3.Connection) -> Execution:
+        def change(db: sqlite3.Cursor) -> Execution:
             _insert_receipt(db, receipt)
             _insert_execution(admitted, db)
             return admitted
@@ -4557,17 +4560,15 @@ class Store(apscheduler.abc.DataStore):
         stored.then(settle)
         return stored
 
+    def _update(self, sql: str, values: Sequence[Any]) -> Commit[bool]:
+        """Change one execution or attempt; whether it still was as the statement says."""
+        return self.write(lambda db: db.execute(sql, values).rowcount == 1, essential=True)
+
     def claim_execution(self, execution: Execution) -> Commit[bool]:
         """Record that an attempt of a queued execution begins; False if it is queued no more."""
-        values = (
-            execution.attempt,
-            execution.started_us,
-            execution.instance,
-            decode_id(execution.execution_id),
-        )
-        return self.write(
-            lambda db: db.execute(CLAIM_EXECUTION, values).rowcount == 1, essential=True
-        )
+        e = execution
+        values = (e.attempt, e.started_us, e.instance, decode_id(e.execution_id))
+        return self._update(CLAIM_EXECUTION, values)
 
     def end_execution(
         self, execution: Execution, attempt: Attempt | None = None, log: str | None = None
@@ -4580,16 +4581,11 @@ class Store(apscheduler.abc.DataStore):
         e = execution
         number = decode_id(e.execution_id)
         result = None if e.result is None else dump_json(e.result)
-        ended = (e.status, e.completed_us, e.duration_us, result, e.error, e.reason)
+        ended = (e.status.value, e.completed_us, e.duration_us, result, e.error, e.reason)
         values = (*ended, number, e.attempt)
-
-        def change(db: sqlite3.Connection) -> bool:
-            if not db.execute(END_EXECUTION, values).rowcount:
-                return False
-            _insert_details(db, number, attempt, log)
-            return True
-
-        return self.write(change, essential=True)
+        return self.write(
+            partial(_end_attempt, END_EXECUTION, values, number, attempt, log), essential=True
+        )
 
     def requeue_execution(
         self, execution: Execution, attempt: Attempt | None, begun: int, log: str | None = None
@@ -4597,32 +4593,25 @@ class Store(apscheduler.abc.DataStore):
         """Record that a failed attempt (number `begun`) is to be followed by another one."""
         e = execution
         number = decode_id(e.execution_id)
-
-        def change(db: sqlite3.Connection) -> bool:
-            values = (e.due_us, e.error, e.attempt, number, begun)
-            if not db.execute(REQUEUE_EXECUTION, values).rowcount:
-                return False
-            _insert_details(db, number, attempt, log)
-            return True
-
-        return self.write(change, essential=True)
+        values = (e.due_us, e.error, e.attempt, number, begun)
+        return self.write(
+            partial(_end_attempt, REQUEUE_EXECUTION, values, number, attempt, log), essential=True
+        )
 
     def record_cancel(self, execution_id: str, reason: str) -> Commit[bool]:
         """Record that an execution is to be cancelled; False if it is final already."""
         sql = "UPDATE executions SET cancelling = ? WHERE id = ? AND completed_us IS NULL"
-        values = (reason, decode_id(execution_id))
-        return self.write(lambda db: db.execute(sql, values).rowcount == 1, essential=True)
+        return self._update(sql, (reason, decode_id(execution_id)))
 
     def record_late(
         self, execution_id: str, attempt: int, instance: str, ended_us: int
     ) -> Commit[bool]:
         """Mark an ended attempt of an instance whose result came after it had been given up."""
-        values = (ended_us, decode_id(execution_id), attempt, instance)
         sql = (
             "UPDATE attempts SET outcome = 'late', ended_us = ? WHERE id = ? AND attempt = ? "
             "AND instance = ? AND outcome IN ('lost', 'timeout', 'cancelled')"
         )
-        return self.write(lambda db: db.execute(sql, values).rowcount == 1, essential=True)
+        return self._update(sql, (ended_us, decode_id(execution_id), attempt, instance))
 
     def execution(self, execution_id: str) -> Execution | None:
         query = f"SELECT {EXECUTION_COLUMNS} FROM executions WHERE id = ?"
@@ -4693,39 +4682,35 @@ class Store(apscheduler.abc.DataStore):
 
         Durations are whole milliseconds of the last attempts that succeeded.
         """
-        rows = self._reader.all(
-            "SELECT handler_id, status, count(*), max(completed_us) FROM executions "
-            "WHERE id >= ? AND created_us >= ? GROUP BY handler_id, status",
-            (first_id_of(since_us), since_us),
+        made = "FROM executions WHERE id >= ? AND created_us >= ?"
+        first_id = first_id_of(since_us)
+        counts = self._reader.all(
+            f"SELECT handler_id, status, count(*) {made} GROUP BY handler_id, status",
+            (first_id, since_us),
         )
         durations = self._reader.all(
-            "SELECT handler_id, duration_us / 1000 FROM executions "
-            "WHERE id >= ? AND created_us >= ? AND status = 'success' ORDER BY 2",
-            (first_id_of(since_us), since_us),
+            f"SELECT handler_id, duration_us / 1000 {made} AND status = 'success' ORDER BY 2",
+            (first_id, since_us),
         )
         minutes = self._reader.all(
             "SELECT completed_us / 60000000, count(*), sum(status = 'success'), "
             "sum(status IN ('error', 'timeout', 'lost')) FROM executions "
             "WHERE id >= ? AND completed_us >= ? GROUP BY 1 ORDER BY 1",
-            (first_id_of(since_us), self.clock.now_us() - 3600 * 1_000_000),
+            (first_id, self.clock.now_us() - 3600 * 1_000_000),
         )
+        names = ("minute", "total", "success", "failed")
         return {
-            **_tally([row[1:3] for row in rows], [ms for _, ms in durations]),
+            **_tally(counts, durations),
             "by_handler": {
                 handler_id: _tally(
-                    [row[1:3] for row in rows if row[0] == handler_id],
-                    [ms for owner, ms in durations if owner == handler_id],
+                    [row for row in counts if row[0] == handler_id],
+                    [row for row in durations if row[0] == handler_id],
                 )
-                for handler_id in sorted({row[0] for row in rows})
+                for handler_id in sorted({row[0] for row in counts})
             },
             "per_minute": [
-                {
-                    "minute": iso_of(minute * 60_000_000),
-                    "total": total,
-                    "success": success,
-                    "failed": failed,
-                }
-                for minute, total, success, failed in minutes
+                dict(zip(names, (iso_of(minute * 60_000_000), *sums), strict=True))
+                for minute, *sums in minutes
             ],
         }
 
@@ -4739,11 +4724,17 @@ class Store(apscheduler.abc.DataStore):
         self._count, surplus = await run_apart(
             partial(find_surplus, self.path, self.config, now_us, self._count)
         )
-        for first in range(0, len(surplus), PRUNE_ROWS):
-            chunk = surplus[first : first + PRUNE_ROWS]
-            deleted = await self.write(partial(_delete_executions, chunk), essential=True)
+        async for deleted in self._delete(_delete_executions, surplus):
             self._count = replace(self._count, rows=self._count.rows - deleted)
         return len(surplus)
+
+    async def _delete(
+        self, delete: Callable[[Sequence[tuple[int]], sqlite3.Cursor], int], rows: list[tuple[int]]
+    ) -> AsyncIterator[int]:
+        """Delete in small transactions; for each how many rows there were."""
+        for first in range(0, len(rows), PRUNE_ROWS):
+            chunk = rows[first : first + PRUNE_ROWS]
+            yield await self.write(partial(delete, chunk), essential=True)
 
     def find_receipt(self, wanted: Receipt) -> Receipt | None:
         """The one that was made for the same key in the same scope, unless it has expired."""
@@ -4759,18 +4750,14 @@ class Store(apscheduler.abc.DataStore):
         sql = "SELECT number FROM receipts WHERE made_us < ? OR number <= ? ORDER BY 1 LIMIT ?"
         (newest,) = self._reader.one("SELECT ifnull(max(number), 0) FROM receipts")
         values = (now_us - RECEIPT_LIFE_US, newest - RECEIPTS_KEPT, MAX_PRUNED)
-        rows = self._reader.all(sql, values)
-        for first in range(0, len(rows), PRUNE_ROWS):
-            chunk = rows[first : first + PRUNE_ROWS]
-            await self.write(partial(_delete_receipts, chunk), essential=True)
+        async for _ in self._delete(_delete_receipts, self._reader.all(sql, values)):
+            pass
 
     async def remove_exhausted(self, oldest_us: int) -> None:
         """Delete schedules of the API that fired for the last time before `oldest_us`."""
         rows = self._reader.all(
-            "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND paused = 0 "
-            "AND quarantined IS NULL AND origin = 'api' AND updated_us < ? "
-            "AND ifnull(last_fire_us, 0) < ? AND NOT EXISTS (SELECT 1 FROM executions "
-            "WHERE completed_us IS NULL AND executions.schedule_id = schedules.schedule_id)",
+            f"{SELECT_FINISHED} AND paused = 0 AND origin = 'api' AND updated_us < ? "
+            "AND ifnull(last_fire_us, 0) < ?",
             (oldest_us, oldest_us),
         )
         await self.remove_schedules([row[0] for row in rows], finished=True)
@@ -4782,12 +4769,11 @@ class Store(apscheduler.abc.DataStore):
 
         A change that is submitted afterwards is not committed without it.
         """
-        assert self._writer is not None, "the store is not open"
-        ring = 0 if entry.status is None else 1
-        first, kept = (0, AUDIT_KEPT) if ring == 0 else (AUDIT_KEPT, REFUSALS_KEPT)
+        ring = int(entry.status is not None)
+        first, kept = ((0, AUDIT_KEPT), (AUDIT_KEPT, REFUSALS_KEPT))[ring]
         self._audit_number += 1
-        self._audit_used[ring] += 1
-        e, place = entry, (first + self._audit_used[ring] % kept, self._audit_number)
+        self._audit_slots[ring] = first + (self._audit_slots[ring] - first + 1) % kept
+        e, place = entry, (self._audit_slots[ring], self._audit_number)
         values = (*place, e.at_us, e.actor, e.address, e.action, e.target, e.status)
         self._add_note(INSERT_AUDIT, values)
         return place
@@ -4797,7 +4783,6 @@ class Store(apscheduler.abc.DataStore):
         self._add_note(REFUSE_AUDIT, (status, *place))
 
     def _add_note(self, sql: str, values: tuple[Any, ...]) -> None:
-        assert self._writer is not None
         if len(self._writer.notes) >= MAX_NOTES:
             return  # nothing is committed, so nothing is accepted either
         self._writer.notes.append((sql, values))
@@ -4807,15 +4792,14 @@ class Store(apscheduler.abc.DataStore):
 
     def _commit_notes(self) -> None:
         self._note_timer = None
-        if self._writer is not None and self._writer.notes:
+        if self._writer.notes:
             # Whether it can be stored is told by `state`.
             self.write(lambda db: None, essential=True)
 
     async def settle_notes(self) -> None:
         """Commit the entries that wait, if the disk takes them: then `audit` has them."""
-        if self._writer is not None and self._writer.notes:
-            with suppress(ScheduleZeroError):
-                await self.write(lambda db: None, essential=True)
+        if self._writer.notes:
+            await self._settle_all()
 
     def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:
         """The newest entries, newest first; `before`: of lower number than this."""
@@ -4833,10 +4817,9 @@ class Store(apscheduler.abc.DataStore):
             "SELECT max(number), slot FROM audit GROUP BY slot >= ?", (AUDIT_KEPT,)
         )
         self._audit_number = max((number for number, _ in rows), default=0)
-        self._audit_used = [0, 0]
+        self._audit_slots = [0, AUDIT_KEPT]
         for _, slot in rows:
-            ring = int(slot >= AUDIT_KEPT)
-            self._audit_used[ring] = slot - ring * AUDIT_KEPT
+            self._audit_slots[slot >= AUDIT_KEPT] = slot
 
     # Handlers and times
 
@@ -4869,7 +4852,7 @@ class Store(apscheduler.abc.DataStore):
         """
         values = (now_us, self.last_id)
 
-        def change(db: sqlite3.Connection) -> None:
+        def change(db: sqlite3.Cursor) -> None:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('seen_us', ?), ('seen_id', ?)", values)
             db.execute(SAVE_LIVE_ID)
 
@@ -4886,10 +4869,11 @@ class Store(apscheduler.abc.DataStore):
         for first in range(0, top + 1, PRUNE_ROWS):
             moved += await self.write(partial(self._replan_some, now_us, first))
         await self.save_seen(now_us)
-        await self._announce(apscheduler.ScheduleUpdated, None)
+        wake = apscheduler.ScheduleUpdated(schedule_id="", task_id=TASK_ID, next_fire_time=EPOCH)
+        await self._publish(wake)
         return moved
 
-    def _replan_some(self, now_us: int, first: int, db: sqlite3.Connection) -> int:
+    def _replan_some(self, now_us: int, first: int, db: sqlite3.Cursor) -> int:
         moved = 0
         rows = db.execute(
             "SELECT schedule_id, trigger_state, next_fire_us, last_fire_us FROM schedules "
@@ -4905,7 +4889,7 @@ class Store(apscheduler.abc.DataStore):
                     moved += db.execute(
                         "UPDATE schedules SET next_fire_us = ?, trigger_state = ? "
                         "WHERE schedule_id = ? AND next_fire_us = ?",
-                        (earlier_us, dump_json(trigger.__getstate__()), schedule_id, planned_us),
+                        (earlier_us, dump_state(trigger.__getstate__()), schedule_id, planned_us),
                     ).rowcount
         return moved
 
@@ -4920,47 +4904,30 @@ class Store(apscheduler.abc.DataStore):
         self._event_broker = event_broker
 
     async def add_task(self, task: apscheduler.Task) -> None:
-        definition = dump_json(
-            {
-                "id": task.id,
-                "func": task.func,
-                "job_executor": task.job_executor,
-                "max_running_jobs": task.max_running_jobs,
-                "misfire_grace_time": task.misfire_grace_time
-                and task.misfire_grace_time.total_seconds(),
-                "metadata": task.metadata,
-            }
-        )
-        sql = "INSERT OR REPLACE INTO tasks VALUES (?, ?)"
-        known = {known.id for known in await self.get_tasks()}
-        await self.write(lambda db: db.execute(sql, (task.id, definition)))
-        kind = apscheduler.TaskUpdated if task.id in known else apscheduler.TaskAdded
+        """Keep a task in memory: what is stored are schedules of calls, which need none."""
+        kind = apscheduler.TaskUpdated if task.id in self._tasks else apscheduler.TaskAdded
+        self._tasks[task.id] = task
         await self._publish(kind(task_id=task.id))
 
     async def remove_task(self, task_id: str) -> None:
-        sql = "DELETE FROM tasks WHERE task_id = ?"
-        if not await self.write(lambda db: db.execute(sql, (task_id,)).rowcount):
+        if self._tasks.pop(task_id, None) is None:
             raise apscheduler.TaskLookupError(task_id)
         await self._publish(apscheduler.TaskRemoved(task_id=task_id))
 
     async def get_task(self, task_id: str) -> apscheduler.Task:
-        for task in await self.get_tasks():
-            if task.id == task_id:
-                return task
-        raise apscheduler.TaskLookupError(task_id)
+        if task_id not in self._tasks:
+            raise apscheduler.TaskLookupError(task_id)
+        return self._tasks[task_id]
 
     async def get_tasks(self) -> list[apscheduler.Task]:
-        rows = self._reader.all("SELECT definition FROM tasks ORDER BY task_id")
-        return [apscheduler.Task(**json.loads(text)) for (text,) in rows]
+        return [self._tasks[task_id] for task_id in sorted(self._tasks)]
 
     async def get_schedules(self, ids: set[str] | None = None) -> list[apscheduler.Schedule]:
-        found = self.schedules()[0] if ids is None else map(self.schedule, ids)
+        found = self.schedules()[0] if ids is None else filter(None, map(self.schedule, ids))
         readable = []
         for schedule in found:
-            if schedule is not None:
-                with suppress(TriggerError):
-                    trigger = self._trigger(dump_json(schedule.trigger_state))
-                    readable.append(self._as_apscheduler(schedule, trigger))
+            with suppress(TriggerError):
+                readable.append(self._as_apscheduler(schedule))
         return readable
 
     async def add_schedule(
@@ -4995,6 +4962,8 @@ class Store(apscheduler.abc.DataStore):
         """Claim due schedules, each with its fires planned: see PlannedFires."""
         self.last_turn_s = self.clock.monotonic()
         self.look()
+        if limit == LOOP_LIMIT:
+            limit = FIRES_AT_ONCE
         if self.holding is not None or self.state != "ok":
             return []
         now_us = self.clock.now_us()
@@ -5003,15 +4972,18 @@ class Store(apscheduler.abc.DataStore):
             "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
             (now_us, limit + len(self._claims)),
         )
-        acquired: list[DueSchedule] = []
+        until_us = now_us + lease_duration // MICROSECOND
+        acquired: list[Claim] = []
         for row in rows:
-            claim = self._claims.get(row[0])
-            if claim and claim.scheduler_id != scheduler_id and claim.until_us >= now_us:
+            held = self._claims.get(row[0])
+            if held and held.acquired_by != scheduler_id and held.until_us >= now_us:
                 continue
-            until_us = now_us + us_in(lease_duration)
-            schedule = await self._claim(schedule_of(row), row[-1], scheduler_id, now_us, until_us)
-            if schedule is not None:
-                acquired.append(schedule)
+            try:
+                claim = self._claim(due_of(row), now_us, scheduler_id, until_us)
+            except TriggerError as error:
+                await self._quarantine(row[0], row[DUE_GENERATION], str(error))
+                continue
+            acquired.append(claim)
             if len(acquired) == limit:
                 break
         self._backlog = len(acquired) == limit
@@ -5025,52 +4997,40 @@ class Store(apscheduler.abc.DataStore):
         except StoreUnavailable:
             return []
 
-    async def _claim(
-        self, schedule: Schedule, state: str, scheduler_id: str, now_us: int, until_us: int
-    ) -> DueSchedule | None:
-        """Plan the fires of a due schedule; None, and quarantine, if its trigger is unusable.
+    def _claim(self, due: Due, now_us: int, scheduler_id: str, until_us: int) -> Claim:
+        """Plan the fires of a due schedule. Raises TriggerError if its trigger is unusable."""
+        trigger, grace_s, plan = self._plan(
+            due.trigger_state, due.next_fire_us, now_us, due.coalesce, due.misfire_grace_time,
+            self.reason,
+        )  # fmt: skip
+        claim = self._claims[due.schedule_id] = Claim(
+            due.schedule_id, due[1:4], plan.fires[0].nominal_at, scheduler_id, until_us,
+            due, plan.fires, grace_s, further_times(plan, trigger),
+        )  # fmt: skip
+        return claim
 
-        `state` is the trigger's, as it is stored.
-        """
-        assert schedule.next_fire_us is not None
-        if schedule.quarantined is not None:  # as it was read, damaged
-            await self._quarantine(schedule, schedule.quarantined)
-            return None
-        try:
-            trigger = self._trigger(state)
-        except TriggerError as error:
-            await self._quarantine(schedule, str(error))
-            return None
-        grace_s = grace_s_of(schedule, trigger)
+    def _make_plan(
+        self,
+        state: str,
+        due_us: int,
+        now_us: int,
+        coalesce: Coalesce,
+        own_grace_s: float | None,
+        reason: Reason,
+    ) -> tuple[Trigger, float, FirePlan]:
+        """A trigger, how late its fires may run in seconds, and what becomes of them."""
+        trigger = self._trigger(state)
+        grace_s = trigger.grace_s if own_grace_s is None else own_grace_s
         plan = plan_fires(
-            trigger,
-            at_of(schedule.next_fire_us),
-            at_of(now_us),
-            coalesce=schedule.coalesce,
-            grace_s=grace_s,
-            reason=self.reason,
-        )
-        self._claims[schedule.schedule_id] = Claimed(
-            schedule,
-            scheduler_id,
-            until_us,
-            grace_s,
-            {fire.nominal_at: fire for fire in plan.fires},
-        )
-        self._jobs[schedule.schedule_id] = []
-        return DueSchedule(
-            schedule.schedule_id,
-            PlannedFires(plan, trigger),
-            (schedule.handler_id, schedule.method_name, schedule.job_params),
-            plan.fires[0].nominal_at,
-            scheduler_id,
-            at_of(until_us),
-        )
+            trigger, at_of(due_us), at_of(now_us),
+            coalesce=coalesce, grace_s=grace_s, reason=reason,
+        )  # fmt: skip
+        return trigger, grace_s, plan
 
-    async def _quarantine(self, schedule: Schedule, sentence: str) -> None:
-        log_store.error("schedule %s is quarantined: %s", schedule.schedule_id, sentence)
+    async def _quarantine(self, schedule_id: str, generation: int, sentence: str) -> None:
+        log_store.error("schedule %s is quarantined: %s", schedule_id, sentence)
         sql = "UPDATE schedules SET quarantined = ? WHERE schedule_id = ? AND generation = ?"
-        values = (sentence, schedule.schedule_id, schedule.generation)
+        values = (sentence, schedule_id, generation)
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, values))
 
@@ -5082,10 +5042,10 @@ class Store(apscheduler.abc.DataStore):
         A schedule that was changed, paused or deleted since it was acquired is left alone. A
         fire time that has its row already gets no second one.
         """
-        fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]] = []
+        fired: list[Fired] = []
         for result in results:
             claim = self._claims.get(result.schedule_id)
-            if claim is not None and claim.scheduler_id == scheduler_id:
+            if claim is not None and claim.acquired_by == scheduler_id:
                 fired.append((claim, result, self._executions_of(claim)))
         if not self._backlog:
             self.reason = Reason.TOO_LATE
@@ -5099,33 +5059,30 @@ class Store(apscheduler.abc.DataStore):
             log_store.warning("%d fires wait: %s", len(fired), error)
             await asyncio.sleep(NEXT_WAKE_S[1])  # the disk is in trouble: no spinning
 
-    def _settle(
-        self,
-        fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]],
-        stored: list[list[bool]] | Exception,
-    ) -> None:
+    def _settle(self, fired: list[Fired], stored: list[list[bool]] | Exception) -> None:
         """The commit of fires has ended: end their claims, let the intake go on with the rows."""
         assert self.intake is not None
         for place, (claim, _, executions) in enumerate(fired):
             is_new = stored[place] if isinstance(stored, list) else [False] * len(executions)
-            self._claims.pop(claim.schedule.schedule_id, None)
-            self._jobs.pop(claim.schedule.schedule_id, None)
-            self.changed(claim.schedule.schedule_id)
+            self._claims.pop(claim.id, None)
+            self.changed(claim.id)
             for execution, was_stored in zip(executions, is_new, strict=True):
                 (self.intake.accept if was_stored else self.intake.withdraw)(execution)
 
-    def _executions_of(self, claim: Claimed) -> list[Execution]:
+    def _executions_of(self, claim: Claim) -> list[Execution]:
         """The executions of the jobs that APScheduler made of a claimed schedule."""
         assert self.intake is not None
         now_us = self.clock.now_us()
-        schedule = claim.schedule
+        planned = iter(claim.fires)
         executions = []
-        for job in self._jobs.get(schedule.schedule_id, ()):
+        for job in claim.jobs:
             nominal_at = job.original_scheduled_time
             assert nominal_at is not None
-            fire = claim.fires.get(nominal_at) or Fire(nominal_at, True, None, 0, None)
+            fire = next(planned, None)
+            if fire is None or fire.nominal_at != nominal_at:
+                fire = Fire(nominal_at, run=True)
             execution = execution_of_fire(
-                schedule, fire, self.new_id(), now_us, claim.grace_s, self.config
+                claim.due, fire, self.new_id(), now_us, claim.grace_s, self.config
             )
             executions.append(self.intake.admit(execution))
         return executions
@@ -5154,7 +5111,8 @@ class Store(apscheduler.abc.DataStore):
         A job without a schedule, of APScheduler's own `add_job`, becomes a run-now execution.
         """
         if job.schedule_id is not None:
-            self._jobs.setdefault(job.schedule_id, []).append(job)
+            if claim := self._claims.get(job.schedule_id):
+                claim.jobs.append(job)
             return
         handler_id, method_name, job_params = job.args
         now_us = us_of(job.created_at)
@@ -5189,29 +5147,24 @@ class Store(apscheduler.abc.DataStore):
     async def extend_acquired_schedule_leases(
         self, scheduler_id: str, schedule_ids: set[str], duration: timedelta
     ) -> None:
-        until_us = self.clock.now_us() + us_in(duration)
+        until_us = self.clock.now_us() + duration // MICROSECOND
         for schedule_id in schedule_ids & self._claims.keys():
             claim = self._claims[schedule_id]
-            if claim.scheduler_id == scheduler_id:
-                self._claims[schedule_id] = claim._replace(until_us=until_us)
+            if claim.acquired_by == scheduler_id:
+                claim.until_us = until_us
 
     async def cleanup(self) -> None:
         """Remove exhausted schedules that nothing runs for."""
-        finished = self._reader.all(
-            "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND quarantined IS NULL "
-            "AND NOT EXISTS (SELECT 1 FROM executions WHERE completed_us IS NULL "
-            "AND executions.schedule_id = schedules.schedule_id)"
-        )
-        await self.remove_schedules([row[0] for row in finished], finished=True)
+        rows = self._reader.all(SELECT_FINISHED)
+        await self.remove_schedules([row[0] for row in rows], finished=True)
 
-    def _as_apscheduler(
-        self, schedule: Schedule, trigger: apscheduler.abc.Trigger
-    ) -> apscheduler.Schedule:
+    def _as_apscheduler(self, schedule: Schedule) -> apscheduler.Schedule:
+        """Raises TriggerError."""
         grace_s = schedule.misfire_grace_time
         return apscheduler.Schedule(
             id=schedule.schedule_id,
             task_id=TASK_ID,
-            trigger=trigger,
+            trigger=self._trigger(dump_state(schedule.trigger_state)),
             args=(schedule.handler_id, schedule.method_name, schedule.job_params),  # type: ignore[arg-type]
             paused=schedule.paused,
             coalesce=apscheduler.CoalescePolicy.all,  # the plan has coalesced already
@@ -5241,16 +5194,14 @@ class Store(apscheduler.abc.DataStore):
             next_fire_us=us_of(schedule.next_fire_time) if schedule.next_fire_time else None,
         )
 
-    async def _announce(self, kind: type, schedule: Schedule | None) -> None:
-        """Tell of a changed schedule; None only wakes APScheduler's loop."""
-        if schedule:
-            self.changed(schedule.schedule_id)
-        next_fire_us = schedule.next_fire_us if schedule else 0
+    async def _announce(self, kind: type, schedule: Schedule) -> None:
+        """Tell of a changed schedule, which wakes APScheduler's loop."""
+        self.changed(schedule.schedule_id)
         await self._publish(
             kind(
-                schedule_id=schedule.schedule_id if schedule else "",
+                schedule_id=schedule.schedule_id,
                 task_id=TASK_ID,
-                next_fire_time=None if next_fire_us is None else at_of(next_fire_us),
+                next_fire_time=at_or_none(schedule.next_fire_us),
             )
         )
 
@@ -5259,11 +5210,13 @@ class Store(apscheduler.abc.DataStore):
             await self._event_broker.publish(event)
 
 
-SCHEDULE_NAMES: Final = tuple(name.strip() for name in SCHEDULE_COLUMNS.split(","))
-FIRES_BEFORE: Final = "next_fire_us < ? AND paused = 0 AND quarantined IS NULL"
-INSERT_SCHEDULE: Final = (
-    f"INSERT INTO schedules ({SCHEDULE_COLUMNS}) VALUES ({placeholders(SCHEDULE_COLUMNS)})"
+TIMES: Final = ("next_fire_us", "last_fire_us", "quarantined")  # as the scheduler leaves them
+SELECT_FINISHED: Final = (
+    "SELECT schedule_id FROM schedules WHERE next_fire_us IS NULL AND quarantined IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM executions WHERE completed_us IS NULL "
+    "AND executions.schedule_id = schedules.schedule_id)"
 )
+FIRES_BEFORE: Final = "next_fire_us < ? AND paused = 0 AND quarantined IS NULL"
 SCHEDULE_ORDERS: Final[Mapping[str, str]] = {
     "schedule_id": "schedule_id {0}",
     "next_fire_time": "next_fire_us IS NULL, next_fire_us {0}, schedule_id",
@@ -5272,6 +5225,8 @@ SCHEDULE_ORDERS: Final[Mapping[str, str]] = {
     "handler_id": "handler_id {0}, schedule_id",
     "created_at": "created_us {0}, schedule_id",
 }
+DUE_GENERATION: Final = Due._fields.index("generation")
+Fired = tuple[Claim, apscheduler.ScheduleResult, list[Execution]]
 APSCHEDULER_COALESCE: Final[Mapping[apscheduler.CoalescePolicy, Coalesce]] = {
     apscheduler.CoalescePolicy.latest: Coalesce.LATEST,
     apscheduler.CoalescePolicy.earliest: Coalesce.LATEST,  # one run either way
@@ -5296,12 +5251,6 @@ def _load_trigger(state: str) -> Trigger:
         raise TriggerError("trigger", f"the stored trigger is damaged: {error}") from error
 
 
-def grace_s_of(schedule: Schedule, trigger: Trigger) -> float:
-    """How late the schedule's fires may run, in seconds."""
-    own = schedule.misfire_grace_time
-    return trigger.grace_s if own is None else own
-
-
 def next_us(trigger: Trigger, after_us: int) -> int | None:
     """The first fire time after a database time, as a database time."""
     at = trigger.next_after(at_of(after_us))
@@ -5312,10 +5261,6 @@ def at_or_none(us: int | None) -> datetime | None:
     return None if us is None else at_of(us)
 
 
-def us_in(span: timedelta) -> int:
-    return span // MICROSECOND
-
-
 def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
     """A WHERE clause of the conditions that have a value, and those values."""
     given = [(condition, value) for condition, value in pairs if value is not None]
@@ -5323,19 +5268,12 @@ def _conditions(*pairs: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
     return where, tuple(value for _, value in given)
 
 
-def _schedule_conditions(
-    handler_id: str | None,
-    method_name: str | None,
-    paused: bool | None,
-    search: str | None,
-    origin: str | None = None,
-) -> tuple[str, tuple[Any, ...]]:
+def _schedule_conditions(wanted: Wanted) -> tuple[str, tuple[Any, ...]]:
     """The WHERE clause of a list of schedules, and its values."""
+    paused, search = wanted.get("paused"), wanted.get("search")
     return _conditions(
-        ("handler_id = ?", handler_id),
-        ("method_name = ?", method_name),
+        *((f"{name} = ?", wanted.get(name)) for name in ("handler_id", "method_name", "origin")),
         ("paused = ?", None if paused is None else int(paused)),
-        ("origin = ?", origin),
         (
             "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
             "|| ' ' || method_name), ?)",
@@ -5354,11 +5292,11 @@ def join_logs(earlier: str, later: str) -> str:
     return f"{head[0].decode()}\n… lines left out …\n{tail[2].decode()}"
 
 
-def _insert_execution(execution: Execution, db: sqlite3.Connection) -> bool:
+def _insert_execution(execution: Execution, db: sqlite3.Cursor) -> bool:
     return db.execute(INSERT_EXECUTION, execution_row(execution)).rowcount == 1
 
 
-def _insert_receipt(db: sqlite3.Connection, receipt: Receipt | None) -> None:
+def _insert_receipt(db: sqlite3.Cursor, receipt: Receipt | None) -> None:
     """In the transaction of the change that it stands for. Raises AlreadyMade."""
     if receipt is None:
         return
@@ -5371,66 +5309,68 @@ def _insert_receipt(db: sqlite3.Connection, receipt: Receipt | None) -> None:
         raise AlreadyMade(f"the key {r.key} was used already") from None
 
 
-def _delete_receipts(numbers: Sequence[tuple[int]], db: sqlite3.Connection) -> None:
-    db.executemany("DELETE FROM receipts WHERE number = ?", numbers)
+def _delete_receipts(numbers: Sequence[tuple[int]], db: sqlite3.Cursor) -> int:
+    return db.executemany("DELETE FROM receipts WHERE number = ?", numbers).rowcount
 
 
-def _delete_executions(ids: Sequence[tuple[int]], db: sqlite3.Connection) -> int:
+def _delete_executions(ids: Sequence[tuple[int]], db: sqlite3.Cursor) -> int:
     """Delete executions with all that belongs to them; how many there were."""
-    cursor = db.executemany("DELETE FROM executions WHERE id = ? AND completed_us IS NOT NULL", ids)
     for table in ("attempts", "logs"):
         db.executemany(f"DELETE FROM {table} WHERE id = ?", ids)
-    return cursor.rowcount
+    sql = "DELETE FROM executions WHERE id = ? AND completed_us IS NOT NULL"
+    return db.executemany(sql, ids).rowcount
 
 
-def _insert_details(
-    db: sqlite3.Connection, number: int | None, attempt: Attempt | None, log: str | None
-) -> None:
+def _end_attempt(
+    sql: str,
+    values: Sequence[Any],
+    number: int | None,
+    attempt: Attempt | None,
+    log: str | None,
+    db: sqlite3.Cursor,
+) -> bool:
+    """Change an execution and add to it an attempt and its log; False if it has changed since."""
+    if not db.execute(sql, values).rowcount:
+        return False
     if attempt is not None:
         a = attempt
-        values = (number, a.attempt, a.instance, a.started_us, a.ended_us, a.outcome, a.error)
-        db.execute(INSERT_ATTEMPT, (*values, a.traceback))
+        row = (number, a.attempt, a.instance, a.started_us, a.ended_us, a.outcome, a.error)
+        db.execute(INSERT_ATTEMPT, (*row, a.traceback))
     if log:
-        row = db.execute("SELECT log FROM logs WHERE id = ?", (number,)).fetchone()
-        whole = join_logs(row[0], log) if row else log
+        earlier = db.execute("SELECT log FROM logs WHERE id = ?", (number,)).fetchone()
+        whole = join_logs(earlier[0], log) if earlier else log
         db.execute("INSERT OR REPLACE INTO logs VALUES (?, ?)", (number, whole))
+    return True
 
 
-def _commit_fires(
-    fired: list[tuple[Claimed, apscheduler.ScheduleResult, list[Execution]]],
-    db: sqlite3.Connection,
-) -> list[list[bool]]:
+def _commit_fires(fired: list[Fired], db: sqlite3.Cursor) -> list[list[bool]]:
     """Advance schedules and insert their executions; says for each whether it is a new row."""
     stored = []
     for claim, result, executions in fired:
-        schedule = claim.schedule
+        due = claim.due
         next_fire_us = us_of(result.next_fire_time) if result.next_fire_time else None
-        values = (
-            us_of(result.last_fire_time),
-            next_fire_us,
-            schedule.key,
-            schedule.generation,
-            schedule.next_fire_us,
-        )
+        last_fire_us = us_of(result.last_fire_time)
+        values = (last_fire_us, next_fire_us, due.key, due.generation, due.next_fire_us)
         advanced = db.execute(ADVANCE_SCHEDULE, values).rowcount == 1
         stored.append([advanced and _insert_execution(e, db) for e in executions])
     return stored
 
 
-def _tally(counts: Sequence[tuple[str, int]], durations_ms: Sequence[int]) -> dict[str, Any]:
-    """Counts by status, the success rate, and quantiles of sorted durations."""
-    by_status: dict[str, int] = {}
-    for status, count in counts:
-        by_status[status] = by_status.get(status, 0) + count
-    good = by_status.get("success", 0)
-    bad = sum(by_status.get(status, 0) for status in ("error", "timeout", "lost"))
+def _tally(
+    counts: Sequence[tuple[str, str, int]], durations: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """Counts by status, the success rate, and quantiles of durations, of rows sorted by them."""
+    by_status: Counter[str] = Counter()
+    for _, status, count in counts:
+        by_status[status] += count
+    good, bad = by_status["success"], sum(by_status[s] for s in ("error", "timeout", "lost"))
     return {
-        "total": sum(by_status.values()),
+        "total": by_status.total(),
         "by_status": by_status,
         "success_rate": good / (good + bad) if good + bad else None,
         "duration_ms": {
-            name: durations_ms[min(len(durations_ms) - 1, int(len(durations_ms) * share))]
-            if durations_ms
+            name: durations[min(len(durations) - 1, int(len(durations) * share))][1]
+            if durations
             else None
             for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
         },
@@ -5897,7 +5837,7 @@ def list_unfinished(directory: str) -> list[str]:
     return [path for place in places for path in find_files(place, UNFINISHED_NAME)]
 
 
-def _count_seal(new_database: int, db: sqlite3.Connection) -> tuple[int, int]:
+def _count_seal(new_database: int, db: sqlite3.Cursor) -> tuple[int, int]:
     """The lineage and the number of a new seal."""
     db.execute("INSERT OR IGNORE INTO meta VALUES ('database', ?)", (new_database,))
     (number,) = db.execute(
@@ -11067,7 +11007,7 @@ class ForecastCount:
         fire = row.next_fire_us, row.schedule_id, row.title
         if len(self._soonest) < UPCOMING_SOONEST or fire < self._soonest[-1]:
             self._soonest = sorted([*self._soonest, fire])[:UPCOMING_SOONEST]
-        alike = re.sub(r'"cursor_us": ?\d+', "", row.trigger_state), row.next_fire_us
+        alike = row.trigger_state, row.next_fire_us
         if (found := self._alike.get(alike)) is None:
             found = []
             with suppress(TriggerError):

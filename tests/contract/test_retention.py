@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,9 @@ async def test_attempts_and_logs_go_with_their_execution(past: Past) -> None:
     for execution_id in (old, new):
         number = sz.decode_id(execution_id)
         attempt = Attempt(1, "one", 1, 2, "error")
+        same = "UPDATE executions SET attempt = attempt WHERE id = ?"
         await past.store.write(
-            lambda db, number=number, attempt=attempt: sz._insert_details(
-                db, number, attempt, "a line\n"
-            )
+            partial(sz._end_attempt, same, (number,), number, attempt, "a line\n")
         )
     await past.prune()
     assert (past.store.attempts(old), past.store.log(old)) == ([], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sqlite3
 import subprocess
@@ -254,6 +255,20 @@ def test_no_acknowledged_change_is_lost_when_the_process_is_killed(tmp_path: Pat
     assert set(acknowledged) <= stored, f"seed {seed}"
 
 
+async def test_a_database_whose_log_file_begins_with_the_first_change_is_where_it_was(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    open_store().copy_into(str(tmp_path / "copy.db"))
+    store = Store(str(tmp_path / "copy.db"), Config(), Dial())
+    (tmp_path / "copy.db-wal").unlink()  # as recovery may do before the server begins
+    store._reader.all("SELECT 1")
+    (tmp_path / "copy.db-wal").touch()
+    assert not store.is_displaced
+    store.open(asyncio.get_running_loop())
+    assert not store.is_displaced
+    store.close()
+
+
 async def test_what_was_stored_is_read_back_equal(store: Store) -> None:
     retry = RetryPolicy(5, 0.5, 3.0, 9.0, 0.25)
     whole = execution(
@@ -268,7 +283,33 @@ async def test_what_was_stored_is_read_back_equal(store: Store) -> None:
         paused=True, origin="config",
     )  # fmt: skip
     await store.add_schedule_record(plan)
-    assert found(store) == replace(plan, key=1)
+    assert found(store) == replace(plan, key=1, trigger_state=without_cursor(plan))
+
+
+def without_cursor(plan: Schedule) -> dict[str, Any]:
+    return {**plan.trigger_state, "cursor_us": 0}
+
+
+async def test_equal_triggers_are_stored_equal_whenever_they_were_made(store: Store) -> None:
+    noon = {"type": "cron", "hour": "12"}
+    made = [sz.parse_trigger(noon, timezone="UTC", now=sz.at_of(us)) for us in (0, 10**15)]
+    for number, trigger in enumerate(made):
+        plan = schedule(store, f"s{number}", trigger_state=trigger.__getstate__())
+        await store.add_schedule_record(plan)
+    rows = store._reader.all("SELECT DISTINCT trigger_state FROM schedules")
+    assert [json.loads(state)["cursor_us"] for (state,) in rows] == [0]
+
+
+async def test_a_trigger_that_an_earlier_version_stored_is_still_known_as_the_same(
+    store: Store,
+) -> None:
+    plan = schedule(store)
+    await store.add_schedule_record(plan)
+    sql = "UPDATE schedules SET trigger_state = ?, next_fire_us = 7"
+    await store.write(lambda db: db.execute(sql, (sz.dump_json(plan.trigger_state),)))
+    assert found(store).trigger_state == plan.trigger_state
+    assert await store.replace_schedule(replace(found(store), name="new", next_fire_us=8), 0)
+    assert (found(store).name, found(store).next_fire_us) == ("new", 7)
 
 
 # Ids

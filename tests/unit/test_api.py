@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import schedulezero as sz
@@ -58,35 +58,24 @@ class MemoryStore:
     def schedules(
         self,
         *,
-        handler_id: str | None = None,
-        method_name: str | None = None,
-        paused: bool | None = None,
-        search: str | None = None,
         sort: str = "schedule_id",
         limit: int = -1,
         offset: int = 0,
+        **wanted: Unpack[sz.Wanted],
     ) -> tuple[list[sz.Schedule], int]:
+        search, paused = wanted.get("search"), wanted.get("paused")
         found = [
             schedule
             for schedule in sorted(self.by_id.values(), key=lambda s: s.schedule_id)
-            if handler_id in (None, schedule.handler_id)
-            and method_name in (None, schedule.method_name)
+            if wanted.get("handler_id") in (None, schedule.handler_id)
+            and wanted.get("method_name") in (None, schedule.method_name)
             and paused in (None, schedule.paused)
             and (search is None or search in schedule.schedule_id)
         ]
         return found[offset : offset + limit], len(found)
 
-    def schedule_ids(
-        self,
-        *,
-        handler_id: str | None = None,
-        method_name: str | None = None,
-        paused: bool | None = None,
-        search: str | None = None,
-    ) -> list[str]:
-        asked = {"handler_id": handler_id, "method_name": method_name, "paused": paused}
-        found, _ = self.schedules(**asked, search=search, limit=999)  # type: ignore[arg-type]
-        return [schedule.schedule_id for schedule in found]
+    def schedule_ids(self, **wanted: Unpack[sz.Wanted]) -> list[str]:
+        return [schedule.schedule_id for schedule in self.schedules(**wanted, limit=999)[0]]
 
     def due_until(self, end_us: int, *, after_key: int, limit: int) -> list[sz.DueRow]:
         made = enumerate(self.by_id.values(), 1)
