@@ -1241,7 +1241,7 @@ _SECTIONS: Final = (*_TABLES, "handlers", "schedules")
 # handler, each hour and, so that something is to be seen at once, each minute.
 BUILT_IN_DEPLOYMENTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "default": {},
+        "default": {"http_port": 8888, "zmq_port": 4242},
         "clock": {
             "http_port": 8889,
             "zmq_port": 4243,
@@ -1274,11 +1274,11 @@ def parse_config(
     """Return the effective configuration of one deployment.
 
     Weakest first: defaults, the built-in deployment, the top level of `mapping`, its
-    `deployments` entry of that name, `environ`. But the ports of a built-in deployment win over
-    those at the top, so that all run side by side. Every entry of `deployments` is checked, chosen
-    or not. Mappings merge by key; a handler or schedule set to null is removed. `data_dir` and
-    `log_dir` of the result are absolute and end in the deployment's name; relative paths start
-    at `directory`. Raises ConfigError.
+    `deployments` entry of that name, `environ`. But 8888 and 4242 at the top leave the built-in
+    deployments their own ports, so that all can run side by side. Every entry of `deployments` is
+    checked, chosen or not. Mappings merge by key; a handler or schedule set to null is removed.
+    `data_dir` and `log_dir` of the result are absolute and end in the deployment's name; relative
+    paths start at `directory`. Raises ConfigError.
     """
     source = ConfigSource(os.path.basename(path) if path else "configuration", lines or {})
     layer = source.read(_FILE, mapping)
@@ -1297,7 +1297,10 @@ def parse_config(
         "lines": source.lines,
         "credentials_dir": environ.get("CREDENTIALS_DIRECTORY") or None,  # set by systemd
     }
-    ports = {key: built_in[key] for key in ("http_port", "zmq_port") if key in built_in}
+    usual = BUILT_IN_DEPLOYMENTS["default"].items()
+    ports = {
+        key: built_in[key] for key, port in usual if key in built_in and layer.get(key) == port
+    }
     for part in (built_in, layer, ports, entries.get(name) or {}, _parse_environment(environ)):
         for key, value in part.items():
             merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
@@ -3118,8 +3121,6 @@ HUNG_S: Final = 15.0  # a commit that takes longer: the disk does not answer
 CLOSE_WRITER_S: Final = 10.0
 TRIGGERS_CACHED: Final = 1_024
 PLANS_CACHED: Final = 128  # of schedules that are alike and due in the same turn
-LOOP_LIMIT: Final = 100  # what APScheduler's loop asks for, whatever is due; nothing sets it
-FIRES_AT_ONCE: Final = 200  # what it gets: they share a commit, and hold up the loop by 15 ms
 MAX_PRUNED: Final = 10_000  # looked for at once
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
 SPREAD_AFTER_US: Final = 1_000_000
@@ -4959,11 +4960,9 @@ class Store(apscheduler.abc.DataStore):
     async def acquire_schedules(
         self, scheduler_id: str, lease_duration: timedelta, limit: int
     ) -> list[apscheduler.Schedule]:
-        """Claim due schedules, each with its fires planned: see PlannedFires."""
+        """Claim due schedules, each with its fires planned."""
         self.last_turn_s = self.clock.monotonic()
         self.look()
-        if limit == LOOP_LIMIT:
-            limit = FIRES_AT_ONCE
         if self.holding is not None or self.state != "ok":
             return []
         now_us = self.clock.now_us()

@@ -484,19 +484,6 @@ async def test_ours_does_not_spin_for_what_is_due_but_leased_to_another(ours: St
     assert await ours.get_next_schedule_run_time() == soon
 
 
-async def test_ours_gives_the_loop_more_than_its_hundred_so_that_they_share_a_commit(
-    ours: Store,
-) -> None:
-    due = now()
-    adding = [
-        ours.add_schedule(schedule(f"s{n}", due), ConflictPolicy.exception)
-        for n in range(sz.FIRES_AT_ONCE + 1)
-    ]
-    await asyncio.gather(*adding)
-    assert len(await acquired_ids(ours, "one", sz.LOOP_LIMIT - 1)) == sz.LOOP_LIMIT - 1
-    assert len(await acquired_ids(ours, "one", sz.LOOP_LIMIT)) == sz.FIRES_AT_ONCE
-
-
 async def test_ours_acquires_nothing_while_the_clock_is_held(ours: Store) -> None:
     await ours.add_schedule(schedule("a", now()), ConflictPolicy.exception)
     ours.holding = "the clock is 5 s behind"

@@ -102,20 +102,30 @@ def test_the_file_wins_over_the_built_in_deployment_and_its_own_entry_over_both(
     assert parse(text + own, deployment="clock").handlers[0].command == ("b",)
 
 
-def test_the_ports_at_the_top_are_not_those_of_deployments_that_have_their_own() -> None:
-    text = "http_port: 9000\nzmq_port: 9900\ndeployments: {clock: {http_port: 9001}, attic: {}}\n"
-    ports = {
+def ports_of(text: str) -> dict[str, tuple[int, int]]:
+    return {
         name: (config.http_port, config.zmq_port)
         for name in ("default", "attic", "clock", "production", "test")
         if (config := parse(text, deployment=name))
     }
-    assert ports == {
-        "default": (9000, 9900),
-        "attic": (9000, 9900),
+
+
+def test_the_usual_ports_at_the_top_leave_the_built_in_deployments_side_by_side() -> None:
+    text = "http_port: 8888\nzmq_port: 4242\ndeployments: {clock: {http_port: 9001}, attic: {}}\n"
+    assert ports_of(text) == {
+        "default": (8888, 4242),
+        "attic": (8888, 4242),
         "clock": (9001, 4243),
         "production": (8890, 4244),
         "test": (8891, 4245),
     }
+
+
+def test_other_ports_at_the_top_are_meant_for_whichever_deployment_runs() -> None:
+    text = "http_port: 9000\nzmq_port: 9900\ndeployments: {clock: {http_port: 9001}, attic: {}}\n"
+    ports = ports_of(text)
+    assert ports.pop("clock") == (9001, 9900)
+    assert set(ports.values()) == {(9000, 9900)}
     environ = {"SCHEDULEZERO_HTTP_PORT": "9002"}
     assert parse(text, environ, deployment="production").http_port == 9002
 
