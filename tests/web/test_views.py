@@ -69,7 +69,9 @@ def test_what_is_queued_says_what_it_waits_for(open_page: Open, serve: Serve) ->
 
 def test_a_last_fire_that_failed_is_seen_among_the_schedules(open_page: Open, serve: Serve) -> None:
     mock = mock_server.small()
-    failed = mock_server.execution("bad000000001", "backup", "push", "error", "nightly-backup")
+    failed = mock_server.execution(
+        "bad000000001", "backup", "push", "error", "nightly-backup", ago=5
+    )
     mock.executions.insert(0, failed)
     mock.schedules["nightly-backup"]["last_fire_time"] = failed["scheduled_at"]
     page = open_page(serve(mock).url + "/#/schedules")
