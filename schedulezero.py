@@ -3096,8 +3096,8 @@ class ClockGuard:
 #
 # One file, two connections. The writer thread owns the only connection that writes or
 # checkpoints (SQLite before 3.51.3 can reset the WAL wrongly with two); the event loop owns a
-# read-only one. A change is a function of the writing connection; the writer collects what is
-# queued and commits it in one transaction, so that 32 clients share one flush.
+# read-only one. A change is a function of a cursor of the writing one; the writer collects what
+# is queued and commits it in one transaction, so that 32 clients share one flush.
 
 SCHEMA_VERSION: Final = 4
 APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
@@ -13844,7 +13844,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
-DATA_DIR: Final = re.compile(r"""\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""")
+DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
 
 Arguments = argparse.Namespace
 
@@ -14187,7 +14187,8 @@ def guess_running(arguments: Arguments) -> Config | None:
     name = arguments.deployment or os.environ.get("SCHEDULEZERO_DEPLOYMENT") or "default"
     written = (path and load_text(path)) or ""
     own = os.environ.get("SCHEDULEZERO_DATA_DIR")
-    for root in filter(None, (own, *DATA_DIR.findall(written), "data")):
+    # Only what is this installation's: another's must not be stopped in its place.
+    for root in [own] if own else DATA_DIR.findall(written) or ["data"]:
         data_dir = os.path.join(directory, root.strip(), name)
         config = Config(name, data_dir=data_dir, path=path, directory=directory)
         if os.path.isdir(data_dir) and (pid := find_governor(data_dir)):

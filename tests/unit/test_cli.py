@@ -32,6 +32,35 @@ def test_options_may_stand_before_or_after_the_command(line: str) -> None:
     assert (arguments.deployment, arguments.config) == ("x", "c")
 
 
+@pytest.mark.parametrize(
+    ("text", "environ", "wanted"),
+    [
+        ("http_port: x\n", {}, ["data"]),
+        ("data_dir: kept\nhttp_port: x\n", {}, ["kept"]),
+        ('{"http_port": "x", "data_dir": "kept"}', {}, ["kept"]),
+        ("# data_dir: others\nhttp_port: x\n", {}, ["data"]),
+        ("http_port: x  # data_dir: others\n", {}, ["data"]),
+        ("data_dir: kept\nhttp_port: x\n", {"SCHEDULEZERO_DATA_DIR": "own"}, ["own"]),
+    ],
+)
+def test_behind_a_wrong_configuration_only_its_own_data_directory_is_looked_at(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    environ: dict[str, str],
+    wanted: list[str],
+) -> None:
+    looked_at: list[str] = []
+    monkeypatch.setattr(schedulezero, "find_governor", lambda path: looked_at.append(path))
+    for name in ("data", "kept", "others", "own"):
+        (tmp_path / name / "default").mkdir(parents=True)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "config.yaml"), "stop"]) == 78
+    assert looked_at == [str(tmp_path / name / "default") for name in wanted]
+
+
 def test_without_a_command_it_runs() -> None:
     assert build_parser().parse_args([]).command is schedulezero.command_run
 
