@@ -3099,10 +3099,10 @@ class ClockGuard:
 # read-only one. A change is a function of a cursor of the writing one; the writer collects what
 # is queued and commits it in one transaction, so that 32 clients share one flush.
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
-PAGE_BYTES: Final = 1024  # halves what a small commit writes, against SQLite's 4096
-CHECKPOINT_PAGES: Final = 4000
+PAGE_BYTES: Final = 512  # a small commit writes a third of what it would with SQLite's 4096
+CHECKPOINT_PAGES: Final = 8000
 CACHE_KIB: Final = 1024  # per connection
 MAX_WRITES_QUEUED: Final = 20_000
 AUDIT_KEPT: Final = 10_000  # entries of what was accepted; a later one takes the oldest's slot
@@ -3121,6 +3121,7 @@ HUNG_S: Final = 15.0  # a commit that takes longer: the disk does not answer
 CLOSE_WRITER_S: Final = 10.0
 TRIGGERS_CACHED: Final = 1_024
 PLANS_CACHED: Final = 128  # of schedules that are alike and due in the same turn
+DUE_AHEAD: Final = 1_000  # due schedules found by one scan; APScheduler takes a hundred a turn
 MAX_PRUNED: Final = 10_000  # looked for at once
 PRUNE_ROWS: Final = 200  # deleted per transaction, so that pruning never holds up a fire
 SPREAD_AFTER_US: Final = 1_000_000
@@ -3239,6 +3240,28 @@ SCHEMA: Final = (
         UNIQUE (scope, key)
     ) STRICT;
     """,
+    # What each fire writes is apart from what is written once, which may be large. Without an
+    # index of the due times: to scan a thousand of them takes less than to write two pages more.
+    """
+    ALTER TABLE schedules RENAME TO definitions;
+    CREATE TABLE states (
+        key INTEGER PRIMARY KEY,
+        paused INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        next_fire_us INTEGER,
+        last_fire_us INTEGER,
+        quarantined TEXT
+    ) STRICT;
+    INSERT INTO states
+        SELECT key, paused, generation, next_fire_us, last_fire_us, quarantined FROM definitions;
+    DROP INDEX schedules_due;
+    ALTER TABLE definitions DROP COLUMN paused;
+    ALTER TABLE definitions DROP COLUMN generation;
+    ALTER TABLE definitions DROP COLUMN next_fire_us;
+    ALTER TABLE definitions DROP COLUMN last_fire_us;
+    ALTER TABLE definitions DROP COLUMN quarantined;
+    CREATE VIEW schedules AS SELECT * FROM definitions LEFT JOIN states USING (key);
+    """,
 )
 """The statements that lead from each schema version to the next; the length is the version."""
 
@@ -3269,16 +3292,19 @@ def decode_id(text: str) -> int | None:
 
 @lru_cache(maxsize=64)
 def dump_retry(retry: RetryPolicy | None) -> str | None:
+    """Numbers without the ".0" of whole ones: each execution has them."""
     if retry is None:
         return None
-    return dump_json(
-        [retry.max_attempts, retry.base_delay, retry.factor, retry.max_delay, retry.jitter]
-    )
+    values = retry.max_attempts, retry.base_delay, retry.factor, retry.max_delay, retry.jitter
+    return dump_json([int(value) if value == int(value) else value for value in values])
 
 
 @lru_cache(maxsize=64)
 def load_retry(text: str | None) -> RetryPolicy | None:
-    return None if text is None else RetryPolicy(*json.loads(text))
+    if text is None:
+        return None
+    max_attempts, *values = json.loads(text)
+    return RetryPolicy(max_attempts, *map(float, values))
 
 
 # The columns have the order of the fields, so that most of a row is the value as it is.
@@ -3286,7 +3312,12 @@ SCHEDULE_NAMES: Final = tuple(
     {"coalesce": "coalesce_policy"}.get(own.name, own.name) for own in fields(Schedule)
 )
 SCHEDULE_COLUMNS: Final = ", ".join(SCHEDULE_NAMES)
-EXECUTION_COLUMNS: Final = ", ".join(("id", *Execution._fields[1:]))
+STATE_NAMES: Final = (
+    "key", "paused", "generation", "next_fire_us", "last_fire_us", "quarantined",
+)  # fmt: skip
+DEFINITION_NAMES: Final = tuple(name for name in SCHEDULE_NAMES if name not in STATE_NAMES[1:])
+EXECUTION_NAMES: Final = ("id", *Execution._fields[1:])
+EXECUTION_COLUMNS: Final = ", ".join(EXECUTION_NAMES)
 
 
 TRIGGER_CURSOR: Final = re.compile(r'"cursor_us":-?\d+')
@@ -3299,20 +3330,24 @@ def dump_state(trigger_state: Mapping[str, Any]) -> str:
     return TRIGGER_CURSOR.sub('"cursor_us":0', dump_json(trigger_state))
 
 
-def insert_into(table: str, columns: str) -> str:
-    values = ", ".join("?" * len(columns.split(",")))
-    return f"INSERT INTO {table} ({columns}) VALUES ({values})"
+def insert_into(table: str, names: Collection[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
-def schedule_row(s: Schedule) -> tuple[Any, ...]:
-    """The values of SCHEDULE_COLUMNS."""
-    return (
+def update_key(table: str, names: Iterable[str]) -> str:
+    return f"UPDATE {table} SET {', '.join(f'{name} = :{name}' for name in names)} WHERE key = :key"
+
+
+def schedule_values(s: Schedule) -> dict[str, Any]:
+    """What is stored of a schedule, by SCHEDULE_NAMES."""
+    values = (
         s.schedule_id, s.handler_id, s.method_name, dump_json(s.job_params),
         dump_json(s.trigger_config), dump_state(s.trigger_state), s.name, s.timeout,
         dump_retry(s.retry), s.coalesce.value, s.overlap.value, s.misfire_grace_time,
         s.max_jitter, int(s.paused), s.origin, s.created_us, s.updated_us, s.next_fire_us,
         s.last_fire_us, s.generation, s.quarantined, s.key,
     )  # fmt: skip
+    return dict(zip(SCHEDULE_NAMES, values, strict=True))
 
 
 def schedule_of(row: Sequence[Any]) -> Schedule:
@@ -3357,8 +3392,11 @@ def execution_of(row: Sequence[Any]) -> Execution:
         )  # fmt: skip
 
 
-INSERT_SCHEDULE: Final = insert_into("schedules", SCHEDULE_COLUMNS)
-INSERT_EXECUTION: Final = insert_into("executions", EXECUTION_COLUMNS) + " ON CONFLICT DO NOTHING"
+INSERT_DEFINITION: Final = insert_into("definitions", DEFINITION_NAMES)
+INSERT_STATE: Final = insert_into("states", STATE_NAMES)
+UPDATE_DEFINITION: Final = update_key("definitions", DEFINITION_NAMES)
+UPDATE_STATE: Final = update_key("states", STATE_NAMES)
+INSERT_EXECUTION: Final = insert_into("executions", EXECUTION_NAMES) + " ON CONFLICT DO NOTHING"
 CLAIM_EXECUTION: Final = (
     "UPDATE executions SET status = 'running', attempt = ?, started_us = ?, instance = ? "
     "WHERE id = ? AND status = 'queued'"
@@ -3378,11 +3416,11 @@ SAVE_LIVE_ID: Final = """
     FROM executions WHERE id >= ifnull((SELECT value FROM meta WHERE key = 'live_id'), 0)
 """
 INSERT_AUDIT: Final = "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_RECEIPT: Final = insert_into("receipts", "scope, key, digest, made_us, made")
+INSERT_RECEIPT: Final = insert_into("receipts", ("scope", "key", "digest", "made_us", "made"))
 REFUSE_AUDIT: Final = "UPDATE audit SET status = ? WHERE slot = ? AND number = ?"
 INSERT_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADVANCE_SCHEDULE: Final = (
-    "UPDATE schedules SET last_fire_us = ?, next_fire_us = ? "
+    "UPDATE states SET last_fire_us = ?, next_fire_us = ? "
     "WHERE key = ? AND generation = ? AND next_fire_us = ?"
 )
 
@@ -4166,6 +4204,12 @@ def due_of(row: Sequence[Any]) -> Due:
 
 
 DUE_COLUMNS: Final = ", ".join(Due._fields).replace("coalesce", "coalesce_policy")
+IS_DUE: Final = "next_fire_us <= ? AND paused = 0 AND quarantined IS NULL ORDER BY next_fire_us"
+SELECT_DUE_KEYS: Final = f"SELECT key FROM states WHERE {IS_DUE} LIMIT ?"
+SELECT_DUE: Final = (
+    f"SELECT {DUE_COLUMNS} FROM schedules "
+    f"WHERE key IN (SELECT value FROM json_each(?)) AND {IS_DUE}"
+)
 
 
 @dataclass(slots=True)
@@ -4325,6 +4369,7 @@ class Store(apscheduler.abc.DataStore):
             raise
         self.last_id: int = max(last or 0, last_id)
         self._note_timer: asyncio.TimerHandle | None = None
+        self._due_keys: list[int] = []  # of schedules that were due at the last look
         self._stuck = False  # whether something was due and nothing could be acquired
         self._count = Count(0, 0)
         self.changed: Callable[[str], None] = lambda schedule_id: None  # called after the commit
@@ -4451,7 +4496,7 @@ class Store(apscheduler.abc.DataStore):
 
     def count_due(self, end_us: int, *, after_key: int) -> int:
         """How many schedules `due_until` has not given yet after this key."""
-        query = f"SELECT count(*) FROM schedules WHERE {FIRES_BEFORE} AND key > ?"
+        query = f"SELECT count(*) FROM states WHERE {FIRES_BEFORE} AND key > ?"
         (count,) = self._reader.one(query, (end_us, after_key))
         return int(count)
 
@@ -4461,7 +4506,7 @@ class Store(apscheduler.abc.DataStore):
         def change(db: sqlite3.Cursor) -> None:
             _insert_receipt(db, receipt)
             try:
-                db.execute(INSERT_SCHEDULE, schedule_row(schedule))
+                _insert_schedule(schedule, db)
             except sqlite3.IntegrityError:
                 raise IdTaken(f"there is a schedule '{schedule.schedule_id}' already") from None
 
@@ -4485,21 +4530,17 @@ class Store(apscheduler.abc.DataStore):
             if row is None:
                 return False, None
             before, missed = dict(zip(SCHEDULE_NAMES, row, strict=True)), None
-            value_of = dict(zip(SCHEDULE_NAMES, schedule_row(schedule), strict=True))
-            value_of["generation"] = generation + 1
+            value_of = schedule_values(schedule)
+            value_of |= {"key": before["key"], "generation": generation + 1}
             state = TRIGGER_CURSOR.sub('"cursor_us":0', before["trigger_state"])
             known = (state, before["paused"], before["quarantined"])
             if known == (value_of["trigger_state"], value_of["paused"], None):
-                for name in TIMES:
-                    del value_of[name]
+                value_of |= {name: before[name] for name in TIMES}
             elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
                 _insert_execution(missed, db)
                 value_of["last_fire_us"] = missed.fire_us
-            db.execute(
-                f"UPDATE schedules SET {', '.join(f'{name} = ?' for name in value_of)} "
-                "WHERE schedule_id = ?",
-                (*value_of.values(), schedule.schedule_id),
-            )
+            db.execute(UPDATE_DEFINITION, value_of)
+            db.execute(UPDATE_STATE, value_of)
             return True, missed
 
         replaced, missed = await self.write(change)
@@ -4514,9 +4555,13 @@ class Store(apscheduler.abc.DataStore):
 
         def change(db: sqlite3.Cursor) -> bool:
             sql = (
-                "DELETE FROM schedules WHERE schedule_id = ? AND generation = ifnull(?, generation)"
+                "SELECT key FROM schedules "
+                "WHERE schedule_id = ? AND generation = ifnull(?, generation)"
             )
-            return db.execute(sql, (schedule_id, generation)).rowcount == 1
+            key = db.execute(sql, (schedule_id, generation)).fetchone()
+            for table in ("definitions", "states") if key else ():
+                db.execute(f"DELETE FROM {table} WHERE key = ?", key)
+            return key is not None
 
         deleted: bool = await self.write(change, essential=True)
         self.changed(schedule_id)
@@ -4877,21 +4922,22 @@ class Store(apscheduler.abc.DataStore):
     def _replan_some(self, now_us: int, first: int, db: sqlite3.Cursor) -> int:
         moved = 0
         rows = db.execute(
-            "SELECT schedule_id, trigger_state, next_fire_us, last_fire_us FROM schedules "
+            "SELECT key, trigger_state, next_fire_us, last_fire_us FROM schedules "
             "WHERE key >= ? AND key < ? AND next_fire_us > ? AND quarantined IS NULL",
             (first, first + PRUNE_ROWS, now_us),
         ).fetchall()
-        for schedule_id, state, planned_us, last_us in rows:
+        for key, state, planned_us, last_us in rows:
             with suppress(TriggerError):
                 used_until = None if last_us is None else at_of(last_us)
                 trigger = _load_trigger(state).rebased(at_of(now_us), used_until)
                 earlier_us = next_us(trigger, now_us)
                 if earlier_us is not None and earlier_us < planned_us:
-                    moved += db.execute(
-                        "UPDATE schedules SET next_fire_us = ?, trigger_state = ? "
-                        "WHERE schedule_id = ? AND next_fire_us = ?",
-                        (earlier_us, dump_state(trigger.__getstate__()), schedule_id, planned_us),
-                    ).rowcount
+                    state = dump_state(trigger.__getstate__())
+                    sql = "UPDATE definitions SET trigger_state = ? WHERE key = ?"
+                    db.execute(sql, (state, key))
+                    sql = "UPDATE states SET next_fire_us = ? WHERE key = ?"
+                    db.execute(sql, (earlier_us, key))
+                    moved += 1
         return moved
 
     # What APScheduler calls
@@ -4966,11 +5012,7 @@ class Store(apscheduler.abc.DataStore):
         if self.holding is not None or self.state != "ok":
             return []
         now_us = self.clock.now_us()
-        rows = self._rows(
-            f"SELECT {DUE_COLUMNS} FROM schedules WHERE paused = 0 AND quarantined IS NULL "
-            "AND next_fire_us <= ? ORDER BY next_fire_us LIMIT ?",
-            (now_us, limit + len(self._claims)),
-        )
+        rows = self._due_rows(now_us, limit + len(self._claims))
         until_us = now_us + lease_duration // MICROSECOND
         acquired: list[Claim] = []
         for row in rows:
@@ -4980,7 +5022,7 @@ class Store(apscheduler.abc.DataStore):
             try:
                 claim = self._claim(due_of(row), now_us, scheduler_id, until_us)
             except TriggerError as error:
-                await self._quarantine(row[0], row[DUE_GENERATION], str(error))
+                await self._quarantine(row, str(error))
                 continue
             acquired.append(claim)
             if len(acquired) == limit:
@@ -4988,6 +5030,17 @@ class Store(apscheduler.abc.DataStore):
         self._backlog = len(acquired) == limit
         self._stuck = bool(rows) and not acquired
         return acquired  # type: ignore[return-value]
+
+    def _due_rows(self, now_us: int, limit: int) -> list[Any]:
+        """The next DUE_COLUMNS of schedules that are due, at most `limit`.
+
+        To find them takes a scan of all states, so that one is made for many turns of a burst.
+        """
+        if not self._due_keys:
+            found = self._rows(SELECT_DUE_KEYS, (now_us, DUE_AHEAD))
+            self._due_keys = [key for (key,) in found]
+        keys, self._due_keys = self._due_keys[:limit], self._due_keys[limit:]
+        return self._rows(SELECT_DUE, (dump_json(keys), now_us)) if keys else []
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         """What APScheduler's loop reads; nothing while the database cannot be read."""
@@ -5026,10 +5079,10 @@ class Store(apscheduler.abc.DataStore):
         )  # fmt: skip
         return trigger, grace_s, plan
 
-    async def _quarantine(self, schedule_id: str, generation: int, sentence: str) -> None:
-        log_store.error("schedule %s is quarantined: %s", schedule_id, sentence)
-        sql = "UPDATE schedules SET quarantined = ? WHERE schedule_id = ? AND generation = ?"
-        values = (sentence, schedule_id, generation)
+    async def _quarantine(self, row: Sequence[Any], sentence: str) -> None:
+        log_store.error("schedule %s is quarantined: %s", row[0], sentence)
+        sql = "UPDATE states SET quarantined = ? WHERE key = ? AND generation = ?"
+        values = (sentence, row[DUE_KEY], row[DUE_GENERATION])
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, values))
 
@@ -5094,15 +5147,17 @@ class Store(apscheduler.abc.DataStore):
         """
         now_us = self.clock.now_us()
         soonest_us, latest_us = (now_us + round(s * 1e6) for s in NEXT_WAKE_S)
+        if self.holding is not None or self.state != "ok":
+            return at_of(latest_us)
+        if self._due_keys:
+            return at_of(soonest_us)
         rows = self._rows(
-            "SELECT min(next_fire_us) FROM schedules "
-            "WHERE paused = 0 AND quarantined IS NULL AND next_fire_us > ?",
+            "SELECT min(next_fire_us) FROM states "
+            "WHERE next_fire_us > ? AND paused = 0 AND quarantined IS NULL",
             (now_us if self._stuck else -1,),
         )
         next_fire_us = rows[0][0] if rows else None
-        if next_fire_us is None or self.holding is not None or self.state != "ok":
-            return at_of(latest_us)
-        return at_of(min(max(next_fire_us, soonest_us), latest_us))
+        return at_of(min(max(next_fire_us or latest_us, soonest_us), latest_us))
 
     async def add_job(self, job: apscheduler.Job) -> None:
         """Keep a fire until release_schedules, which commits it with the schedule's advance.
@@ -5224,7 +5279,7 @@ SCHEDULE_ORDERS: Final[Mapping[str, str]] = {
     "handler_id": "handler_id {0}, schedule_id",
     "created_at": "created_us {0}, schedule_id",
 }
-DUE_GENERATION: Final = Due._fields.index("generation")
+DUE_KEY, DUE_GENERATION = map(Due._fields.index, ("key", "generation"))
 Fired = tuple[Claim, apscheduler.ScheduleResult, list[Execution]]
 APSCHEDULER_COALESCE: Final[Mapping[apscheduler.CoalescePolicy, Coalesce]] = {
     apscheduler.CoalescePolicy.latest: Coalesce.LATEST,
@@ -5289,6 +5344,13 @@ def join_logs(earlier: str, later: str) -> str:
     head = both[: MAX_LOG_BYTES // 2].rpartition(b"\n")
     tail = both[-MAX_LOG_BYTES // 2 :].partition(b"\n")
     return f"{head[0].decode()}\n… lines left out …\n{tail[2].decode()}"
+
+
+def _insert_schedule(schedule: Schedule, db: sqlite3.Cursor) -> None:
+    value_of = schedule_values(schedule)
+    values = [value_of[name] for name in DEFINITION_NAMES]
+    value_of["key"] = db.execute(INSERT_DEFINITION, values).lastrowid
+    db.execute(INSERT_STATE, [value_of[name] for name in STATE_NAMES])
 
 
 def _insert_execution(execution: Execution, db: sqlite3.Cursor) -> bool:
@@ -5586,7 +5648,6 @@ class Recovery:
         self._clock = clock
         self._seal_path = os.path.join(config.data_dir, SEAL_FILE)
         self.seal = load_seal(self._seal_path)
-        self._sealed_commits = -1
         self._backup_s = 0.0  # monotonic: no automatic backup is tried before
         self._changing = asyncio.Lock()
         self._backup_trouble = Trouble("the automatic backup was made")
@@ -5743,12 +5804,9 @@ class Recovery:
     # While the store is open
 
     async def reseal(self, store: Store, *, is_open: bool = True) -> None:
-        """Count one more seal if anything was committed since the last. Raises StoreUnavailable."""
-        if is_open and store.commits == self._sealed_commits:
-            return
+        """Count one more seal. Raises StoreUnavailable."""
         lineage = int.from_bytes(os.urandom(7))
         database, number = await store.write(partial(_count_seal, lineage))
-        self._sealed_commits = store.commits
         await self._change(
             database=database,
             number=number,
@@ -11923,10 +11981,10 @@ def read_body(route: Route, request: Request) -> Mapping[str, Any]:
 
 # --- Server -----------------------------------------------------------------------------------
 
-HOUSE_EVERY_S: Final = 60.0  # pruning, sealing, and a look whether a backup is due
+HOUSE_EVERY_S: Final = 60.0  # pruning, and a look whether a seal or a backup is due
 FIRST_HOUSE_S: Final = 2.0
 TEND_EVERY_S: Final = 1.0
-SEEN_EVERY_S: Final = 600.0  # how often an idle server notes the time
+SEAL_EVERY_S: Final = 600.0  # notes the time as well; both together take four syncs
 STALLED_S: Final = 15.0  # APScheduler's loop asks every two seconds; silent so long, it hangs
 RESTART_S: Final = (0.5, 30.0)  # backoff of a scheduling loop that fails
 STEADY_S: Final = 60.0  # a loop that ran so long has not failed in a row
@@ -11995,7 +12053,7 @@ class Server:
         self._loop_task: asyncio.Task[None] | None = None
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
-        self._seen_s = clock.monotonic()
+        self._sealed_s = -math.inf
         self._probe: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -12265,12 +12323,10 @@ class Server:
 
     async def _keep_house(self) -> None:
         """Now and then: prune history, note the time, seal and back up the database."""
-        store, recovery = self.store, self.recovery
         chores: dict[str, Callable[[], Awaitable[object]]] = {
             "pruning": self._prune,
-            "noting the time": self._note_time,
-            "sealing": lambda: recovery.reseal(store),
-            "backing up": lambda: recovery.back_up_if_due(store),
+            "sealing": self._seal_if_due,
+            "backing up": lambda: self.recovery.back_up_if_due(self.store),
             "checking pages": self._check_pages,
             "watching memory": self._watch_memory,
         }
@@ -12307,11 +12363,12 @@ class Server:
         await self.store.prune_receipts(now_us)
         await self.store.remove_exhausted(now_us - round(self.config.max_age_days * 86_400e6))
 
-    async def _note_time(self) -> None:
+    async def _seal_if_due(self) -> None:
         now_s = self.clock.monotonic()
-        if now_s - self._seen_s >= SEEN_EVERY_S:
+        if now_s - self._sealed_s >= SEAL_EVERY_S:
             await self.store.save_seen(self.clock.now_us())
-            self._seen_s = now_s
+            await self.recovery.reseal(self.store)
+            self._sealed_s = now_s
 
     async def _check_pages(self) -> None:
         if self.recovery.must_check and (damage := await self.recovery.check()):

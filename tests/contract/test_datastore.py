@@ -559,7 +559,7 @@ async def test_ours_never_records_a_fire_time_twice(ours: Store) -> None:
         (acquired,) = await ours.acquire_schedules("one", LEASE, 100)
         await ours.add_job(job_of(acquired))
         await ours.release_schedules("one", [result_of(acquired, due + timedelta(hours=1))])
-        sql = "UPDATE schedules SET next_fire_us = ?"  # as when the clock goes back
+        sql = "UPDATE states SET next_fire_us = ?"  # as when the clock goes back
         await ours.write(lambda db: db.execute(sql, (sz.us_of(due),)))  # noqa: B023
     assert len(ours.executions(limit=10)) == 1
     assert isinstance(ours.intake, Recorder)
@@ -696,7 +696,7 @@ async def test_ours_quarantines_a_schedule_whose_trigger_it_cannot_read_and_fire
     for schedule_id in "ab":
         await ours.add_schedule(schedule(schedule_id, due), ConflictPolicy.exception)
     sql = (
-        "UPDATE schedules SET trigger_state = replace(trigger_state, 'UTC', 'Mars/Olympus_Mons') "
+        "UPDATE definitions SET trigger_state = replace(trigger_state, 'UTC', 'Mars/Olympus_Mons') "
         "WHERE schedule_id = 'a'"
     )
     await ours.write(lambda db: db.execute(sql))

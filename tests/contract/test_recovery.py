@@ -511,7 +511,9 @@ async def test_a_schedule_damaged_within_its_row_is_quarantined(place: Place) ->
     ).__getstate__()
     made = sz.Schedule("a", "h", "m", {}, state, state, next_fire_us=place.clock.us)
     await place.store.add_schedule_record(made)
-    await place.store.write(lambda db: db.execute("UPDATE schedules SET trigger_state = '{\"typ'"))
+    await place.store.write(
+        lambda db: db.execute("UPDATE definitions SET trigger_state = '{\"typ'")
+    )
     lease = sz.timedelta(seconds=30)
     assert await place.store.acquire_schedules("one", lease, 10) == []
     schedule = place.store.schedule("a")

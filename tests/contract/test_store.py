@@ -305,8 +305,9 @@ async def test_a_trigger_that_an_earlier_version_stored_is_still_known_as_the_sa
 ) -> None:
     plan = schedule(store)
     await store.add_schedule_record(plan)
-    sql = "UPDATE schedules SET trigger_state = ?, next_fire_us = 7"
+    sql = "UPDATE definitions SET trigger_state = ?"
     await store.write(lambda db: db.execute(sql, (sz.dump_json(plan.trigger_state),)))
+    await store.write(lambda db: db.execute("UPDATE states SET next_fire_us = 7"))
     assert found(store).trigger_state == plan.trigger_state
     assert await store.replace_schedule(replace(found(store), name="new", next_fire_us=8), 0)
     assert (found(store).name, found(store).next_fire_us) == ("new", 7)
@@ -485,7 +486,7 @@ async def test_a_replaced_schedule_must_not_have_been_changed_meanwhile(store: S
 async def test_an_edit_of_the_name_does_not_turn_back_a_fire_of_meanwhile(store: Store) -> None:
     await store.add_schedule_record(schedule(store))
     known = found(store)
-    sql = "UPDATE schedules SET next_fire_us = 5, last_fire_us = 4"
+    sql = "UPDATE states SET next_fire_us = 5, last_fire_us = 4"
     await store.write(lambda db: db.execute(sql))
     await store.replace_schedule(replace(known, name="new"), known.generation)
     assert (found(store).next_fire_us, found(store).last_fire_us) == (5, 4)
@@ -619,7 +620,7 @@ async def test_replanning_reaches_every_schedule_and_passes_the_unreadable(store
     await asyncio.gather(
         *[store.add_schedule_record(schedule(store, f"s{n:04}")) for n in range(many)]
     )
-    sql = "UPDATE schedules SET trigger_state = '{}' WHERE schedule_id = 's0003'"
+    sql = "UPDATE definitions SET trigger_state = '{}' WHERE schedule_id = 's0003'"
     await store.write(lambda db: db.execute(sql))
     assert await store.replan(true_us) == many - 1
 
@@ -797,6 +798,31 @@ async def test_a_database_of_version_3_gets_receipts_and_keeps_its_rows(
     assert new.executions(limit=10) == [run]
     await new.add_execution(execution(new), a_receipt(new))
     assert keys_of(new) == ["k"]
+
+
+async def test_a_database_of_version_4_keeps_its_schedules_and_their_state(
+    open_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            f"{'; '.join(sz.SCHEMA[:4])}; PRAGMA application_id = {sz.APPLICATION_ID}; "
+            "PRAGMA user_version = 4"
+        )
+        kept = Schedule(
+            "kept", "h", "m", {"a": 1}, {"type": "interval"}, interval(60, 0), paused=True,
+            next_fire_us=9, last_fire_us=8, generation=7, quarantined="broken", key=3,
+        )  # fmt: skip
+        values = sz.schedule_values(kept)
+        db.execute(sz.insert_into("schedules", values.keys()), [*values.values()])
+        db.commit()
+    store = open_store("old.db")
+    assert store.schedule("kept") == kept
+    await store.add_schedule_record(replace(kept, schedule_id="next", key=None))
+    assert found(store, "next").key == 4  # numbers are not used twice
+    assert await store.delete_schedule("kept")
+    assert store._reader.all("SELECT key FROM definitions") == [(4,)]
+    assert store._reader.all("SELECT key FROM states") == [(4,)]
 
 
 # Opening

@@ -167,7 +167,7 @@ def test_an_export_leaves_out_a_damaged_schedule_and_says_so(
     server.stop()
     database = server.directory / "data" / "default" / "schedulezero.db"
     with contextlib.closing(sqlite3.connect(database)) as db:
-        db.execute("UPDATE schedules SET trigger_config = '{' WHERE schedule_id = 'weekly'")
+        db.execute("UPDATE definitions SET trigger_config = '{' WHERE schedule_id = 'weekly'")
         db.commit()
     done = server.cli("export")
     assert (done.returncode, "weekly is left out: its row" in done.stderr) == (1, True)
