@@ -566,6 +566,20 @@ async def test_ours_never_records_a_fire_time_twice(ours: Store) -> None:
     assert (len(ours.intake.accepted), len(ours.intake.withdrawn)) == (1, 1)
 
 
+async def test_ours_asks_again_whether_what_it_found_due_a_turn_ago_still_is(ours: Store) -> None:
+    due = now() - timedelta(seconds=1)
+    for name in "abcd":
+        await ours.add_schedule(schedule(name, due), ConflictPolicy.exception)
+    assert await acquired_ids(ours, limit=1) == ["a"]
+    next_at = await ours.get_next_schedule_run_time()
+    assert next_at is not None and next_at < now() + timedelta(seconds=1)
+    await ours.set_paused("b", True)
+    await ours.remove_schedules(["c"])
+    await ours.add_schedule(schedule("later", due), ConflictPolicy.exception)
+    assert await acquired_ids(ours, limit=3) == ["d"]
+    assert await acquired_ids(ours, "two", limit=3) == ["later"]
+
+
 async def edit(store: Store) -> None:
     known = store.schedule("a")
     assert known is not None
