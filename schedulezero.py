@@ -5555,7 +5555,7 @@ def stamp_us(path: str) -> int | None:
     """The time in the name of an automatic backup; None if it is none."""
     if match := BACKUP_NAME.fullmatch(os.path.basename(path)):
         with suppress(ValueError):
-            at = datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+            at = datetime.fromisoformat(f"{match[1]}Z")
             return us_of(at) + int(match[2]) * 1000
     return None
 
@@ -11823,7 +11823,6 @@ class Api:
     def __init__(self, app: App) -> None:
         here = os.path.dirname(os.path.abspath(__file__))
         self._app = app
-        self._router = Router(ROUTES)
         self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
@@ -11837,6 +11836,9 @@ class Api:
         return self._settle(request, answer)
 
     def _answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
+ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
+
+
         """Raises ScheduleZeroError. What was asked is looked at only when who asks is known."""
         app, headers = self._app, request.headers
         app.access.check_host(headers)
@@ -11846,7 +11848,7 @@ class Api:
         app.access.check_source(request.method, headers)
         if request.method == "OPTIONS" and "access-control-request-method" in headers:
             return Response(200, headers=PREFLIGHT)
-        route, arguments = self._router.find(request.method, request.path)
+        route, arguments = ROUTER.find(request.method, request.path)
         request.route = route.path
         identity = app.access.identify(headers, request.peer)
         if not identity.role.includes(route.role):
@@ -12418,7 +12420,6 @@ LOG_PRUNE_S: Final = 60.0  # between two looks at the size of all logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
-PRELOADED: Final = ("_strptime",)  # imported by the server's first turn
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
@@ -12762,9 +12763,6 @@ def preload(config: Config) -> None:
     """Import what the children will need, so that they share its memory instead of each having its
     own. Only what comes with this program: a user's code has no business in the governor.
     """
-    for name in PRELOADED:
-        with suppress(ImportError):
-            importlib.import_module(name)
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "handler.py")
     found = find_handler_file("handler.py:", config.directory)
     if found and found[0] == own and any(s.run and s.autostart for s in config.handlers):
