@@ -76,8 +76,12 @@ class HalfLoaded(ModuleType):
 
 
 # OpenSSL takes 5 MB, for nothing in most servers: asyncio and anyio import it for TLS, the others
-# for digests. Where asyncio's module lies is looked up without importing asyncio.
-PUT_OFF = ("ssl", "asyncio.sslproto", "hashlib", "hmac", "secrets")
+# for digests. Where asyncio's module lies is looked up without importing asyncio. What follows
+# takes 0.5 MB and is seldom asked; shutil, which argparse needs, tries what Python was built with.
+PUT_OFF = (
+    *("ssl", "asyncio.sslproto", "hashlib", "hmac", "secrets", "difflib", "getpass"),
+    *(name for name in ("bz2", "lzma") if importlib.util.find_spec(f"_{name}")),
+)
 for _put_off in PUT_OFF:
     _above = importlib.util.find_spec(_put_off.partition(".")[0])
     _path = _above.submodule_search_locations if _above else None
@@ -1269,7 +1273,7 @@ def parse_config(
     path: str | None = None,
     directory: str = "/",
     lines: Mapping[KeyPath, int] | None = None,
-    local_timezone: str = "UTC",
+    local_timezone: Callable[[], str] = lambda: "UTC",
 ) -> Config:
     """Return the effective configuration of one deployment.
 
@@ -1291,7 +1295,6 @@ def parse_config(
     built_in = source.read(_SETTINGS, BUILT_IN_DEPLOYMENTS.get(name, {}))
     merged: dict[str, Any] = {
         "deployment": name,
-        "timezone": local_timezone,
         "path": path,
         "directory": directory,
         "lines": source.lines,
@@ -1304,6 +1307,8 @@ def parse_config(
     for part in (built_in, layer, ports, entries.get(name) or {}, _parse_environment(environ)):
         for key, value in part.items():
             merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
+    if "timezone" not in merged:
+        merged["timezone"] = local_timezone()
     config = _build_config(merged)
     if config.http_port == config.zmq_port:
         raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
@@ -1525,7 +1530,7 @@ def load_config(
         path=path,
         directory=os.path.dirname(path) if path else os.getcwd(),
         lines=lines,
-        local_timezone=load_local_timezone(),
+        local_timezone=load_local_timezone,  # imports 0.3 MB, so only where nothing is set
     )
 
 
@@ -11826,6 +11831,9 @@ class Api:
         self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
+ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
+
+
         """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
         try:
             answer = self._answer(request)
@@ -11836,9 +11844,6 @@ class Api:
         return self._settle(request, answer)
 
     def _answer(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
-ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
-
-
         """Raises ScheduleZeroError. What was asked is looked at only when who asks is known."""
         app, headers = self._app, request.headers
         app.access.check_host(headers)
@@ -13818,7 +13823,8 @@ def port_trouble(config: Config, kind: str) -> str | None:
     """Why the `http` or `zmq` port cannot be listened on, with the key to change."""
     host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # As bytes: for a text Python imports the tables of IDNA, 0.2 MB.
+        found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
         family, type_, protocol, _, address = found[0]
         with socket.socket(family, type_, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
