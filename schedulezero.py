@@ -9979,7 +9979,8 @@ class StaticFiles:
     """
 
     def __init__(self, directory: str) -> None:
-        self._files: dict[str, tuple[Response, Response]] = {}  # by URL path: plain, and gzipped
+        self._files: dict[str, Response] = {}  # by URL path
+        self._gzipped: dict[str, Response] = {}  # those that were asked for
         left = MAX_STATIC_BYTES
         for path, name in _walk_static(directory):
             with open(path, "rb") as file:
@@ -9988,17 +9989,21 @@ class StaticFiles:
             if left < 0:
                 log_http.warning("%s: more than fits; left out from %s on", directory, name)
                 break
-            self._files[name] = _file_responses(name, body)
-        self._files.setdefault("/index.html", _file_responses(".html", NO_DASHBOARD.encode()))
+            self._files[name] = _file_response(name, body)
+        self._files.setdefault("/index.html", _file_response(".html", NO_DASHBOARD.encode()))
 
     def handle(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             allow = (("Allow", "GET, HEAD"),)
             return error_response(405, "method_not_allowed", "this can only be read", allow)
-        file = self._files.get("/index.html" if request.path == "/" else request.path)
-        if file is None:
+        name = "/index.html" if request.path == "/" else request.path
+        chosen = self._files.get(name)
+        if chosen is None:
             return error_response(404, "not_found", "there is no such page")
-        chosen = file[ACCEPTS_GZIP.search(request.headers.get("accept-encoding", "")) is not None]
+        if ACCEPTS_GZIP.search(request.headers.get("accept-encoding", "")):
+            if name not in self._gzipped:
+                self._gzipped[name] = _gzipped_response(chosen)
+            chosen = self._gzipped[name]
         known = request.headers.get("if-none-match", "").replace("W/", "")
         etag = chosen.headers[0][1]
         if {etag, "*"}.isdisjoint(tag.strip() for tag in known.split(",")):
@@ -10017,13 +10022,17 @@ def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
                 yield path, "/" + os.path.relpath(path, directory).replace(os.sep, "/")
 
 
-def _file_responses(name: str, body: bytes) -> tuple[Response, Response]:
-    """A file as it is and gzipped, each with a tag of its own."""
+def _file_response(name: str, body: bytes) -> Response:
     tag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
-    content_type, vary = STATIC_TYPES["." + name.rpartition(".")[2]], ("Vary", "Accept-Encoding")
-    plain = Response(200, body, content_type, (("ETag", f'"{tag}"'), vary), "no-cache")
-    headers = (("ETag", f'"{tag}-gzip"'), vary, ("Content-Encoding", "gzip"))
-    return plain, replace(plain, body=zlib.compress(body, 9, zlib.MAX_WBITS | 16), headers=headers)
+    headers = (("ETag", f'"{tag}"'), ("Vary", "Accept-Encoding"))
+    return Response(200, body, STATIC_TYPES["." + name.rpartition(".")[2]], headers, "no-cache")
+
+
+def _gzipped_response(plain: Response) -> Response:
+    """The same file gzipped, with a tag of its own."""
+    (_, etag), vary = plain.headers
+    headers = (("ETag", f'{etag[:-1]}-gzip"'), vary, ("Content-Encoding", "gzip"))
+    return replace(plain, body=zlib.compress(plain.body, 9, zlib.MAX_WBITS | 16), headers=headers)
 
 
 # Connections
@@ -11822,6 +11831,9 @@ class Router:
         raise HttpError(404, "not_found", f"there is nothing at {path[:200]}")
 
 
+ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
+
+
 class Api:
     """Answers requests: those to `/api/` by the table, all others with the dashboard's files."""
 
@@ -11831,9 +11843,6 @@ class Api:
         self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
-ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
-
-
         """Never raises a ScheduleZeroError; what else it raises is a fault of the program."""
         try:
             answer = self._answer(request)
