@@ -12944,8 +12944,8 @@ class Governor:
         """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
         deployment, names = self._config.deployment, ", ".join(self._children)
         log_governor.info("governor %s of %r starts with %s", VERSION, deployment, names)
+        gc.collect()  # first, so that what is imported now fills the room
         preload(self._config)
-        gc.collect()
         gc.freeze()  # a later collection in a child would copy the pages it shares with us
         while not self._is_over():
             try:
@@ -13286,7 +13286,7 @@ class Governor:
         path = status_path(self._config.data_dir)
         try:
             with open(path + ".new", "w") as file:
-                json.dump(shown, file)
+                file.write(json.dumps(shown))
             os.replace(path + ".new", path)
             self._written = shown
         except OSError as error:
