@@ -83,6 +83,8 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG in sysexits.h; the governor never restarts 
 
 MAX_CONCURRENCY: Final = 1_000
 MAX_METHODS: Final = 256  # the server takes no more of one handler
+HANDLER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+WORD_START: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # within the name of a class
 METHOD_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@-]{0,127}")  # what its API can name
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 60  # the server refuses JSON nested deeper than 64, envelope included
@@ -662,9 +664,8 @@ def methods_of(handler: Handler) -> dict[str, Method]:
 
 def id_of(handler: Handler) -> str:
     """The handler's id; ConfigError if the server would refuse it."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(handler).__name__)
-    handler_id = handler.handler_id or words.lower()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", handler_id):
+    handler_id = handler.handler_id or WORD_START.sub("-", type(handler).__name__).lower()
+    if not HANDLER_ID.fullmatch(handler_id):
         allowed = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit"
         raise ConfigError(f"{handler_id!r} is no handler id: {allowed}")
     return handler_id

@@ -76,8 +76,12 @@ class HalfLoaded(ModuleType):
 
 
 # OpenSSL takes 5 MB, for nothing in most servers: asyncio and anyio import it for TLS, the others
-# for digests. Where asyncio's module lies is looked up without importing asyncio.
-PUT_OFF = ("ssl", "asyncio.sslproto", "hashlib", "hmac", "secrets")
+# for digests. Where asyncio's module lies is looked up without importing asyncio. What follows
+# takes 0.5 MB and is seldom asked; shutil, which argparse needs, tries what Python was built with.
+PUT_OFF = (
+    *("ssl", "asyncio.sslproto", "hashlib", "hmac", "secrets", "difflib", "getpass"),
+    *(name for name in ("bz2", "lzma") if importlib.util.find_spec(f"_{name}")),
+)
 for _put_off in PUT_OFF:
     _above = importlib.util.find_spec(_put_off.partition(".")[0])
     _path = _above.submodule_search_locations if _above else None
@@ -1269,7 +1273,7 @@ def parse_config(
     path: str | None = None,
     directory: str = "/",
     lines: Mapping[KeyPath, int] | None = None,
-    local_timezone: str = "UTC",
+    local_timezone: Callable[[], str] = lambda: "UTC",
 ) -> Config:
     """Return the effective configuration of one deployment.
 
@@ -1291,7 +1295,6 @@ def parse_config(
     built_in = source.read(_SETTINGS, BUILT_IN_DEPLOYMENTS.get(name, {}))
     merged: dict[str, Any] = {
         "deployment": name,
-        "timezone": local_timezone,
         "path": path,
         "directory": directory,
         "lines": source.lines,
@@ -1304,6 +1307,8 @@ def parse_config(
     for part in (built_in, layer, ports, entries.get(name) or {}, _parse_environment(environ)):
         for key, value in part.items():
             merged[key] = {**merged.get(key, {}), **value} if key in _SECTIONS else value
+    if "timezone" not in merged:
+        merged["timezone"] = local_timezone()
     config = _build_config(merged)
     if config.http_port == config.zmq_port:
         raise source.wrong(("zmq_port",), config.zmq_port, "another port than http_port")
@@ -1525,7 +1530,7 @@ def load_config(
         path=path,
         directory=os.path.dirname(path) if path else os.getcwd(),
         lines=lines,
-        local_timezone=load_local_timezone(),
+        local_timezone=load_local_timezone,  # imports 0.3 MB, so only where nothing is set
     )
 
 
@@ -5617,7 +5622,7 @@ def stamp_us(path: str) -> int | None:
     """The time in the name of an automatic backup; None if it is none."""
     if match := BACKUP_NAME.fullmatch(os.path.basename(path)):
         with suppress(ValueError):
-            at = datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+            at = datetime.fromisoformat(f"{match[1]}Z")
             return us_of(at) + int(match[2]) * 1000
     return None
 
@@ -10032,7 +10037,8 @@ class StaticFiles:
     """
 
     def __init__(self, directory: str) -> None:
-        self._files: dict[str, tuple[Response, Response]] = {}  # by URL path: plain, and gzipped
+        self._files: dict[str, Response] = {}  # by URL path
+        self._gzipped: dict[str, Response] = {}  # those that were asked for
         left = MAX_STATIC_BYTES
         for path, name in _walk_static(directory):
             with open(path, "rb") as file:
@@ -10041,17 +10047,21 @@ class StaticFiles:
             if left < 0:
                 log_http.warning("%s: more than fits; left out from %s on", directory, name)
                 break
-            self._files[name] = _file_responses(name, body)
-        self._files.setdefault("/index.html", _file_responses(".html", NO_DASHBOARD.encode()))
+            self._files[name] = _file_response(name, body)
+        self._files.setdefault("/index.html", _file_response(".html", NO_DASHBOARD.encode()))
 
     def handle(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             allow = (("Allow", "GET, HEAD"),)
             return error_response(405, "method_not_allowed", "this can only be read", allow)
-        file = self._files.get("/index.html" if request.path == "/" else request.path)
-        if file is None:
+        name = "/index.html" if request.path == "/" else request.path
+        chosen = self._files.get(name)
+        if chosen is None:
             return error_response(404, "not_found", "there is no such page")
-        chosen = file[ACCEPTS_GZIP.search(request.headers.get("accept-encoding", "")) is not None]
+        if ACCEPTS_GZIP.search(request.headers.get("accept-encoding", "")):
+            if name not in self._gzipped:
+                self._gzipped[name] = _gzipped_response(chosen)
+            chosen = self._gzipped[name]
         known = request.headers.get("if-none-match", "").replace("W/", "")
         etag = chosen.headers[0][1]
         if {etag, "*"}.isdisjoint(tag.strip() for tag in known.split(",")):
@@ -10070,13 +10080,17 @@ def _walk_static(directory: str) -> Iterator[tuple[str, str]]:
                 yield path, "/" + os.path.relpath(path, directory).replace(os.sep, "/")
 
 
-def _file_responses(name: str, body: bytes) -> tuple[Response, Response]:
-    """A file as it is and gzipped, each with a tag of its own."""
+def _file_response(name: str, body: bytes) -> Response:
     tag = f"{zlib.crc32(body):08x}-{len(body):x}"  # hashlib would load OpenSSL, 3.6 MB
-    content_type, vary = STATIC_TYPES["." + name.rpartition(".")[2]], ("Vary", "Accept-Encoding")
-    plain = Response(200, body, content_type, (("ETag", f'"{tag}"'), vary), "no-cache")
-    headers = (("ETag", f'"{tag}-gzip"'), vary, ("Content-Encoding", "gzip"))
-    return plain, replace(plain, body=zlib.compress(body, 9, zlib.MAX_WBITS | 16), headers=headers)
+    headers = (("ETag", f'"{tag}"'), ("Vary", "Accept-Encoding"))
+    return Response(200, body, STATIC_TYPES["." + name.rpartition(".")[2]], headers, "no-cache")
+
+
+def _gzipped_response(plain: Response) -> Response:
+    """The same file gzipped, with a tag of its own."""
+    (_, etag), vary = plain.headers
+    headers = (("ETag", f'{etag[:-1]}-gzip"'), vary, ("Content-Encoding", "gzip"))
+    return replace(plain, body=zlib.compress(plain.body, 9, zlib.MAX_WBITS | 16), headers=headers)
 
 
 # Connections
@@ -11875,13 +11889,15 @@ class Router:
         raise HttpError(404, "not_found", f"there is nothing at {path[:200]}")
 
 
+ROUTER: Final = Router(ROUTES)  # before any fork: to compile patterns costs a child 0.5 MB
+
+
 class Api:
     """Answers requests: those to `/api/` by the table, all others with the dashboard's files."""
 
     def __init__(self, app: App) -> None:
         here = os.path.dirname(os.path.abspath(__file__))
         self._app = app
-        self._router = Router(ROUTES)
         self._static = StaticFiles(os.path.join(here, "static"))
 
     def handle(self, request: Request) -> HttpAnswer | Awaitable[HttpAnswer]:
@@ -11904,7 +11920,7 @@ class Api:
         app.access.check_source(request.method, headers)
         if request.method == "OPTIONS" and "access-control-request-method" in headers:
             return Response(200, headers=PREFLIGHT)
-        route, arguments = self._router.find(request.method, request.path)
+        route, arguments = ROUTER.find(request.method, request.path)
         request.route = route.path
         identity = app.access.identify(headers, request.peer)
         if not identity.role.includes(route.role):
@@ -12475,7 +12491,6 @@ LOG_PRUNE_S: Final = 60.0  # between two looks at the size of all logs
 LOCK_WAIT_S: Final = 1.0  # `status` holds the lock for an instant; that is no second governor
 HANDLER_OOM_SCORE: Final = 300  # of 1000; when memory runs out the kernel ends handlers first
 COPY_BYTES: Final = 64 << 10
-PRELOADED: Final = ("_strptime",)  # imported by the server's first turn
 NOTIFY_VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LIFELINE_VARIABLE: Final = "SCHEDULEZERO_LIFELINE_FD"
 SERVER_NAME: Final = "server"
@@ -12819,9 +12834,6 @@ def preload(config: Config) -> None:
     """Import what the children will need, so that they share its memory instead of each having its
     own. Only what comes with this program: a user's code has no business in the governor.
     """
-    for name in PRELOADED:
-        with suppress(ImportError):
-            importlib.import_module(name)
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "handler.py")
     found = find_handler_file("handler.py:", config.directory)
     if found and found[0] == own and any(s.run and s.autostart for s in config.handlers):
@@ -12989,8 +13001,8 @@ class Governor:
         """Serve until SIGTERM or SIGINT, or until the server refuses its configuration."""
         deployment, names = self._config.deployment, ", ".join(self._children)
         log_governor.info("governor %s of %r starts with %s", VERSION, deployment, names)
+        gc.collect()  # first, so that what is imported now fills the room
         preload(self._config)
-        gc.collect()
         gc.freeze()  # a later collection in a child would copy the pages it shares with us
         while not self._is_over():
             try:
@@ -13331,7 +13343,7 @@ class Governor:
         path = status_path(self._config.data_dir)
         try:
             with open(path + ".new", "w") as file:
-                json.dump(shown, file)
+                file.write(json.dumps(shown))
             os.replace(path + ".new", path)
             self._written = shown
         except OSError as error:
@@ -13877,7 +13889,8 @@ def port_trouble(config: Config, kind: str) -> str | None:
     """Why the `http` or `zmq` port cannot be listened on, with the key to change."""
     host, port = getattr(config, f"{kind}_host"), getattr(config, f"{kind}_port")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # As bytes: for a text Python imports the tables of IDNA, 0.2 MB.
+        found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
         family, type_, protocol, _, address = found[0]
         with socket.socket(family, type_, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -28,7 +28,7 @@ def parse(
         path="/srv/config.yaml",
         directory="/srv",
         lines=lines,
-        local_timezone="Europe/Berlin",
+        local_timezone=lambda: "Europe/Berlin",
     )
 
 
