@@ -560,6 +560,7 @@ class BadJson(ScheduleZeroError):
     code = "bad_json"
 
 
+JSON_VALUE_BYTES: Final = 64  # an empty dict, or a number with its place in a list
 _BRACKETS: Final = re.compile(r"[^\[\]{}]+")
 _JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -597,6 +598,11 @@ def encode_json(value: Any) -> bytes:
     """Encode compactly, as UTF-8."""
     # Lone surrogates from elsewhere become JSON escapes: one bad string must not hide a list.
     return dump_json(value).encode(errors="backslashreplace")
+
+
+def weight_of_json(text: str) -> int:
+    """The bytes that a JSON text's value takes in memory, roughly: up to thirty times the text."""
+    return len(text) + JSON_VALUE_BYTES * (text.count(",") + text.count("[") + text.count("{"))
 
 
 def _is_too_deep(text: str) -> bool:
@@ -3817,6 +3823,7 @@ class Writer:
             self.took(self._clock.monotonic() - began_s)
             with suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
+            del group, outcomes  # the next may be long in coming, and a result be large
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
@@ -3958,12 +3965,14 @@ def file_number(path: str) -> tuple[int, int] | None:
 
 
 def fetch_page(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The first rows, up to the one with which their texts exceed MAX_PAGE_BYTES."""
+    """The first rows, up to the one with which what becomes of their texts, which may be JSON,
+    exceeds MAX_PAGE_BYTES.
+    """
     page = []
     left = MAX_PAGE_BYTES
     for row in rows:
         page.append(row)
-        left -= sum(len(value) for value in row if isinstance(value, str))
+        left -= sum(weight_of_json(value) for value in row if isinstance(value, str))
         if left < 0:
             break
     return page
@@ -8629,7 +8638,7 @@ def weight_of(kind: str, value: Any) -> int:
     if kind == "log":
         return sum(len(line[2]) + 40 for line in value["lines"])
     if isinstance(value, Execution):
-        return 500 + len(repr(value.job_params)) + len(repr(value.result))
+        return 500 + weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
     return 500
 
 
@@ -13376,6 +13385,11 @@ def http_url(config: Config) -> str:
 # Units for this installation as it is. Pure, but for the paths of this program and its Python.
 
 UNIT_DIRECTORY: Final = "/etc/systemd/system"
+# For mallopt(3). A threshold that is set stays: else the first large message raises it, and the
+# next ones come to lie where what is freed of them is never given back to the kernel.
+ALLOCATOR: Final = MappingProxyType(
+    {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
+)
 UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
@@ -13503,7 +13517,7 @@ def _service_lines(
     variables = {name: environ[name] for name in _variables() if environ.get(name)}
     variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
     variables["SCHEDULEZERO_LOG_DIR"] = os.path.dirname(config.log_dir)
-    variables["MALLOC_ARENA_MAX"] = "2"
+    variables |= ALLOCATOR
     yield "User=schedulezero"
     yield f"WorkingDirectory={home.replace('%', '%%')}"  # quotes would be part of it
     yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
@@ -14082,10 +14096,11 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
         command += ["--deployment", arguments.deployment]
     command += ["run", *(["--background"] if arguments.background else [])]
     ours = os.path.dirname(os.path.abspath(__file__))
+    environ = {**ALLOCATOR, **os.environ}
     if find_archive() or (os.getcwd() == ours and not sys.flags.safe_path):
-        return command, os.environ
+        return command, environ
     paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return command, {**environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def require_ports(config: Config) -> None:

@@ -374,6 +374,14 @@ def test_what_a_command_left_behind_ends_with_it(site: Site) -> None:
 # What a handler gets.
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_runs_in_the_background_gives_freed_memory_back(site: Site) -> None:
+    site.start()
+    for name in ("governor", "server"):
+        environ = Path(f"/proc/{site.glance()[name]['pid']}/environ").read_bytes().split(b"\0")
+        assert b"MALLOC_TRIM_THRESHOLD_=131072" in environ
+
+
 def test_a_handler_gets_its_environment_directory_and_log_files(site: Site) -> None:
     (site.directory / "jobs").mkdir()
     script = 'echo "$COLOUR $(pwd)"; echo oops >&2; exec sleep 3600'
