@@ -13564,6 +13564,9 @@ PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
 REQUIREMENTS: Final = (("apscheduler", "==4.0.0a6"), ("pyzmq", ">=24,<28"), ("pyyaml", ">=6,<7"))
 LITTLE_ROOM_BYTES: Final = 512 << 20
 NO_ROOM_BYTES: Final = 32 << 20
+FLUSHES: Final = 5
+FLUSHES_LIMIT_S: Final = 15.0  # for all of them
+SLOW_FLUSH_S: Final = 0.1  # a good card takes 5 ms
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
 CHECK_DATABASE_S: Final = 60.0
 LATE_BACKUPS: Final = 2.5  # in intervals between two
@@ -13658,6 +13661,17 @@ def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis
     return passes("disk", shown)
 
 
+def check_flush(path: str, took_s: float | None) -> Diagnosis:
+    """`took_s`: the longest of some flushes; None if they did not end."""
+    fix = "another card, or set data_dir to another disk; dmesg may tell of errors"
+    if took_s is None:
+        return fails("flush", f"{path} takes no 4 KiB within {FLUSHES_LIMIT_S:g} s", fix)
+    shown = f"4 KiB are on the disk after {took_s * 1e3:.0f} ms"
+    if took_s > SLOW_FLUSH_S:
+        return warns("flush", f"{shown}; each change waits for that", fix)
+    return passes("flush", shown)
+
+
 # The installation.
 
 
@@ -13684,20 +13698,21 @@ def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
 
 
 def check_ports(
-    config: Config, pid: int | None, status: int | None, trouble: str | None
+    config: Config, pid: int | None, health: tuple[int | None, str], trouble: str | None
 ) -> Diagnosis:
-    """`status`: what the server's health answers; `trouble`: why a port could not be had."""
+    """`health`: as ask_health; `trouble`: why a port could not be had."""
     url = http_url(config)
     if trouble:
         fix = "end what has it (ss -ltnp shows it), or set another"
         return fails("ports", trouble, fix)
     if pid is None:
         return passes("ports", f"{config.http_port} and {config.zmq_port} are free")
+    status, ailments = health
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
         return fails("server", f"pid {pid} runs, but {url} does not answer", fix)
     if status != 200:
-        return fails("server", f"not healthy: {status}", f"see {url}/api/health")
+        return fails("server", f"not healthy: {ailments or status}", f"see {url}/api/health")
     return passes("server", f"pid {pid} answers on {url}")
 
 
@@ -13763,9 +13778,9 @@ def diagnose(
     load: Callable[[], Config],
     environ: Mapping[str, str],
     clock: Clock,
-    ask: Callable[[Config], int | None],
+    ask: Callable[[Config], tuple[int | None, str]],
 ) -> Iterator[Diagnosis]:
-    """Everything that can be checked. `ask` gives the status of a running server's health."""
+    """Everything that can be checked. `ask` gives a running server's health, as ask_health."""
     yield check_python((sys.version_info[0], sys.version_info[1]))
     for name, rule in REQUIREMENTS:
         yield check_requirement(name, rule, load_version(name))
@@ -13783,7 +13798,7 @@ def diagnose(
 
 
 def look_at_installation(
-    config: Config, clock: Clock, ask: Callable[[Config], int | None]
+    config: Config, clock: Clock, ask: Callable[[Config], tuple[int | None, str]]
 ) -> Iterator[Diagnosis]:
     zones = zoneinfo.available_timezones()
     yield check_zones(len(zones), config.timezone, config.timezone in zones)
@@ -13797,11 +13812,35 @@ def look_at_installation(
     room = os.statvfs(nearest_directory(config.data_dir))
     inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
     yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
+    with suppress(OSError):  # a full disk has been told of
+        yield check_flush(config.data_dir, measure_flush_s(config.data_dir, clock))
     yield check_secrecy(load_modes(config))
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
-    yield check_ports(config, pid, ask(config) if pid else None, trouble)
+    yield check_ports(config, pid, ask(config) if pid else (None, ""), trouble)
     yield from look_at_database(config, clock.now_us())
+
+
+def measure_flush_s(directory: str, clock: Clock) -> float | None:
+    """The longest of some flushes to a nameless file there; None if they do not end. Raises
+    OSError.
+    """
+    import tempfile
+
+    took_s: list[float] = []
+    with tempfile.TemporaryFile(dir=nearest_directory(directory), buffering=0) as file:
+
+        def flush() -> None:
+            for _ in range(FLUSHES):
+                began_s = clock.monotonic()
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+                took_s.append(clock.monotonic() - began_s)
+
+        flusher = threading.Thread(target=flush, daemon=True)  # who may never come back
+        flusher.start()
+        flusher.join(FLUSHES_LIMIT_S)
+        return None if flusher.is_alive() else max(took_s)
 
 
 def look_at_directory(name: str, path: str) -> Diagnosis:
@@ -13905,7 +13944,9 @@ def port_trouble(config: Config, kind: str) -> str | None:
 
 # --- Command line -----------------------------------------------------------------------------
 
-START_TIMEOUT_S: Final = 30.0  # for /api/health to answer
+# For /api/health to answer. A flush of a bad card takes 40 s, now and then, a first start flushes
+# 14 times, and the processor of a Pi Zero compiles for 10 s.
+START_TIMEOUT_S: Final = 120.0
 UNHEALTHY_S: Final = 5.0  # for a server that answers to become healthy
 STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
@@ -14176,10 +14217,19 @@ def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> Non
 
 def fetch_health(config: Config) -> int | None:
     """The HTTP status of /api/health; None if there was no answer."""
+    return ask_health(config)[0]
+
+
+def ask_health(config: Config) -> tuple[int | None, str]:
+    """The HTTP status of /api/health, None if there was no answer; and what is wrong, if that is
+    told without a login.
+    """
     try:
-        return ask_server(config, "GET", "/api/health", {})[0]
+        status, health = ask_server(config, "GET", "/api/health", {})
     except Unavailable:
-        return None
+        return None, ""
+    checks = health.get("checks", {}).values()
+    return status, "; ".join(sentence for sentence in checks if sentence != "ok")
 
 
 def ask_server(
@@ -15047,7 +15097,7 @@ def command_systemd(arguments: Arguments) -> int:
 def command_doctor(arguments: Arguments) -> int:
     """Look at everything, also when the configuration itself is what is wrong."""
     load = partial(load_checked, arguments)
-    diagnoses = list(diagnose(load, os.environ, Clock(), fetch_health))
+    diagnoses = list(diagnose(load, os.environ, Clock(), ask_health))
     is_well = not any(found.verdict is Verdict.FAILED for found in diagnoses)
     if arguments.json:
         print(json.dumps({"ok": is_well, "checks": [asdict(found) for found in diagnoses]}))
