@@ -13956,6 +13956,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+EXPENDABLE: Final = 500  # in proc(5)'s oom_score_adj: as if half of all memory were in use here
 DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
 
 Arguments = argparse.Namespace
@@ -13984,6 +13985,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one command; the exit code. Every expected failure is one line on stderr."""
     try:
         arguments = build_parser().parse_args(argv)
+        if argv is None and arguments.command not in LASTING:
+            offer_to_be_killed()
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
@@ -14001,6 +14004,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def offer_to_be_killed() -> None:
+    """Where memory runs out, have the kernel end this command rather than a handler at work."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < EXPENDABLE:
+            file.write(str(EXPENDABLE))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15123,6 +15133,9 @@ def flag(*names: str, text: str) -> Option:
     return option(*names, text=text, action="store_true")
 
 
+LASTING: Final = frozenset(
+    {command_run, command_start, command_restart, command_server, command_handler}
+)
 JSON_FLAG: Final = flag("--json", text="as JSON")
 COMMANDS: Final[Sequence[tuple[Any, ...]]] = (
     # Words, function (none: further words follow), help, options.

@@ -382,6 +382,18 @@ def test_what_runs_in_the_background_gives_freed_memory_back(site: Site) -> None
         assert b"MALLOC_TRIM_THRESHOLD_=131072" in environ
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_command_is_killed_for_want_of_memory_rather_than_what_it_looks_at(site: Site) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    site.start()
+    command = site.popen("logs", "--follow")
+    wait_for(lambda: score(command.pid) == 500, "the command to offer itself")
+    for name in ("governor", "server"):
+        assert score(site.glance()[name]["pid"]) == score(os.getpid())
+
+
 def test_a_handler_gets_its_environment_directory_and_log_files(site: Site) -> None:
     (site.directory / "jobs").mkdir()
     script = 'echo "$COLOUR $(pwd)"; echo oops >&2; exec sleep 3600'
