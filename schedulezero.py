@@ -13626,6 +13626,16 @@ def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
     return fails(name, f"{version} is not {rule}", fix)
 
 
+def check_bytecode(path: str, is_there: bool, is_writable: bool) -> Diagnosis:
+    """`path`: where Python keeps what it has compiled of this program."""
+    if is_there:
+        return passes("bytecode", path)
+    if is_writable:
+        return passes("bytecode", "made by the first start")
+    sentence = f"{path} cannot be made: each start compiles, which takes seconds and 30 MB"
+    return warns("bytecode", sentence, "python -m compileall schedulezero.py, as its owner")
+
+
 # The machine.
 
 
@@ -13784,6 +13794,10 @@ def diagnose(
     yield check_python((sys.version_info[0], sys.version_info[1]))
     for name, rule in REQUIREMENTS:
         yield check_requirement(name, rule, load_version(name))
+    compiled = importlib.util.cache_from_source(os.path.abspath(__file__))
+    is_writable = os.access(nearest_directory(os.path.dirname(compiled)), os.W_OK)
+    is_kept = is_writable and not sys.dont_write_bytecode
+    yield check_bytecode(compiled, os.path.exists(compiled), is_kept)
     yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
