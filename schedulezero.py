@@ -13970,6 +13970,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+COMPILED_BYTES: Final = 40 << 20  # in use from the start: glibc keeps what the compiler took
 EXPENDABLE: Final = 500  # in proc(5)'s oom_score_adj: as if half of all memory were in use here
 DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
 
@@ -14001,6 +14002,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         if argv is None and arguments.command not in LASTING:
             offer_to_be_killed()
+        if argv is None and (load_rss_bytes() or 0) > COMPILED_BYTES:
+            release_memory()
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
