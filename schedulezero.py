@@ -10103,6 +10103,7 @@ class HttpLimits:
     stream_quiet_s: float = 15.0  # then a comment keeps the event stream alive
     max_connections: int = 500  # below the usual 1,024 file descriptors
     max_per_address: int = 100  # for other machines; this one may use all
+    max_held_bytes: int = 16 << 20  # of all clients: requests not yet whole, answers not yet taken
     sweep_s: float = 1.0
 
 
@@ -10169,6 +10170,9 @@ class HttpConnection(asyncio.Protocol):
         if phase in _RECEIVING:
             self._parser.feed(data)
             self._serve()
+            has_room = self._server.has_room(self, self._parser.buffered_bytes)
+            if self._phase is Phase.BODY and not has_room:
+                self.refuse(no_room())
         elif phase is Phase.HANDSHAKE:
             self._parser.feed(data)  # it came with the end of the handshake
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
@@ -10204,6 +10208,10 @@ class HttpConnection(asyncio.Protocol):
         self._stop()
 
     # Called by the server
+
+    @property
+    def held_bytes(self) -> int:
+        return self._parser.buffered_bytes + self._transport.get_write_buffer_size()
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
         """Wait for the first request, after the handshake if there is one."""
@@ -10313,6 +10321,10 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(answer, StreamResponse):
             self._start_stream(request, answer)
             return
+        # What a change has done is told in any case.
+        if request.method == "GET" and not self._server.has_room(self, len(answer.body)):
+            full = no_room()
+            answer = error_response(full.status, full.code, str(full), full.headers)
         keep_alive = request.keep_alive and not self._server.is_closing
         is_head = request.method == "HEAD"
         data = render_response(
@@ -10381,6 +10393,11 @@ class HttpConnection(asyncio.Protocol):
         self._enter(Phase.STREAMING)
         self._transport.write(chunk)
         return True
+
+
+def no_room() -> HttpError:
+    sentence = "clients that send or read slowly take the memory there is; try again later"
+    return HttpError(503, "overloaded", sentence, (("Retry-After", "5"),))
 
 
 # The server
@@ -10468,6 +10485,13 @@ class HttpServer:
             sentence = "the server has as many connections as it takes; try again later"
             retry = (("Retry-After", "5"),)
             connection.refuse(HttpError(503, "too_many_connections", sentence, retry))
+
+    def has_room(self, connection: HttpConnection, size: int) -> bool:
+        """Whether so many bytes may be held for a client; what is small always."""
+        if size <= MAX_PIPELINED_BYTES:
+            return True
+        held = sum(other.held_bytes for other in self._connections if other is not connection)
+        return held + size <= self._limits.max_held_bytes
 
     def forget(self, connection: HttpConnection) -> None:
         self._turned_away.discard(connection)
