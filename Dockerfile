@@ -38,6 +38,7 @@ COPY static static
 COPY config.yaml /config/
 ENV HOME=/data \
     MALLOC_ARENA_MAX=2 \
+    MALLOC_TRIM_THRESHOLD_=131072 \
     SCHEDULEZERO_ALLOW_INSECURE=true \
     SCHEDULEZERO_CONFIG_PATH=/config/config.yaml \
     SCHEDULEZERO_DATA_DIR=/data \

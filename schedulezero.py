@@ -564,6 +564,7 @@ class BadJson(ScheduleZeroError):
     code = "bad_json"
 
 
+JSON_VALUE_BYTES: Final = 64  # an empty dict, or a number with its place in a list
 _BRACKETS: Final = re.compile(r"[^\[\]{}]+")
 _JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
@@ -601,6 +602,11 @@ def encode_json(value: Any) -> bytes:
     """Encode compactly, as UTF-8."""
     # Lone surrogates from elsewhere become JSON escapes: one bad string must not hide a list.
     return dump_json(value).encode(errors="backslashreplace")
+
+
+def weight_of_json(text: str) -> int:
+    """The bytes that a JSON text's value takes in memory, roughly: up to thirty times the text."""
+    return len(text) + JSON_VALUE_BYTES * (text.count(",") + text.count("[") + text.count("{"))
 
 
 def _is_too_deep(text: str) -> bool:
@@ -3822,6 +3828,7 @@ class Writer:
             self.took(self._clock.monotonic() - began_s)
             with suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
+            del group, outcomes  # the next may be long in coming, and a result be large
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
@@ -3963,12 +3970,14 @@ def file_number(path: str) -> tuple[int, int] | None:
 
 
 def fetch_page(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The first rows, up to the one with which their texts exceed MAX_PAGE_BYTES."""
+    """The first rows, up to the one with which what becomes of their texts, which may be JSON,
+    exceeds MAX_PAGE_BYTES.
+    """
     page = []
     left = MAX_PAGE_BYTES
     for row in rows:
         page.append(row)
-        left -= sum(len(value) for value in row if isinstance(value, str))
+        left -= sum(weight_of_json(value) for value in row if isinstance(value, str))
         if left < 0:
             break
     return page
@@ -8634,7 +8643,7 @@ def weight_of(kind: str, value: Any) -> int:
     if kind == "log":
         return sum(len(line[2]) + 40 for line in value["lines"])
     if isinstance(value, Execution):
-        return 500 + len(repr(value.job_params)) + len(repr(value.result))
+        return 500 + weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
     return 500
 
 
@@ -10108,6 +10117,7 @@ class HttpLimits:
     stream_quiet_s: float = 15.0  # then a comment keeps the event stream alive
     max_connections: int = 500  # below the usual 1,024 file descriptors
     max_per_address: int = 100  # for other machines; this one may use all
+    max_held_bytes: int = 16 << 20  # of all clients: requests not yet whole, answers not yet taken
     sweep_s: float = 1.0
 
 
@@ -10174,6 +10184,9 @@ class HttpConnection(asyncio.Protocol):
         if phase in _RECEIVING:
             self._parser.feed(data)
             self._serve()
+            has_room = self._server.has_room(self, self._parser.buffered_bytes)
+            if self._phase is Phase.BODY and not has_room:
+                self.refuse(no_room())
         elif phase is Phase.HANDSHAKE:
             self._parser.feed(data)  # it came with the end of the handshake
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
@@ -10209,6 +10222,10 @@ class HttpConnection(asyncio.Protocol):
         self._stop()
 
     # Called by the server
+
+    @property
+    def held_bytes(self) -> int:
+        return self._parser.buffered_bytes + self._transport.get_write_buffer_size()
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
         """Wait for the first request, after the handshake if there is one."""
@@ -10318,6 +10335,10 @@ class HttpConnection(asyncio.Protocol):
         if isinstance(answer, StreamResponse):
             self._start_stream(request, answer)
             return
+        # What a change has done is told in any case.
+        if request.method == "GET" and not self._server.has_room(self, len(answer.body)):
+            full = no_room()
+            answer = error_response(full.status, full.code, str(full), full.headers)
         keep_alive = request.keep_alive and not self._server.is_closing
         is_head = request.method == "HEAD"
         data = render_response(
@@ -10386,6 +10407,11 @@ class HttpConnection(asyncio.Protocol):
         self._enter(Phase.STREAMING)
         self._transport.write(chunk)
         return True
+
+
+def no_room() -> HttpError:
+    sentence = "clients that send or read slowly take the memory there is; try again later"
+    return HttpError(503, "overloaded", sentence, (("Retry-After", "5"),))
 
 
 # The server
@@ -10473,6 +10499,13 @@ class HttpServer:
             sentence = "the server has as many connections as it takes; try again later"
             retry = (("Retry-After", "5"),)
             connection.refuse(HttpError(503, "too_many_connections", sentence, retry))
+
+    def has_room(self, connection: HttpConnection, size: int) -> bool:
+        """Whether so many bytes may be held for a client; what is small always."""
+        if size <= MAX_PIPELINED_BYTES:
+            return True
+        held = sum(other.held_bytes for other in self._connections if other is not connection)
+        return held + size <= self._limits.max_held_bytes
 
     def forget(self, connection: HttpConnection) -> None:
         self._turned_away.discard(connection)
@@ -13388,6 +13421,11 @@ def http_url(config: Config) -> str:
 # Units for this installation as it is. Pure, but for the paths of this program and its Python.
 
 UNIT_DIRECTORY: Final = "/etc/systemd/system"
+# For mallopt(3). A threshold that is set stays: else the first large message raises it, and the
+# next ones come to lie where what is freed of them is never given back to the kernel.
+ALLOCATOR: Final = MappingProxyType(
+    {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": str(128 << 10)}
+)
 UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
@@ -13515,7 +13553,7 @@ def _service_lines(
     variables = {name: environ[name] for name in _variables() if environ.get(name)}
     variables["SCHEDULEZERO_DATA_DIR"] = os.path.dirname(config.data_dir)
     variables["SCHEDULEZERO_LOG_DIR"] = os.path.dirname(config.log_dir)
-    variables["MALLOC_ARENA_MAX"] = "2"
+    variables |= ALLOCATOR
     yield "User=schedulezero"
     yield f"WorkingDirectory={home.replace('%', '%%')}"  # quotes would be part of it
     yield f"ExecStart={' '.join([*map(quote_unit, words), *command])}"
@@ -13562,6 +13600,9 @@ PYTHONS: Final = ((3, 11), (3, 13))  # the first and the last that are tested
 REQUIREMENTS: Final = (("apscheduler", "==4.0.0a6"), ("pyzmq", ">=24,<28"), ("pyyaml", ">=6,<7"))
 LITTLE_ROOM_BYTES: Final = 512 << 20
 NO_ROOM_BYTES: Final = 32 << 20
+FLUSHES: Final = 5
+FLUSHES_LIMIT_S: Final = 15.0  # for all of them
+SLOW_FLUSH_S: Final = 0.1  # a good card takes 5 ms
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
 CHECK_DATABASE_S: Final = 60.0
 LATE_BACKUPS: Final = 2.5  # in intervals between two
@@ -13621,6 +13662,16 @@ def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
     return fails(name, f"{version} is not {rule}", fix)
 
 
+def check_bytecode(path: str, is_there: bool, is_writable: bool) -> Diagnosis:
+    """`path`: where Python keeps what it has compiled of this program."""
+    if is_there:
+        return passes("bytecode", path)
+    if is_writable:
+        return passes("bytecode", "made by the first start")
+    sentence = f"{path} cannot be made: each start compiles, which takes seconds and 30 MB"
+    return warns("bytecode", sentence, "python -m compileall schedulezero.py, as its owner")
+
+
 # The machine.
 
 
@@ -13656,6 +13707,17 @@ def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis
     return passes("disk", shown)
 
 
+def check_flush(path: str, took_s: float | None) -> Diagnosis:
+    """`took_s`: the longest of some flushes; None if they did not end."""
+    fix = "another card, or set data_dir to another disk; dmesg may tell of errors"
+    if took_s is None:
+        return fails("flush", f"{path} takes no 4 KiB within {FLUSHES_LIMIT_S:g} s", fix)
+    shown = f"4 KiB are on the disk after {took_s * 1e3:.0f} ms"
+    if took_s > SLOW_FLUSH_S:
+        return warns("flush", f"{shown}; each change waits for that", fix)
+    return passes("flush", shown)
+
+
 # The installation.
 
 
@@ -13682,20 +13744,21 @@ def check_secrecy(files: Iterable[tuple[str, int]]) -> Diagnosis:
 
 
 def check_ports(
-    config: Config, pid: int | None, status: int | None, trouble: str | None
+    config: Config, pid: int | None, health: tuple[int | None, str], trouble: str | None
 ) -> Diagnosis:
-    """`status`: what the server's health answers; `trouble`: why a port could not be had."""
+    """`health`: as ask_health; `trouble`: why a port could not be had."""
     url = http_url(config)
     if trouble:
         fix = "end what has it (ss -ltnp shows it), or set another"
         return fails("ports", trouble, fix)
     if pid is None:
         return passes("ports", f"{config.http_port} and {config.zmq_port} are free")
+    status, ailments = health
     if status is None:
         fix = f"schedulezero.py --deployment {config.deployment} logs server"
         return fails("server", f"pid {pid} runs, but {url} does not answer", fix)
     if status != 200:
-        return fails("server", f"not healthy: {status}", f"see {url}/api/health")
+        return fails("server", f"not healthy: {ailments or status}", f"see {url}/api/health")
     return passes("server", f"pid {pid} answers on {url}")
 
 
@@ -13761,12 +13824,16 @@ def diagnose(
     load: Callable[[], Config],
     environ: Mapping[str, str],
     clock: Clock,
-    ask: Callable[[Config], int | None],
+    ask: Callable[[Config], tuple[int | None, str]],
 ) -> Iterator[Diagnosis]:
-    """Everything that can be checked. `ask` gives the status of a running server's health."""
+    """Everything that can be checked. `ask` gives a running server's health, as ask_health."""
     yield check_python((sys.version_info[0], sys.version_info[1]))
     for name, rule in REQUIREMENTS:
         yield check_requirement(name, rule, load_version(name))
+    compiled = importlib.util.cache_from_source(os.path.abspath(__file__))
+    is_writable = os.access(nearest_directory(os.path.dirname(compiled)), os.W_OK)
+    is_kept = is_writable and not sys.dont_write_bytecode
+    yield check_bytecode(compiled, os.path.exists(compiled), is_kept)
     yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
@@ -13781,7 +13848,7 @@ def diagnose(
 
 
 def look_at_installation(
-    config: Config, clock: Clock, ask: Callable[[Config], int | None]
+    config: Config, clock: Clock, ask: Callable[[Config], tuple[int | None, str]]
 ) -> Iterator[Diagnosis]:
     zones = zoneinfo.available_timezones()
     yield check_zones(len(zones), config.timezone, config.timezone in zones)
@@ -13795,11 +13862,35 @@ def look_at_installation(
     room = os.statvfs(nearest_directory(config.data_dir))
     inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
     yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
+    with suppress(OSError):  # a full disk has been told of
+        yield check_flush(config.data_dir, measure_flush_s(config.data_dir, clock))
     yield check_secrecy(load_modes(config))
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
-    yield check_ports(config, pid, ask(config) if pid else None, trouble)
+    yield check_ports(config, pid, ask(config) if pid else (None, ""), trouble)
     yield from look_at_database(config, clock.now_us())
+
+
+def measure_flush_s(directory: str, clock: Clock) -> float | None:
+    """The longest of some flushes to a nameless file there; None if they do not end. Raises
+    OSError.
+    """
+    import tempfile
+
+    took_s: list[float] = []
+    with tempfile.TemporaryFile(dir=nearest_directory(directory), buffering=0) as file:
+
+        def flush() -> None:
+            for _ in range(FLUSHES):
+                began_s = clock.monotonic()
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+                took_s.append(clock.monotonic() - began_s)
+
+        flusher = threading.Thread(target=flush, daemon=True)  # who may never come back
+        flusher.start()
+        flusher.join(FLUSHES_LIMIT_S)
+        return None if flusher.is_alive() else max(took_s)
 
 
 def look_at_directory(name: str, path: str) -> Diagnosis:
@@ -13904,7 +13995,9 @@ def port_trouble(config: Config, kind: str) -> str | None:
 
 # --- Command line -----------------------------------------------------------------------------
 
-START_TIMEOUT_S: Final = 30.0  # for /api/health to answer
+# For /api/health to answer. A flush of a bad card takes 40 s, now and then, a first start flushes
+# 14 times, and the processor of a Pi Zero compiles for 10 s.
+START_TIMEOUT_S: Final = 120.0
 UNHEALTHY_S: Final = 5.0  # for a server that answers to become healthy
 STOP_TIMEOUT_S: Final = DRAIN_S + 5.0
 RELOAD_TIMEOUT_S: Final = 5.0
@@ -13914,6 +14007,8 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+COMPILED_BYTES: Final = 40 << 20  # in use from the start: glibc keeps what the compiler took
+EXPENDABLE: Final = 500  # in proc(5)'s oom_score_adj: as if half of all memory were in use here
 DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
 
 Arguments = argparse.Namespace
@@ -13942,6 +14037,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one command; the exit code. Every expected failure is one line on stderr."""
     try:
         arguments = build_parser().parse_args(argv)
+        if argv is None and arguments.command not in LASTING:
+            offer_to_be_killed()
+        if argv is None and (load_rss_bytes() or 0) > COMPILED_BYTES:
+            release_memory()
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
@@ -13959,6 +14058,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def offer_to_be_killed() -> None:
+    """Where memory runs out, have the kernel end this command rather than a handler at work."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < EXPENDABLE:
+            file.write(str(EXPENDABLE))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14095,10 +14201,11 @@ def module_command(arguments: Arguments) -> tuple[list[str], Mapping[str, str]]:
         command += ["--deployment", arguments.deployment]
     command += ["run", *(["--background"] if arguments.background else [])]
     ours = os.path.dirname(os.path.abspath(__file__))
+    environ = {**ALLOCATOR, **os.environ}
     if find_archive() or (os.getcwd() == ours and not sys.flags.safe_path):
-        return command, os.environ
+        return command, environ
     paths = [ours, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return command, {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return command, {**environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def require_ports(config: Config) -> None:
@@ -14174,10 +14281,19 @@ def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> Non
 
 def fetch_health(config: Config) -> int | None:
     """The HTTP status of /api/health; None if there was no answer."""
+    return ask_health(config)[0]
+
+
+def ask_health(config: Config) -> tuple[int | None, str]:
+    """The HTTP status of /api/health, None if there was no answer; and what is wrong, if that is
+    told without a login.
+    """
     try:
-        return ask_server(config, "GET", "/api/health", {})[0]
+        status, health = ask_server(config, "GET", "/api/health", {})
     except Unavailable:
-        return None
+        return None, ""
+    checks = health.get("checks", {}).values()
+    return status, "; ".join(sentence for sentence in checks if sentence != "ok")
 
 
 def ask_server(
@@ -15045,7 +15161,7 @@ def command_systemd(arguments: Arguments) -> int:
 def command_doctor(arguments: Arguments) -> int:
     """Look at everything, also when the configuration itself is what is wrong."""
     load = partial(load_checked, arguments)
-    diagnoses = list(diagnose(load, os.environ, Clock(), fetch_health))
+    diagnoses = list(diagnose(load, os.environ, Clock(), ask_health))
     is_well = not any(found.verdict is Verdict.FAILED for found in diagnoses)
     if arguments.json:
         print(json.dumps({"ok": is_well, "checks": [asdict(found) for found in diagnoses]}))
@@ -15071,6 +15187,9 @@ def flag(*names: str, text: str) -> Option:
     return option(*names, text=text, action="store_true")
 
 
+LASTING: Final = frozenset(
+    {command_run, command_start, command_restart, command_server, command_handler}
+)
 JSON_FLAG: Final = flag("--json", text="as JSON")
 COMMANDS: Final[Sequence[tuple[Any, ...]]] = (
     # Words, function (none: further words follow), help, options.

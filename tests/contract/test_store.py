@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -426,7 +427,7 @@ async def test_live_executions_are_those_not_final_oldest_first(store: Store) ->
 async def test_a_page_of_large_results_is_not_read_as_a_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sz, "MAX_PAGE_BYTES", 2_000)
+    monkeypatch.setattr(sz, "MAX_PAGE_BYTES", 3_200)
     for _ in range(9):
         await store.end_execution(ended(await begun(store))._replace(result="x" * 900))
         large = schedule(store, store.new_id(), job_params={"x": "y" * 900})
@@ -438,6 +439,29 @@ async def test_a_page_of_large_results_is_not_read_as_a_whole(
     few, total = store.schedules(limit=9)
     assert (len(few), total) == (2, 9)
     assert len(store.schedules()[0]) == 9
+
+
+async def test_a_page_counts_what_its_texts_become_in_memory(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_PAGE_BYTES", 100_000)
+    for _ in range(9):
+        await store.end_execution(ended(await begun(store))._replace(result=[{}] * 1_000))
+    assert len(store.executions(limit=9)) == 1  # 3 KB, of which come more than 64
+
+
+async def test_a_change_is_let_go_once_it_is_stored(store: Store) -> None:
+    class Large:
+        def __call__(self, db: sqlite3.Cursor) -> None:
+            pass
+
+    change = Large()
+    ended = weakref.finalize(change, lambda: None)
+    await store.write(change)
+    del change
+    async with asyncio.timeout(10):
+        while ended.alive:  # the writer's thread has but to end its turn
+            await asyncio.sleep(0)
 
 
 async def test_the_note_of_what_is_final_hides_no_live_execution(store: Store) -> None:

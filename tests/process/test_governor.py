@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import schedulezero
 
+PROGRAM = Path(schedulezero.__file__).resolve()
 WAIT_S = 15.0
 SLEEPER = ["sleep", "3600"]
 MINE = """
@@ -68,11 +71,11 @@ class Site:
         settings = {"http_port": self.http_port, "zmq_port": self.zmq_port, **settings}
         (self.directory / "config.yaml").write_text(json.dumps(settings, indent=1))
 
-    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "schedulezero", *arguments],
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(Path(schedulezero.__file__).resolve().parent)},
+            env={**os.environ, "PYTHONPATH": str(PROGRAM.parent), **environ},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -372,6 +375,38 @@ def test_what_a_command_left_behind_ends_with_it(site: Site) -> None:
 
 
 # What a handler gets.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_runs_in_the_background_gives_freed_memory_back(site: Site) -> None:
+    site.start()
+    for name in ("governor", "server"):
+        environ = Path(f"/proc/{site.glance()[name]['pid']}/environ").read_bytes().split(b"\0")
+        assert b"MALLOC_TRIM_THRESHOLD_=131072" in environ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_compiling_the_program_took_is_given_back(site: Site) -> None:
+    fresh = site.directory / "fresh"
+    fresh.mkdir()
+    shutil.copy(PROGRAM, fresh)
+    governor = site.popen("run", PYTHONPATH=str(fresh), PYTHONDONTWRITEBYTECODE="1")
+    site.wait_running("server")
+    status = Path(f"/proc/{governor.pid}/status").read_text()
+    most_kib, now_kib = map(int, re.findall(r"(?:VmHWM|VmRSS):\s+(\d+)", status))
+    assert most_kib - now_kib > 10_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_command_is_killed_for_want_of_memory_rather_than_what_it_looks_at(site: Site) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    site.start()
+    command = site.popen("logs", "--follow")
+    wait_for(lambda: score(command.pid) == 500, "the command to offer itself")
+    for name in ("governor", "server"):
+        assert score(site.glance()[name]["pid"]) == score(os.getpid())
 
 
 def test_a_handler_gets_its_environment_directory_and_log_files(site: Site) -> None:

@@ -270,6 +270,38 @@ def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:
     run(QUICK, test)
 
 
+def test_answers_that_are_not_taken_are_bounded_for_all_clients_together() -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        for asked in range(1, 4):
+            lazy = await connect(server)
+            lazy.writer.transport.pause_reading()
+            lazy.send(b"GET /large" + HEAD + b"\r\n")
+            await until(lambda asked=asked: len(site.seen) == asked)
+        client = await connect(server)
+        status, body = await client.ask(b"GET /large")
+        assert (status, sz.decode_json(body)["code"]) == (503, "overloaded")
+        assert (await client.ask(b"GET /small"))[0] == 200
+        assert sum(other.held_bytes for other in server._connections) < 9 << 20
+
+    run(replace(PATIENT, max_held_bytes=9 << 20), test)
+
+
+def test_bodies_that_do_not_end_are_bounded_for_all_clients_together() -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        clients = [await connect(server) for _ in range(3)]
+        for client in clients[:2]:
+            client.send(b"POST /a" + HEAD + b"Content-Length: 1000000\r\n\r\n" + b"x" * 900_000)
+        await until(lambda: sum(each.held_bytes for each in server._connections) >= 1_800_000)
+        clients[2].send(b"POST /a" + HEAD + b"Content-Length: 1000000\r\n\r\n" + b"x" * 900_000)
+        status, body = await clients[2].answer()
+        assert (status, sz.decode_json(body)["code"]) == (503, "overloaded")
+        for client in clients[:2]:
+            client.send(b"x" * 100_000)
+            assert (await client.answer())[0] == 200
+
+    run(replace(PATIENT, max_held_bytes=2 << 20), test)
+
+
 def test_a_client_that_reads_slowly_gets_all_of_a_large_answer() -> None:
     async def test(server: sz.HttpServer, site: Site) -> None:
         client = await connect(server)

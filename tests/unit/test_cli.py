@@ -262,6 +262,7 @@ def test_the_unit_runs_this_installation_with_its_settings() -> None:
         f"ExecStart={sys.executable} -m schedulezero --deployment test --config /srv/c.yaml run"
     ]
     assert "Environment=SCHEDULEZERO_HTTP_PORT=9000" in lines
+    assert "Environment=MALLOC_TRIM_THRESHOLD_=131072" in lines
     assert {"ReadWritePaths=/srv/d", "ReadWritePaths=/srv/l"} <= set(lines)
     assert f"WorkingDirectory={Path(schedulezero.__file__).resolve().parent}" in lines
     assert "RestartPreventExitStatus=2 75 78" in lines

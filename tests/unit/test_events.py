@@ -165,6 +165,8 @@ def test_large_results_and_logs_push_out_what_is_old(
     for number in range(50):
         events.publish("execution", execution(number, params="x" * 20_000))
     assert len(events._kept) <= 5
+    events.publish("execution", execution(50, params=[{}] * 10_000))  # 40 kB of text, 640 of dicts
+    assert not events._kept
     events.publish("log", {"lines": [[0, "stdout", "y" * 90_000]]})
     assert len(events._kept) == 1
 
