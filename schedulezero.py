@@ -13878,18 +13878,24 @@ def measure_flush_s(directory: str, clock: Clock) -> float | None:
     import tempfile
 
     took_s: list[float] = []
+    failures: list[OSError] = []
     with tempfile.TemporaryFile(dir=nearest_directory(directory), buffering=0) as file:
 
         def flush() -> None:
-            for _ in range(FLUSHES):
-                began_s = clock.monotonic()
-                file.write(bytes(4096))
-                os.fsync(file.fileno())
-                took_s.append(clock.monotonic() - began_s)
+            try:
+                for _ in range(FLUSHES):
+                    began_s = clock.monotonic()
+                    file.write(bytes(4096))
+                    os.fsync(file.fileno())
+                    took_s.append(clock.monotonic() - began_s)
+            except OSError as error:
+                failures.append(error)
 
         flusher = threading.Thread(target=flush, daemon=True)  # who may never come back
         flusher.start()
         flusher.join(FLUSHES_LIMIT_S)
+        for failure in failures:
+            raise failure
         return None if flusher.is_alive() else max(took_s)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from schedulezero import (
+    Clock,
     Condition,
     Config,
     Diagnosis,
@@ -23,6 +28,7 @@ from schedulezero import (
     check_secrecy,
     check_unit,
     check_zones,
+    measure_flush_s,
     render_diagnosis,
     render_unit,
 )
@@ -128,3 +134,18 @@ def test_the_fix_stands_below_what_it_is_for() -> None:
     assert lines[0].split() == ["FAILED", "disk", "1", "MB", "free"]
     assert lines[1].strip() == "fix: delete something"
     assert len(render_diagnosis(Diagnosis(Verdict.OK, "disk", "fine"))) == 1
+
+
+def test_a_flush_that_fails_is_an_error_and_not_a_slow_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s = measure_flush_s(str(tmp_path / "not there yet"), Clock())
+    assert took_s is not None and took_s > 0
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        measure_flush_s(str(tmp_path), Clock())
+    assert not list(tmp_path.iterdir())
