@@ -356,7 +356,7 @@ def test_a_database_damaged_while_in_use_is_restored_by_a_new_start(
     backup.unlink()
     assert one.cli("backup", str(backup)).returncode == 0
     before = server_pid(one)
-    for n in range(200):
+    for n in range(600):  # more than the page caches hold
         accept(one, n=n, text=BIG[:2_000])
     database = one.directory / "data" / "default" / "schedulezero.db"
     os.kill(before, signal.SIGSTOP)
