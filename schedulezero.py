@@ -3110,7 +3110,7 @@ class ClockGuard:
 # read-only one. A change is a function of a cursor of the writing one; the writer collects what
 # is queued and commits it in one transaction, so that 32 clients share one flush.
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 APPLICATION_ID: Final = 0x535A6462  # "SZdb", in the header of each database of ours
 PAGE_BYTES: Final = 512  # a small commit writes a third of what it would with SQLite's 4096
 CHECKPOINT_PAGES: Final = 8000
@@ -3273,6 +3273,11 @@ SCHEMA: Final = (
     ALTER TABLE definitions DROP COLUMN quarantined;
     CREATE VIEW schedules AS SELECT * FROM definitions LEFT JOIN states USING (key);
     """,
+    # Without the handler's id, which is in the row already, most rows fit three to a page.
+    """
+    UPDATE executions SET instance = substr(instance, length(handler_id) + 2)
+    WHERE instance IS NOT NULL;
+    """,
 )
 """The statements that lead from each schema version to the next; the length is the version."""
 
@@ -3377,12 +3382,17 @@ def schedule_of(row: Sequence[Any]) -> Schedule:
         )  # fmt: skip
 
 
+def dump_instance(e: Execution) -> str | None:
+    """What follows the handler's id, which is in the row already."""
+    return None if e.instance is None else e.instance.removeprefix(f"{e.handler_id}/")
+
+
 def execution_row(e: Execution) -> tuple[Any, ...]:
     """The values of EXECUTION_COLUMNS; plain texts, as sqlite3 is slow to bind an enum."""
     result = None if e.result is None else dump_json(e.result)
     return (
         decode_id(e.execution_id), *e[1:4], dump_json(e.job_params), e.status.value, *e[6:13],
-        dump_retry(e.retry), e.timeout, e.overlap.value, e.instance, result, *e[18:],
+        dump_retry(e.retry), e.timeout, e.overlap.value, dump_instance(e), result, *e[18:],
     )  # fmt: skip
 
 
@@ -3391,7 +3401,8 @@ def execution_of(row: Sequence[Any]) -> Execution:
     try:
         values = (
             encode_id(row[0]), *row[1:4], json.loads(row[4]), Status(row[5]), *row[6:13],
-            load_retry(row[13]) or RetryPolicy(), row[14], Overlap(row[15]), row[16],
+            load_retry(row[13]) or RetryPolicy(), row[14], Overlap(row[15]),
+            None if row[16] is None else f"{row[2]}/{row[16]}",
             None if row[17] is None else json.loads(row[17]), *row[18:],
         )  # fmt: skip
         return Execution._make(values)
@@ -3571,11 +3582,11 @@ def schema_version(db: sqlite3.Connection) -> int:
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:
-    """Bring the schema to SCHEMA_VERSION, each step in one transaction."""
-    for number, statements in enumerate(SCHEMA[version:], start=version + 1):
+    """Bring the schema to SCHEMA_VERSION, in one transaction."""
+    if version < SCHEMA_VERSION:
         db.executescript(
-            f"BEGIN; {statements}; PRAGMA application_id = {APPLICATION_ID}; "
-            f"PRAGMA user_version = {number}; COMMIT;"
+            f"BEGIN; {'; '.join(SCHEMA[version:])}; PRAGMA application_id = {APPLICATION_ID}; "
+            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
 
 
@@ -4627,7 +4638,7 @@ class Store(apscheduler.abc.DataStore):
     def claim_execution(self, execution: Execution) -> Commit[bool]:
         """Record that an attempt of a queued execution begins; False if it is queued no more."""
         e = execution
-        values = (e.attempt, e.started_us, e.instance, decode_id(e.execution_id))
+        values = (e.attempt, e.started_us, dump_instance(e), decode_id(e.execution_id))
         return self._update(CLAIM_EXECUTION, values)
 
     def end_execution(

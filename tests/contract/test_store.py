@@ -361,7 +361,9 @@ async def test_what_is_no_execution_id_finds_nothing(store: Store, text: str) ->
 
 async def begun(store: Store, attempt: int = 1) -> Execution:
     made = await put(store)
-    running = made._replace(attempt=attempt, started_us=5, instance="w/1", status=Status.RUNNING)
+    running = made._replace(
+        attempt=attempt, started_us=5, instance="worker/1", status=Status.RUNNING
+    )
     assert await store.claim_execution(running)
     return running
 
@@ -847,6 +849,40 @@ async def test_a_database_of_version_4_keeps_its_schedules_and_their_state(
     assert await store.delete_schedule("kept")
     assert store._reader.all("SELECT key FROM definitions") == [(4,)]
     assert store._reader.all("SELECT key FROM states") == [(4,)]
+
+
+@pytest.mark.parametrize("instance", ["tcp://127.0.0.1:4242", "82cc95608f784f89", None])
+async def test_a_database_of_version_5_keeps_who_ran_an_execution(
+    open_store: Callable[..., Store], tmp_path: Path, instance: str | None
+) -> None:
+    key = None if instance is None else f"h/{instance}"
+    run = Execution("000000000009", None, "h", "m", {}, Status.RUNNING, 5, 5, None, instance=key)
+    row = dict(zip(sz.EXECUTION_NAMES, sz.execution_row(run), strict=True))
+    with closing(sqlite3.connect(tmp_path / "old.db")) as db:
+        db.executescript(
+            f"{'; '.join(sz.SCHEMA[:5])}; PRAGMA application_id = {sz.APPLICATION_ID}; "
+            "PRAGMA user_version = 5"
+        )
+        db.execute(sz.INSERT_EXECUTION, [*(row | {"instance": key}).values()])
+        db.commit()
+    store = open_store("old.db")
+    assert store.live_executions() == [run]
+    assert store._reader.all("SELECT instance FROM executions") == [(instance,)]
+
+
+async def test_what_a_schedule_writes_each_second_takes_a_third_of_a_page(store: Store) -> None:
+    """Else each run would write more, and the history take half as much again."""
+    pages = "SELECT count(*) FROM dbstat WHERE name = 'executions' AND pagetype = 'leaf'"
+    for number in range(300):
+        now_us = 1_795_859_349_730_481 + number * 1_000_000
+        run = execution(
+            store, schedule_id="nightly-backup", schedule_key=1, fire_us=now_us,
+            handler_id="backup", method_name="run", created_us=now_us, due_us=now_us,
+            deadline_us=now_us, instance="backup/82cc95608f784f89", started_us=now_us,
+        )  # fmt: skip
+        await store.add_execution(run)
+        await store.end_execution(ended(run))
+    assert store._reader.one(pages)[0] <= 110
 
 
 # Opening
