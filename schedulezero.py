@@ -13679,7 +13679,7 @@ def check_bytecode(path: str, is_there: bool, is_writable: bool) -> Diagnosis:
         return passes("bytecode", path)
     if is_writable:
         return passes("bytecode", "made by the first start")
-    sentence = f"{path} cannot be made: each start compiles, which takes seconds and 30 MB"
+    sentence = f"{path} is missing and not made: each start compiles, for seconds and in 30 MB"
     return warns("bytecode", sentence, "python -m compileall schedulezero.py, as its owner")
 
 
@@ -14229,7 +14229,7 @@ def require_ports(config: Config) -> None:
     """Raise Unavailable, with the key to change, if the server could not listen."""
     for kind in ("http", "zmq"):
         if trouble := port_trouble(config, kind):
-            raise Unavailable(trouble)
+            raise Unavailable(trouble + mention_other(config))
 
 
 # In the background.
@@ -14311,6 +14311,17 @@ def ask_health(config: Config) -> tuple[int | None, str]:
         return None, ""
     checks = health.get("checks", {}).values()
     return status, "; ".join(sentence for sentence in checks if sentence != "ok")
+
+
+def mention_other(config: Config) -> str:
+    """Half a sentence, if a server that does not hold this data directory answers in its place."""
+    try:
+        _, health = ask_server(config, "GET", "/api/health", {})
+    except Unavailable:
+        return ""
+    if not isinstance(health, Mapping) or "checks" not in health:
+        return ""
+    return f"; a ScheduleZero with another data_dir answers on {http_url(config)}"
 
 
 def ask_server(
@@ -14415,7 +14426,7 @@ def command_stop(arguments: Arguments) -> int:
 def find_running(config: Config) -> int:
     pid = find_governor(config.data_dir)
     if pid is None:
-        raise NotRunning(f"not running: nobody holds {config.data_dir}")
+        raise NotRunning(f"not running: nobody holds {config.data_dir}{mention_other(config)}")
     return pid
 
 
@@ -14882,7 +14893,7 @@ def command_status(arguments: Arguments) -> int:
         if shown["after_restart"]:
             print(f"After a restart: {', '.join(shown['after_restart'])}")
     else:
-        print(f"ScheduleZero ({config.deployment}) is not running")
+        print(f"ScheduleZero ({config.deployment}) is not running{mention_other(config)}")
     return EXIT_OK if pid else EXIT_NOT_RUNNING
 
 

@@ -153,9 +153,21 @@ class Installation:
         for path in (root / "schedulezero.py", root / "handler.py", HERE / "bench_handler.py"):
             shutil.copy(path, self.directory)
         shutil.copytree(root / "static", self.directory / "static")
+        self._allocator = self._read_unit("MALLOC_")
         self._runs = 0
         with self.run() as appliance:
             self.first_start_s = appliance.start_s
+
+    def _read_unit(self, prefix: str) -> dict[str, str]:
+        """The variables with which systemd would start it."""
+        unit = subprocess.run(
+            [sys.executable, "schedulezero.py", "systemd"], cwd=self.directory,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # the first start makes the cache
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        given = f"Environment={prefix}"
+        lines = [line for line in unit.splitlines() if line.startswith(given)]
+        return dict(line.removeprefix("Environment=").split("=", 1) for line in lines)
 
     @contextlib.contextmanager
     def run(self, **settings: Any) -> Iterator[Appliance]:
@@ -163,7 +175,7 @@ class Installation:
         self._runs += 1
         directory = self.directory.parent / f"run-{self._runs}"
         directory.mkdir()
-        appliance = Appliance(self.directory, directory, settings)
+        appliance = Appliance(self.directory, directory, settings, self._allocator)
         try:
             appliance.wait_ready()
             yield appliance
@@ -173,7 +185,9 @@ class Installation:
 
 
 class Appliance:
-    def __init__(self, installed: Path, directory: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, installed: Path, directory: Path, settings: dict[str, Any], variables: dict[str, str]
+    ) -> None:
         self.http_port, zmq_port = free_ports(2)
         handler = {"run": f"{installed}/bench_handler.py:Bench", "concurrency": CONCURRENCY}
         config = {
@@ -185,7 +199,7 @@ class Appliance:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         self._run: dict[str, Any] = {
             "cwd": directory,
-            "env": {**environ, "PYTHONPATH": str(installed)},
+            "env": {**environ, **variables, "PYTHONPATH": str(installed)},
         }
         self._command = [sys.executable, "-m", "schedulezero", "--config", "config.yaml"]
         self._output = (directory / "output.log").open("wb+")

@@ -163,6 +163,19 @@ def test_start_status_and_stop_are_one_command_each(site: Site) -> None:
     assert "not running" in err
 
 
+def test_a_data_dir_changed_under_a_server_that_runs_is_named(site: Site) -> None:
+    site.start()
+    site.configure(data_dir="elsewhere")
+    told = f"; a ScheduleZero with another data_dir answers on http://127.0.0.1:{site.http_port}\n"
+    shown = site.do("status")
+    assert shown == (3, f"ScheduleZero (default) is not running{told}", "")
+    for command in ("stop", "reload", "restart", "start"):
+        code, _, err = site.do(command)
+        assert (code, err.endswith(told)) == (1 if "start" in command else 3, True)
+    site.configure()
+    assert site.do("stop")[0] == 0
+
+
 def test_run_says_what_runs_and_ends_by_ctrl_c(site: Site) -> None:
     site.configure(handlers={"a": {"command": SLEEPER}})
     process = site.popen("run")

@@ -49,7 +49,7 @@ SOUND = Finding(Condition.SOUND)
         (check_python((3, 14)), "warning", "newer than any tested"),
         (check_bytecode("/c.pyc", True, False), "ok", "/c.pyc"),
         (check_bytecode("/c.pyc", False, True), "ok", "made by the first start"),
-        (check_bytecode("/c.pyc", False, False), "warning", "/c.pyc cannot be made: each start"),
+        (check_bytecode("/c.pyc", False, False), "warning", "/c.pyc is missing and not made: each"),
         (check_clock(True, NOW_US), "ok", "synchronised"),
         (check_clock(False, NOW_US), "warning", "not synchronised"),
         (check_clock(None, NOW_US), "warning", "does not tell"),
