@@ -3937,13 +3937,14 @@ class Writer:
         return self._db
 
     def _reopen(self) -> sqlite3.Connection:
-        """The database opened anew; if that shows it in doubt, this server is lost."""
+        """The database opened anew, unless that shows damage: then this server is lost."""
         if self.is_displaced:
             raise StoreUnavailable("the database file is gone")
         db = open_writing(self._path)
         try:
             with suppress(TimeoutError):
-                self.lost = find_damage(db, RECHECK_S)
+                if damage := find_damage(db, RECHECK_S):
+                    raise DatabaseDamaged(f"{FAULTS[sqlite3.SQLITE_CORRUPT]}: {damage}")
             # Rewrites and syncs whatever is not yet in the main file.
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except BaseException:

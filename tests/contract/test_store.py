@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -182,6 +183,31 @@ async def test_what_is_queued_when_the_store_closes_is_committed(
     store.close()
     with closing(sqlite3.connect(store.path)) as db:
         assert db.execute("SELECT value FROM meta WHERE key = 'last'").fetchone() == (1,)
+
+
+async def test_a_database_found_damaged_after_an_error_of_the_disk_takes_no_change(
+    store: Store,
+) -> None:
+    def fail(db: sqlite3.Cursor) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    def fill(db: sqlite3.Cursor) -> None:
+        db.execute("CREATE TABLE large AS SELECT randomblob(400000)")
+
+    await store.write(fill)
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    with pytest.raises(StoreUnavailable):
+        await store.write(fail)
+    with open(store.path, "r+b") as file:
+        file.seek(-100 * sz.PAGE_BYTES, os.SEEK_END)
+        file.write(bytes(sz.PAGE_BYTES))
+    taken: list[str] = []
+    with pytest.raises(sz.DatabaseDamaged):
+        await store.write(lambda db: taken.append("a change"))
+    assert store.lost is not None and not taken
 
 
 async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
