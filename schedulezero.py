@@ -4318,11 +4318,12 @@ def execution_of_fire(
     )
     delay_us = round(jitter * 1e6)
     # What is caught up after downtime is spread from now on, not all at once.
-    due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
+    spread_us = fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us
     return Execution(
         execution_id, schedule.schedule_id, schedule.handler_id, schedule.method_name,
-        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us, due_us,
-        deadline_us=max(fire_us + round(grace_s * 1e6), due_us) + delay_us,
+        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us,
+        due_us=spread_us + delay_us,
+        deadline_us=max(fire_us + round(grace_s * 1e6), spread_us) + delay_us,
         completed_us=None if fire.run else now_us,
         retry=schedule.retry or config.retry,
         timeout=schedule.timeout or config.timeout,
@@ -5098,7 +5099,7 @@ class Store(apscheduler.abc.DataStore):
     ) -> tuple[Trigger, float, FirePlan]:
         """A trigger, how late its fires may run in seconds, and what becomes of them."""
         trigger = self._trigger(state)
-        grace_s = trigger.grace_s if own_grace_s is None else own_grace_s
+        grace_s = trigger.grace_s if own_grace_s is None else max(own_grace_s, ON_TIME_S)
         plan = plan_fires(
             trigger, at_of(due_us), at_of(now_us),
             coalesce=coalesce, grace_s=grace_s, reason=reason,

@@ -995,8 +995,7 @@ async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grac
     made = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
     delay_us = made.due_us - sz.us_of(at)
     assert 0 <= delay_us <= 10_000_000
-    assert made.deadline_us is not None
-    assert made.deadline_us >= made.due_us
+    assert made.deadline_us == made.due_us + 5_000_000
     again = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
     assert again.due_us == made.due_us
     other = fire._replace(nominal_at=at + timedelta(seconds=1))
@@ -1004,3 +1003,10 @@ async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grac
         sz.execution_of_fire(plan, other, store.new_id(), 0, 5.0, store.config).due_us
         != made.due_us + 1_000_000
     )
+
+
+async def test_with_a_grace_of_zero_a_fire_on_time_runs(store: Store) -> None:
+    due_us = store.clock.now_us() - 1_000
+    await store.add_schedule_record(schedule(store, misfire_grace_time=0.0, next_fire_us=due_us))
+    (claim,) = await store.acquire_schedules("one", timedelta(seconds=30), 10)
+    assert [fire.run for fire in claim.fires] == [True]  # type: ignore[attr-defined]
