@@ -12570,7 +12570,7 @@ class ChildState(enum.StrEnum):
     """What the governor knows of a child. The names are Supervisor's."""
 
     STOPPED = "STOPPED"  # not wanted
-    STARTING = "STARTING"  # alive for less than START_S
+    STARTING = "STARTING"  # not yet seen alive for START_S
     RUNNING = "RUNNING"
     BACKOFF = "BACKOFF"  # died soon after its start; waits to be started again
     EXITED = "EXITED"  # died after a long run; starts again in a moment
@@ -12594,8 +12594,8 @@ TRANSITIONS: Final = """
 spawn       STARTING  .         .         STARTING  STARTING  .         STARTING
 up          .         RUNNING   .         .         .         .         .
 death       .         BACKOFF   BACKOFF   .         .         STOPPED   .
-late_death  .         .         EXITED    .         .         STOPPED   .
-renewal     .         .         EXITED    .         .         STOPPED   .
+late_death  .         EXITED    EXITED    .         .         STOPPED   .
+renewal     .         EXITED    EXITED    .         .         STOPPED   .
 refusal     .         FATAL     FATAL     .         .         STOPPED   .
 stop        STOPPED   STOPPING  STOPPING  STOPPED   STOPPED   STOPPING  STOPPED
 """
