@@ -12113,6 +12113,7 @@ class Server:
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
         self._loop_task: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
         self._sealed_s = -math.inf
@@ -12164,6 +12165,7 @@ class Server:
             task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
             self._tasks.append(task)
+        self._opened.set()
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12250,10 +12252,11 @@ class Server:
         """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
         files again. Keep the old ones if wrong.
         """
+        await self._opened.wait()
         try:
             config = load_config(self.config.path, os.environ, self.config.deployment)
             self.secure(config)
-            await self.declare(config)
+            await self._declare_or_wait(config)
         except ScheduleZeroError as error:
             log_server.error("the configuration was not reloaded: %s", error)
             return
@@ -12265,11 +12268,11 @@ class Server:
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
-        self._undeclared = config
+        self._undeclared = None
         try:
             await self.declare(config)
-            self._undeclared = None
         except StoreUnavailable as error:
+            self._undeclared = config
             log_server.error("the declared schedules wait: %s", error)
 
     async def declare(self, config: Config) -> None:
