@@ -3792,8 +3792,6 @@ class Writer:
     @property
     def trouble(self) -> str | None:
         """Why changes are not taken now; None if they are."""
-        if self._loop is not None and not self._thread.is_alive():
-            return "the thread that writes has ended"
         return self.lost or self._trouble.sentence
 
     @property
@@ -3832,14 +3830,17 @@ class Writer:
 
     def _run(self) -> None:
         assert self._loop is not None
-        while group := self._take():
-            self.busy_since_s = began_s = self._clock.monotonic()
-            outcomes = self._commit(group)
-            self.busy_since_s = None
-            self.took(self._clock.monotonic() - began_s)
-            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
-            del group, outcomes  # the next may be long in coming, and a result be large
+        try:
+            while group := self._take():
+                self.busy_since_s = began_s = self._clock.monotonic()
+                outcomes = self._commit(group)
+                self.busy_since_s = None
+                self.took(self._clock.monotonic() - began_s)
+                with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                    self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
+                del group, outcomes  # the next may be long in coming, and a result be large
+        finally:
+            self.lost = self.lost or "the thread that writes has ended"
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -196,3 +197,11 @@ async def test_a_reload_that_comes_while_the_server_opens_is_applied_afterwards(
         await until(lambda: made.store.schedule("hourly"))
     finally:
         await made.close()
+
+
+async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> None:
+    def end(db: sqlite3.Cursor) -> None:
+        raise SystemExit
+
+    server.store.write(end)
+    await until(lambda: server.failed is not None)
