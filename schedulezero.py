@@ -14888,7 +14888,7 @@ def command_status(arguments: Arguments) -> int:
     config = load_running(arguments)
     pid = find_governor(config.data_dir)
     now_us = Clock().now_us()
-    shown = describe_processes(read_status(config, pid), pid, now_us) if pid else {}
+    shown = describe_processes(read_status(config, pid), pid, now_us, config) if pid else {}
     if arguments.json:
         print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
     elif pid:
@@ -14918,7 +14918,9 @@ def read_server(config: Config, pid: int) -> Mapping[str, Any]:
     return next(iter(read_status(config, pid).get("children", [])), {})
 
 
-def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
+def describe_processes(
+    shown: Mapping[str, Any], pid: int, now_us: int, config: Config
+) -> dict[str, Any]:
     """What `status` tells: the governor's own words, with uptime and memory of each process."""
     first = {
         "name": "governor" if shown else SERVER_NAME,  # alone that has the lock, but no status
@@ -14929,7 +14931,7 @@ def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[
     processes = [first, *shown.get("children", [])]
     return {
         "version": shown.get("version", VERSION),
-        "url": shown.get("url"),
+        "url": shown.get("url") or http_url(config),
         "reload_error": shown.get("reload_error"),
         "after_restart": shown.get("after_restart", []),
         "processes": [process | read_footprint(process, now_us) for process in processes],
