@@ -8291,6 +8291,7 @@ class Dispatcher:
         live.execution = unbegun(live.execution)
         if live.cancelling is not None:
             self._end_cancelled(live)
+            self.on_ready(live.execution.handler_id)
         else:
             self._delay(live, STORE_RETRY_S)
 
