@@ -4546,7 +4546,10 @@ class Store(apscheduler.abc.DataStore):
 
         The next fire time is left to the scheduler unless the trigger or the pause changed: then
         fire times that are overdue get the row of missed ones, as their catch-up will not come.
+        Raises Conflict for what is left of a damaged row.
         """
+        if not schedule.trigger_config:
+            raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
         def change(db: sqlite3.Cursor) -> tuple[bool, Execution | None]:
@@ -4596,10 +4599,13 @@ class Store(apscheduler.abc.DataStore):
         return deleted
 
     async def set_paused(self, schedule_id: str, paused: bool) -> Schedule | None:
-        """Pause or resume; a resumed schedule fires next after now. None: no such schedule."""
+        """Pause or resume; a resumed schedule fires next after now. None: no such schedule.
+
+        One whose row is damaged, and which never fires, stays as it is.
+        """
         while True:
             schedule = self.schedule(schedule_id)
-            if schedule is None or schedule.paused == paused:
+            if schedule is None or schedule.paused == paused or not schedule.trigger_config:
                 return schedule
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
