@@ -5119,6 +5119,7 @@ class Store(apscheduler.abc.DataStore):
         values = (sentence, row[DUE_KEY], row[DUE_GENERATION])
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, values))
+            self.changed(row[0])
 
     async def release_schedules(
         self, scheduler_id: str, results: Sequence[apscheduler.ScheduleResult]

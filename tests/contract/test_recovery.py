@@ -514,8 +514,11 @@ async def test_a_schedule_damaged_within_its_row_is_quarantined(place: Place) ->
     await place.store.write(
         lambda db: db.execute("UPDATE definitions SET trigger_state = '{\"typ'")
     )
+    told: list[str] = []
+    place.store.changed = told.append
     lease = sz.timedelta(seconds=30)
     assert await place.store.acquire_schedules("one", lease, 10) == []
+    assert told == ["a"]
     schedule = place.store.schedule("a")
     assert schedule is not None and "damaged" in (schedule.quarantined or "")
     stored = place.store.schedules()[0]
