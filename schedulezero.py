@@ -1173,7 +1173,7 @@ class Config:
     zmq_port: int = setting(4242, _PORT)
     zmq_security: str = setting("auto", _SECURITY)  # auto: curve unless zmq_host is loopback
     handler_secret: str = setting("", printable(256, least=16), repr=False)  # `register` must carry
-    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # of plain handlers; (): see README
+    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # see may_call_back
     credentials_dir: str | None = None  # systemd's, for secrets
     auth: str = setting("auto", one_of("auto", "required"))  # see requires_login
     allow_insecure: bool = setting(False, FLAG)  # serve other machines without TLS
@@ -4367,8 +4367,8 @@ class Store(apscheduler.abc.DataStore):
 
     Reads are synchronous, answered from the page cache by a read-only connection. Changes are
     coroutines that return after the commit and raise StoreUnavailable when nothing was stored.
-    No method of the DataStore interface lets an exception of the database out: any would end
-    APScheduler's loop for good. They log, show it in `state`, and let the next turn try again.
+    No method that APScheduler's loop calls lets an exception of the database out: any would end
+    the loop. They log, show it in `state`, and let the next turn try again.
 
     Leases live in memory: exactly one server may have the data directory, so a lease that
     outlives its server would only delay the next one.
@@ -4847,7 +4847,7 @@ class Store(apscheduler.abc.DataStore):
     def note(self, entry: AuditEntry) -> tuple[int, int]:
         """Record an entry with the next commit, or in NOTE_S; what `note_refusal` wants of it.
 
-        A change that is submitted afterwards is not committed without it.
+        A change that is submitted afterwards is not committed without it, while there is room.
         """
         ring = int(entry.status is not None)
         first, kept = ((0, AUDIT_KEPT), (AUDIT_KEPT, REFUSALS_KEPT))[ring]
@@ -4864,7 +4864,7 @@ class Store(apscheduler.abc.DataStore):
 
     def _add_note(self, sql: str, values: tuple[Any, ...]) -> None:
         if len(self._writer.notes) >= MAX_NOTES:
-            return  # nothing is committed, so nothing is accepted either
+            return  # the disk has taken nothing for long but what ends and deletes
         self._writer.notes.append((sql, values))
         if self._note_timer is None:
             loop = asyncio.get_running_loop()
@@ -14051,7 +14051,7 @@ class NotRunning(ScheduleZeroError):
 
 
 class Unavailable(ScheduleZeroError):
-    """Something the start needs is not to be had: a port, a directory."""
+    """Something a command needs is not to be had: a port, an answer in time."""
 
     code = "unavailable"
 
