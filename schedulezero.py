@@ -95,8 +95,6 @@ if isinstance(sys.modules["ssl"], PutOff):
 import argparse
 import asyncio
 import base64
-import calendar
-import contextlib
 import difflib
 import enum
 import errno
@@ -128,10 +126,9 @@ import time
 import typing
 import urllib.parse
 import zlib
-import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left
-from calendar import monthrange
+from calendar import day_name, monthrange
 from collections import Counter, OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
@@ -1065,7 +1062,7 @@ def check_json(path: KeyPath, value: Any) -> None:
 
 def _check_timezone(path: KeyPath, value: Any) -> str:
     if not isinstance(value, str) or not is_timezone(value):
-        known = zoneinfo.available_timezones()
+        known = available_timezones()
         raise WrongValue(path, "an IANA time zone such as Europe/Berlin or UTC", value, known)
     return value
 
@@ -1073,7 +1070,7 @@ def _check_timezone(path: KeyPath, value: Any) -> str:
 def is_timezone(name: str) -> bool:
     """Whether the host's time zone database has the name."""
     try:
-        zoneinfo.ZoneInfo(name)
+        ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown; not a relative path; a directory
         return False
     return True
@@ -2115,7 +2112,7 @@ def _parse_value(text: str, allowed: FieldRange) -> int:
 
 # Words
 
-WEEKDAY_NAMES: Final = tuple(calendar.day_name[day] for day in range(7))
+WEEKDAY_NAMES: Final = tuple(day_name)
 
 
 def describe_times(times: TimesOfDay) -> str:
@@ -13876,7 +13873,7 @@ def diagnose(
 def look_at_installation(
     config: Config, clock: Clock, ask: Callable[[Config], tuple[int | None, str]]
 ) -> Iterator[Diagnosis]:
-    zones = zoneinfo.available_timezones()
+    zones = available_timezones()
     yield check_zones(len(zones), config.timezone, config.timezone in zones)
     directories = [
         look_at_directory("data directory", config.data_dir),
@@ -14094,7 +14091,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def offer_to_be_killed() -> None:
     """Where memory runs out, have the kernel end this command rather than a handler at work."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
         if int(file.read()) < EXPENDABLE:
             file.write(str(EXPENDABLE))
 
@@ -14447,7 +14444,7 @@ def find_running(config: Config) -> int:
 
 def command_restart(arguments: Arguments) -> int:
     load_checked(arguments)  # a mistake in the file is found while the old one still runs
-    with contextlib.suppress(NotRunning):
+    with suppress(NotRunning):
         command_stop(arguments)
     return command_start(arguments)
 
