@@ -1068,12 +1068,12 @@ def _check_timezone(path: KeyPath, value: Any) -> str:
 
 
 def is_timezone(name: str) -> bool:
-    """Whether the host's time zone database has the name."""
+    """Whether the host's time zone database has the name; its copies and `localtime` are none."""
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown; not a relative path; a directory
         return False
-    return True
+    return name.split("/")[0] not in ("posix", "right", "localtime")
 
 
 _TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
@@ -1860,10 +1860,10 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
 @lru_cache(maxsize=64)  # every trigger that is read asks
 def load_zone(name: str) -> ZoneInfo:
     """The zone of an IANA name. Raises ValueError with the nearest names."""
-    with suppress(OSError, ValueError, KeyError):
-        if name.split("/")[0] not in ("posix", "right", "localtime"):  # copies, the host's own
-            return ZoneInfo(name)
-    cities = {zone.rpartition("/")[2].lower(): zone for zone in sorted(available_timezones())}
+    if is_timezone(name):
+        return ZoneInfo(name)
+    known = sorted(available_timezones() - {"localtime"})
+    cities = {zone.rpartition("/")[2].lower(): zone for zone in known}
     city = name[-80:].rpartition("/")[2].lower().replace(" ", "_")
     nearest = [cities[close] for close in difflib.get_close_matches(city, cities, 3, 0.7)]
     hint = f"the nearest are {', '.join(nearest)}" if nearest else "use a name like Europe/Berlin"
