@@ -6117,10 +6117,12 @@ class PrivateFile:
     def locked(self) -> Iterator[None]:
         """Keep other processes from changing it meanwhile."""
         directory = os.path.dirname(self.path)
+        is_new = not os.path.isdir(directory)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY)  # the lock is the directory's own
         try:
-            self._give(fd)
+            if is_new:
+                self._give(fd, directory)
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
@@ -6136,7 +6138,7 @@ class PrivateFile:
             os.unlink(new)  # left by a crash; it might have another mode
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
-            self._give(fd)
+            self._give(fd, new)
             file.write(text)
             file.flush()
             if durable:
@@ -6145,11 +6147,12 @@ class PrivateFile:
         if durable:
             sync_path(os.path.dirname(self.path))
 
-    def _give(self, fd: int) -> None:
-        """What root makes belongs to whom the directory belongs to: the server's user."""
+    @staticmethod
+    def _give(fd: int, path: str) -> None:
+        """What root makes belongs to whom the directory around it belongs to: the server's user."""
         if os.geteuid() == 0:
-            directory = os.stat(os.path.dirname(self.path))
-            os.fchown(fd, directory.st_uid, directory.st_gid)
+            around = os.stat(os.path.dirname(path))
+            os.fchown(fd, around.st_uid, around.st_gid)
 
 
 class KeyFile:

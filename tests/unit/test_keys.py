@@ -348,3 +348,14 @@ def test_a_file_written_anew_replaces_the_old_one_whole(tmp_path: Path) -> None:
     secrets.set("b", "value")
     assert not left.exists()
     assert (tmp_path / "data" / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_whom_the_data_belongs_to(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4_321, 4_321)
+    Secrets(Config(data_dir=str(tmp_path / "default"))).set("name", "value")
+    made = (tmp_path / "default", tmp_path / "default" / "secrets.json")
+    assert [path.stat().st_uid for path in made] == [4_321, 4_321]
+    os.chown(made[0], 1_234, 1_234)
+    Secrets(Config(data_dir=str(made[0]))).set("name", "other")
+    assert [path.stat().st_uid for path in made] == [1_234, 1_234]
