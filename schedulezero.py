@@ -6252,6 +6252,11 @@ def insert_secrets(value: Any, values: Mapping[str, str]) -> Any:
     return value
 
 
+def has_size_of_secret(value: str) -> bool:
+    size = len(value.encode(errors="replace"))
+    return len(value) >= MIN_SECRET_CHARS and size <= MAX_SECRET_BYTES
+
+
 class Scrubber:
     """Replaces secrets by `***`, also as JSON, Python or a URL would write them."""
 
@@ -6326,8 +6331,8 @@ class Secrets:
         """Raises InvalidField for what cannot be a secret."""
         if not SECRET_NAME.fullmatch(name):
             raise InvalidField("name", f"the name of a secret is {SECRET_NAME_RULE}")
-        if not MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES or "\0" in value:
-            bounds = f"{MIN_SECRET_CHARS} to {MAX_SECRET_BYTES} characters"
+        if not has_size_of_secret(value) or "\0" in value:
+            bounds = f"{MIN_SECRET_CHARS} characters to {MAX_SECRET_BYTES} bytes"
             raise InvalidField("value", f"a secret is a text of {bounds}")
         with self._file.locked():
             self._file.write(json.dumps({**self._load(), name: value}, indent=1))
@@ -6348,10 +6353,10 @@ class Secrets:
             return None
         try:
             with open(os.path.join(self._credentials, name), encoding="utf-8") as file:
-                value = file.read(MAX_SECRET_BYTES + 1).removesuffix("\n")
+                value = file.read(MAX_SECRET_BYTES + 2).removesuffix("\n")
         except (OSError, UnicodeDecodeError):
             return None
-        return value if MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES else None
+        return value if has_size_of_secret(value) else None
 
 
 # --- Wire -------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_secrets_are_kept_in_a_private_file_and_listed_by_name(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "value"),
     [("", "long enough"), ("a/b", "long enough"), (".a", "long enough"), ("a", "abc"),
-     ("a", "nul\0nul"), ("a", "x" * 70_000)],
+     ("a", "nul\0nul"), ("a", "x" * 70_000), ("a", "ü" * 40_000)],
 )  # fmt: skip
 def test_what_cannot_be_a_secret_is_refused(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(InvalidField, match="secret"):
@@ -319,6 +319,7 @@ def test_systemd_credentials_are_secrets_unless_one_of_the_name_is_set(tmp_path:
     (credentials / "db").write_text("from systemd\n")
     (credentials / "binary").write_bytes(b"\xff\xfe\x00\x01")
     (credentials / "tiny").write_text("x")
+    (credentials / "huge").write_text("x" * (64 << 10) + "\nand more")
     secrets = Secrets(config_in(tmp_path, credentials_dir=str(credentials)))
     assert secrets.names() == {"db": "systemd"}
     assert secrets.get("db") == "from systemd"
