@@ -95,8 +95,6 @@ if isinstance(sys.modules["ssl"], PutOff):
 import argparse
 import asyncio
 import base64
-import calendar
-import contextlib
 import difflib
 import enum
 import errno
@@ -128,10 +126,9 @@ import time
 import typing
 import urllib.parse
 import zlib
-import zoneinfo
 from abc import abstractmethod
 from bisect import bisect_left
-from calendar import monthrange
+from calendar import day_name, monthrange
 from collections import Counter, OrderedDict, deque
 from collections.abc import (
     AsyncIterator,
@@ -1065,18 +1062,18 @@ def check_json(path: KeyPath, value: Any) -> None:
 
 def _check_timezone(path: KeyPath, value: Any) -> str:
     if not isinstance(value, str) or not is_timezone(value):
-        known = zoneinfo.available_timezones()
+        known = available_timezones()
         raise WrongValue(path, "an IANA time zone such as Europe/Berlin or UTC", value, known)
     return value
 
 
 def is_timezone(name: str) -> bool:
-    """Whether the host's time zone database has the name."""
+    """Whether the host's time zone database has the name; its copies and `localtime` are none."""
     try:
-        zoneinfo.ZoneInfo(name)
+        ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown; not a relative path; a directory
         return False
-    return True
+    return name.split("/")[0] not in ("posix", "right", "localtime")
 
 
 _TEXT: Final = matching(r"[^\0]*", MAX_TEXT_CHARS, f"a text of at most {MAX_TEXT_CHARS} characters")
@@ -1173,7 +1170,7 @@ class Config:
     zmq_port: int = setting(4242, _PORT)
     zmq_security: str = setting("auto", _SECURITY)  # auto: curve unless zmq_host is loopback
     handler_secret: str = setting("", printable(256, least=16), repr=False)  # `register` must carry
-    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # of plain handlers; (): see README
+    callback_networks: tuple[str, ...] = setting((), _NETWORKS)  # see may_call_back
     credentials_dir: str | None = None  # systemd's, for secrets
     auth: str = setting("auto", one_of("auto", "required"))  # see requires_login
     allow_insecure: bool = setting(False, FLAG)  # serve other machines without TLS
@@ -1863,10 +1860,10 @@ def instant_of(wall: datetime, zone: ZoneInfo) -> int:
 @lru_cache(maxsize=64)  # every trigger that is read asks
 def load_zone(name: str) -> ZoneInfo:
     """The zone of an IANA name. Raises ValueError with the nearest names."""
-    with suppress(OSError, ValueError, KeyError):
-        if name.split("/")[0] not in ("posix", "right", "localtime"):  # copies, the host's own
-            return ZoneInfo(name)
-    cities = {zone.rpartition("/")[2].lower(): zone for zone in sorted(available_timezones())}
+    if is_timezone(name):
+        return ZoneInfo(name)
+    known = sorted(available_timezones() - {"localtime"})
+    cities = {zone.rpartition("/")[2].lower(): zone for zone in known}
     city = name[-80:].rpartition("/")[2].lower().replace(" ", "_")
     nearest = [cities[close] for close in difflib.get_close_matches(city, cities, 3, 0.7)]
     hint = f"the nearest are {', '.join(nearest)}" if nearest else "use a name like Europe/Berlin"
@@ -2115,7 +2112,7 @@ def _parse_value(text: str, allowed: FieldRange) -> int:
 
 # Words
 
-WEEKDAY_NAMES: Final = tuple(calendar.day_name[day] for day in range(7))
+WEEKDAY_NAMES: Final = tuple(day_name)
 
 
 def describe_times(times: TimesOfDay) -> str:
@@ -3792,8 +3789,6 @@ class Writer:
     @property
     def trouble(self) -> str | None:
         """Why changes are not taken now; None if they are."""
-        if self._loop is not None and not self._thread.is_alive():
-            return "the thread that writes has ended"
         return self.lost or self._trouble.sentence
 
     @property
@@ -3832,14 +3827,17 @@ class Writer:
 
     def _run(self) -> None:
         assert self._loop is not None
-        while group := self._take():
-            self.busy_since_s = began_s = self._clock.monotonic()
-            outcomes = self._commit(group)
-            self.busy_since_s = None
-            self.took(self._clock.monotonic() - began_s)
-            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
-            del group, outcomes  # the next may be long in coming, and a result be large
+        try:
+            while group := self._take():
+                self.busy_since_s = began_s = self._clock.monotonic()
+                outcomes = self._commit(group)
+                self.busy_since_s = None
+                self.took(self._clock.monotonic() - began_s)
+                with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+                    self._loop.call_soon_threadsafe(self._deliver, group, outcomes)
+                del group, outcomes  # the next may be long in coming, and a result be large
+        finally:
+            self.lost = self.lost or "the thread that writes has ended"
 
     def _take(self) -> list[Pending]:
         """Wait for a change, then take all that are queued; empty when told to close."""
@@ -3937,13 +3935,14 @@ class Writer:
         return self._db
 
     def _reopen(self) -> sqlite3.Connection:
-        """The database opened anew; if that shows it in doubt, this server is lost."""
+        """The database opened anew, unless that shows damage: then this server is lost."""
         if self.is_displaced:
             raise StoreUnavailable("the database file is gone")
         db = open_writing(self._path)
         try:
             with suppress(TimeoutError):
-                self.lost = find_damage(db, RECHECK_S)
+                if damage := find_damage(db, RECHECK_S):
+                    raise DatabaseDamaged(f"{FAULTS[sqlite3.SQLITE_CORRUPT]}: {damage}")
             # Rewrites and syncs whatever is not yet in the main file.
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except BaseException:
@@ -4317,11 +4316,12 @@ def execution_of_fire(
     )
     delay_us = round(jitter * 1e6)
     # What is caught up after downtime is spread from now on, not all at once.
-    due_us = (fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us) + delay_us
+    spread_us = fire_us if now_us - fire_us < SPREAD_AFTER_US else now_us
     return Execution(
         execution_id, schedule.schedule_id, schedule.handler_id, schedule.method_name,
-        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us, due_us,
-        deadline_us=max(fire_us + round(grace_s * 1e6), due_us) + delay_us,
+        schedule.job_params, Status.QUEUED if fire.run else Status.MISSED, now_us,
+        due_us=spread_us + delay_us,
+        deadline_us=max(fire_us + round(grace_s * 1e6), spread_us) + delay_us,
         completed_us=None if fire.run else now_us,
         retry=schedule.retry or config.retry,
         timeout=schedule.timeout or config.timeout,
@@ -4364,8 +4364,8 @@ class Store(apscheduler.abc.DataStore):
 
     Reads are synchronous, answered from the page cache by a read-only connection. Changes are
     coroutines that return after the commit and raise StoreUnavailable when nothing was stored.
-    No method of the DataStore interface lets an exception of the database out: any would end
-    APScheduler's loop for good. They log, show it in `state`, and let the next turn try again.
+    No method that APScheduler's loop calls lets an exception of the database out: any would end
+    the loop. They log, show it in `state`, and let the next turn try again.
 
     Leases live in memory: exactly one server may have the data directory, so a lease that
     outlives its server would only delay the next one.
@@ -4543,7 +4543,10 @@ class Store(apscheduler.abc.DataStore):
 
         The next fire time is left to the scheduler unless the trigger or the pause changed: then
         fire times that are overdue get the row of missed ones, as their catch-up will not come.
+        Raises Conflict for what is left of a damaged row.
         """
+        if not schedule.trigger_config:
+            raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
         def change(db: sqlite3.Cursor) -> tuple[bool, Execution | None]:
@@ -4593,10 +4596,13 @@ class Store(apscheduler.abc.DataStore):
         return deleted
 
     async def set_paused(self, schedule_id: str, paused: bool) -> Schedule | None:
-        """Pause or resume; a resumed schedule fires next after now. None: no such schedule."""
+        """Pause or resume; a resumed schedule fires next after now. None: no such schedule.
+
+        One whose row is damaged, and which never fires, stays as it is.
+        """
         while True:
             schedule = self.schedule(schedule_id)
-            if schedule is None or schedule.paused == paused:
+            if schedule is None or schedule.paused == paused or not schedule.trigger_config:
                 return schedule
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
@@ -4838,7 +4844,7 @@ class Store(apscheduler.abc.DataStore):
     def note(self, entry: AuditEntry) -> tuple[int, int]:
         """Record an entry with the next commit, or in NOTE_S; what `note_refusal` wants of it.
 
-        A change that is submitted afterwards is not committed without it.
+        A change that is submitted afterwards is not committed without it, while there is room.
         """
         ring = int(entry.status is not None)
         first, kept = ((0, AUDIT_KEPT), (AUDIT_KEPT, REFUSALS_KEPT))[ring]
@@ -4855,7 +4861,7 @@ class Store(apscheduler.abc.DataStore):
 
     def _add_note(self, sql: str, values: tuple[Any, ...]) -> None:
         if len(self._writer.notes) >= MAX_NOTES:
-            return  # nothing is committed, so nothing is accepted either
+            return  # the disk has taken nothing for long but what ends and deletes
         self._writer.notes.append((sql, values))
         if self._note_timer is None:
             loop = asyncio.get_running_loop()
@@ -5097,7 +5103,7 @@ class Store(apscheduler.abc.DataStore):
     ) -> tuple[Trigger, float, FirePlan]:
         """A trigger, how late its fires may run in seconds, and what becomes of them."""
         trigger = self._trigger(state)
-        grace_s = trigger.grace_s if own_grace_s is None else own_grace_s
+        grace_s = trigger.grace_s if own_grace_s is None else max(own_grace_s, ON_TIME_S)
         plan = plan_fires(
             trigger, at_of(due_us), at_of(now_us),
             coalesce=coalesce, grace_s=grace_s, reason=reason,
@@ -5110,6 +5116,7 @@ class Store(apscheduler.abc.DataStore):
         values = (sentence, row[DUE_KEY], row[DUE_GENERATION])
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, values))
+            self.changed(row[0])
 
     async def release_schedules(
         self, scheduler_id: str, results: Sequence[apscheduler.ScheduleResult]
@@ -6110,10 +6117,12 @@ class PrivateFile:
     def locked(self) -> Iterator[None]:
         """Keep other processes from changing it meanwhile."""
         directory = os.path.dirname(self.path)
+        is_new = not os.path.isdir(directory)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         fd = os.open(directory, os.O_RDONLY)  # the lock is the directory's own
         try:
-            self._give(fd)
+            if is_new:
+                self._give(fd, directory)
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
@@ -6129,7 +6138,7 @@ class PrivateFile:
             os.unlink(new)  # left by a crash; it might have another mode
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
-            self._give(fd)
+            self._give(fd, new)
             file.write(text)
             file.flush()
             if durable:
@@ -6138,11 +6147,12 @@ class PrivateFile:
         if durable:
             sync_path(os.path.dirname(self.path))
 
-    def _give(self, fd: int) -> None:
-        """What root makes belongs to whom the directory belongs to: the server's user."""
+    @staticmethod
+    def _give(fd: int, path: str) -> None:
+        """What root makes belongs to whom the directory around it belongs to: the server's user."""
         if os.geteuid() == 0:
-            directory = os.stat(os.path.dirname(self.path))
-            os.fchown(fd, directory.st_uid, directory.st_gid)
+            around = os.stat(os.path.dirname(path))
+            os.fchown(fd, around.st_uid, around.st_gid)
 
 
 class KeyFile:
@@ -6242,6 +6252,11 @@ def insert_secrets(value: Any, values: Mapping[str, str]) -> Any:
     return value
 
 
+def has_size_of_secret(value: str) -> bool:
+    size = len(value.encode(errors="replace"))
+    return len(value) >= MIN_SECRET_CHARS and size <= MAX_SECRET_BYTES
+
+
 class Scrubber:
     """Replaces secrets by `***`, also as JSON, Python or a URL would write them."""
 
@@ -6316,8 +6331,8 @@ class Secrets:
         """Raises InvalidField for what cannot be a secret."""
         if not SECRET_NAME.fullmatch(name):
             raise InvalidField("name", f"the name of a secret is {SECRET_NAME_RULE}")
-        if not MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES or "\0" in value:
-            bounds = f"{MIN_SECRET_CHARS} to {MAX_SECRET_BYTES} characters"
+        if not has_size_of_secret(value) or "\0" in value:
+            bounds = f"{MIN_SECRET_CHARS} characters to {MAX_SECRET_BYTES} bytes"
             raise InvalidField("value", f"a secret is a text of {bounds}")
         with self._file.locked():
             self._file.write(json.dumps({**self._load(), name: value}, indent=1))
@@ -6338,10 +6353,10 @@ class Secrets:
             return None
         try:
             with open(os.path.join(self._credentials, name), encoding="utf-8") as file:
-                value = file.read(MAX_SECRET_BYTES + 1).removesuffix("\n")
+                value = file.read(MAX_SECRET_BYTES + 2).removesuffix("\n")
         except (OSError, UnicodeDecodeError):
             return None
-        return value if MIN_SECRET_CHARS <= len(value) <= MAX_SECRET_BYTES else None
+        return value if has_size_of_secret(value) else None
 
 
 # --- Wire -------------------------------------------------------------------------------------
@@ -8288,6 +8303,7 @@ class Dispatcher:
         live.execution = unbegun(live.execution)
         if live.cancelling is not None:
             self._end_cancelled(live)
+            self.on_ready(live.execution.handler_id)
         else:
             self._delay(live, STORE_RETRY_S)
 
@@ -12111,6 +12127,7 @@ class Server:
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
         self._loop_task: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
         self._sealed_s = -math.inf
@@ -12162,6 +12179,7 @@ class Server:
             task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
             self._tasks.append(task)
+        self._opened.set()
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12248,10 +12266,11 @@ class Server:
         """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
         files again. Keep the old ones if wrong.
         """
+        await self._opened.wait()
         try:
             config = load_config(self.config.path, os.environ, self.config.deployment)
             self.secure(config)
-            await self.declare(config)
+            await self._declare_or_wait(config)
         except ScheduleZeroError as error:
             log_server.error("the configuration was not reloaded: %s", error)
             return
@@ -12263,11 +12282,11 @@ class Server:
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
-        self._undeclared = config
+        self._undeclared = None
         try:
             await self.declare(config)
-            self._undeclared = None
         except StoreUnavailable as error:
+            self._undeclared = config
             log_server.error("the declared schedules wait: %s", error)
 
     async def declare(self, config: Config) -> None:
@@ -12568,7 +12587,7 @@ class ChildState(enum.StrEnum):
     """What the governor knows of a child. The names are Supervisor's."""
 
     STOPPED = "STOPPED"  # not wanted
-    STARTING = "STARTING"  # alive for less than START_S
+    STARTING = "STARTING"  # not yet seen alive for START_S
     RUNNING = "RUNNING"
     BACKOFF = "BACKOFF"  # died soon after its start; waits to be started again
     EXITED = "EXITED"  # died after a long run; starts again in a moment
@@ -12592,8 +12611,8 @@ TRANSITIONS: Final = """
 spawn       STARTING  .         .         STARTING  STARTING  .         STARTING
 up          .         RUNNING   .         .         .         .         .
 death       .         BACKOFF   BACKOFF   .         .         STOPPED   .
-late_death  .         .         EXITED    .         .         STOPPED   .
-renewal     .         .         EXITED    .         .         STOPPED   .
+late_death  .         EXITED    EXITED    .         .         STOPPED   .
+renewal     .         EXITED    EXITED    .         .         STOPPED   .
 refusal     .         FATAL     FATAL     .         .         STOPPED   .
 stop        STOPPED   STOPPING  STOPPING  STOPPED   STOPPED   STOPPING  STOPPED
 """
@@ -13722,7 +13741,8 @@ def check_flush(path: str, took_s: float | None) -> Diagnosis:
     """`took_s`: the longest of some flushes; None if they did not end."""
     fix = "another card, or set data_dir to another disk; dmesg may tell of errors"
     if took_s is None:
-        return fails("flush", f"{path} takes no 4 KiB within {FLUSHES_LIMIT_S:g} s", fix)
+        shown = f"{path} takes no {FLUSHES} times 4 KiB within {FLUSHES_LIMIT_S:g} s"
+        return fails("flush", shown, fix)
     shown = f"4 KiB are on the disk after {took_s * 1e3:.0f} ms"
     if took_s > SLOW_FLUSH_S:
         return warns("flush", f"{shown}; each change waits for that", fix)
@@ -13861,7 +13881,7 @@ def diagnose(
 def look_at_installation(
     config: Config, clock: Clock, ask: Callable[[Config], tuple[int | None, str]]
 ) -> Iterator[Diagnosis]:
-    zones = zoneinfo.available_timezones()
+    zones = available_timezones()
     yield check_zones(len(zones), config.timezone, config.timezone in zones)
     directories = [
         look_at_directory("data directory", config.data_dir),
@@ -13889,7 +13909,7 @@ def measure_flush_s(directory: str, clock: Clock) -> float | None:
     import tempfile
 
     took_s: list[float] = []
-    failures: list[OSError] = []
+    failures: list[Exception] = []
     with tempfile.TemporaryFile(dir=nearest_directory(directory), buffering=0) as file:
 
         def flush() -> None:
@@ -13899,7 +13919,7 @@ def measure_flush_s(directory: str, clock: Clock) -> float | None:
                     file.write(bytes(4096))
                     os.fsync(file.fileno())
                     took_s.append(clock.monotonic() - began_s)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # it is closed when nobody waits any more
                 failures.append(error)
 
         flusher = threading.Thread(target=flush, daemon=True)  # who may never come back
@@ -14036,7 +14056,7 @@ class NotRunning(ScheduleZeroError):
 
 
 class Unavailable(ScheduleZeroError):
-    """Something the start needs is not to be had: a port, a directory."""
+    """Something a command needs is not to be had: a port, an answer in time."""
 
     code = "unavailable"
 
@@ -14079,7 +14099,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def offer_to_be_killed() -> None:
     """Where memory runs out, have the kernel end this command rather than a handler at work."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as file:
         if int(file.read()) < EXPENDABLE:
             file.write(str(EXPENDABLE))
 
@@ -14432,7 +14452,7 @@ def find_running(config: Config) -> int:
 
 def command_restart(arguments: Arguments) -> int:
     load_checked(arguments)  # a mistake in the file is found while the old one still runs
-    with contextlib.suppress(NotRunning):
+    with suppress(NotRunning):
         command_stop(arguments)
     return command_start(arguments)
 
@@ -14882,7 +14902,7 @@ def command_status(arguments: Arguments) -> int:
     config = load_running(arguments)
     pid = find_governor(config.data_dir)
     now_us = Clock().now_us()
-    shown = describe_processes(read_status(config, pid), pid, now_us) if pid else {}
+    shown = describe_processes(read_status(config, pid), pid, now_us, config) if pid else {}
     if arguments.json:
         print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
     elif pid:
@@ -14912,7 +14932,9 @@ def read_server(config: Config, pid: int) -> Mapping[str, Any]:
     return next(iter(read_status(config, pid).get("children", [])), {})
 
 
-def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[str, Any]:
+def describe_processes(
+    shown: Mapping[str, Any], pid: int, now_us: int, config: Config
+) -> dict[str, Any]:
     """What `status` tells: the governor's own words, with uptime and memory of each process."""
     first = {
         "name": "governor" if shown else SERVER_NAME,  # alone that has the lock, but no status
@@ -14923,7 +14945,7 @@ def describe_processes(shown: Mapping[str, Any], pid: int, now_us: int) -> dict[
     processes = [first, *shown.get("children", [])]
     return {
         "version": shown.get("version", VERSION),
-        "url": shown.get("url"),
+        "url": shown.get("url") or http_url(config),
         "reload_error": shown.get("reload_error"),
         "after_restart": shown.get("after_restart", []),
         "processes": [process | read_footprint(process, now_us) for process in processes],

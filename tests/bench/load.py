@@ -78,7 +78,10 @@ def drive(port: int, clients: int, requests: Iterator[bytes]) -> Iterator[Answer
             selector.register(connection.socket, selectors.EVENT_READ, connection)
             connection.ask(request)
     while selector.get_map():
-        for key, _ in selector.select(SEEN_TIMEOUT_S):
+        ready = selector.select(SEEN_TIMEOUT_S)
+        if not ready:
+            raise SystemExit(f"no answer for {SEEN_TIMEOUT_S:g} s")
+        for key, _ in ready:
             answered = key.data.receive()
             if answered is None:
                 continue

@@ -465,6 +465,26 @@ async def test_a_job_that_ends_well_although_told_to_stop_has_succeeded(
         assert (done.status, done.result) == (Status.SUCCESS, 42)
 
 
+async def test_the_slot_of_a_call_cancelled_before_it_was_recorded_goes_to_the_next(
+    server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[sz.Commit[bool]] = []
+
+    def claim(execution: sz.Execution) -> sz.Commit[bool]:
+        monkeypatch.undo()
+        claims.append(sz.Commit())
+        return claims[0]
+
+    first, second = await server.submit(), await server.submit()
+    monkeypatch.setattr(server.store, "claim_execution", claim)
+    async with worker(context, server) as handler:
+        await until(lambda: claims)
+        await server.dispatcher.cancel(first, "not needed")
+        claims[0].settle(sz.StoreUnavailable("the disk is full"))
+        assert (await server.ended(first)).status is Status.CANCELLED
+        assert (await handler.call())["execution_id"] == second
+
+
 async def test_a_job_that_does_not_stop_counts_as_cancelled_after_a_grace(
     server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -514,9 +514,27 @@ async def test_a_schedule_damaged_within_its_row_is_quarantined(place: Place) ->
     await place.store.write(
         lambda db: db.execute("UPDATE definitions SET trigger_state = '{\"typ'")
     )
+    told: list[str] = []
+    place.store.changed = told.append
     lease = sz.timedelta(seconds=30)
     assert await place.store.acquire_schedules("one", lease, 10) == []
+    assert told == ["a"]
     schedule = place.store.schedule("a")
     assert schedule is not None and "damaged" in (schedule.quarantined or "")
     stored = place.store.schedules()[0]
     assert [s.schedule_id for s in stored] == ["a"]
+
+
+async def test_a_change_does_not_wipe_out_what_is_left_of_a_damaged_schedule(place: Place) -> None:
+    await place.start()
+    assert place.store is not None
+    state = {"type": "interval"}
+    await place.store.add_schedule_record(sz.Schedule("a", "h", "m", {}, state, state))
+    await place.store.write(lambda db: db.execute("UPDATE definitions SET job_params = '{\"typ'"))
+    before = place.store._reader.one("SELECT * FROM schedules")
+    assert await place.store.set_paused("a", True) == place.store.schedule("a")
+    known = place.store.schedule("a")
+    assert known is not None
+    with pytest.raises(sz.Conflict, match="damaged"):
+        await place.store.replace_schedule(sz.replace(known, name="new"), known.generation)
+    assert place.store._reader.one("SELECT * FROM schedules") == before

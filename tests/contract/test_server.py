@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -162,3 +164,44 @@ async def test_a_declared_schedule_does_not_take_over_one_that_the_api_made(
     kept = server.store.schedule("hourly")
     assert kept is not None
     assert (kept.name, kept.origin) == (None, "api")
+
+
+def write_hourly(path: Path) -> None:
+    path.write_text(json.dumps({"schedules": {"hourly": HOURLY}}))
+
+
+async def test_a_reload_that_the_disk_does_not_take_is_applied_when_it_does(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def refuse(schedule: sz.Schedule) -> None:
+        monkeypatch.undo()
+        raise sz.StoreUnavailable("the disk is full")
+
+    write_hourly(tmp_path / "config.yaml")
+    server.config = replace(server.config, path=str(tmp_path / "config.yaml"))
+    monkeypatch.setattr(server.store, "add_schedule_record", refuse)
+    await server.reload()
+    assert server.store.schedule("hourly") is None
+    await until(lambda: server.store.schedule("hourly"))
+
+
+async def test_a_reload_that_comes_while_the_server_opens_is_applied_afterwards(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.yaml"
+    write_hourly(path)
+    made = Server(Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), path=str(path)), Clock())
+    made.begin(made.reload())
+    await made.open()
+    try:
+        await until(lambda: made.store.schedule("hourly"))
+    finally:
+        await made.close()
+
+
+async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> None:
+    def end(db: sqlite3.Cursor) -> None:
+        raise SystemExit
+
+    server.store.write(end)
+    await until(lambda: server.failed is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -182,6 +183,31 @@ async def test_what_is_queued_when_the_store_closes_is_committed(
     store.close()
     with closing(sqlite3.connect(store.path)) as db:
         assert db.execute("SELECT value FROM meta WHERE key = 'last'").fetchone() == (1,)
+
+
+async def test_a_database_found_damaged_after_an_error_of_the_disk_takes_no_change(
+    store: Store,
+) -> None:
+    def fail(db: sqlite3.Cursor) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    def fill(db: sqlite3.Cursor) -> None:
+        db.execute("CREATE TABLE large AS SELECT randomblob(400000)")
+
+    await store.write(fill)
+    with closing(sqlite3.connect(store.path)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    with pytest.raises(StoreUnavailable):
+        await store.write(fail)
+    with open(store.path, "r+b") as file:
+        file.seek(-100 * sz.PAGE_BYTES, os.SEEK_END)
+        file.write(bytes(sz.PAGE_BYTES))
+    taken: list[str] = []
+    with pytest.raises(sz.DatabaseDamaged):
+        await store.write(lambda db: taken.append("a change"))
+    assert store.lost is not None and not taken
 
 
 async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
@@ -969,8 +995,7 @@ async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grac
     made = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
     delay_us = made.due_us - sz.us_of(at)
     assert 0 <= delay_us <= 10_000_000
-    assert made.deadline_us is not None
-    assert made.deadline_us >= made.due_us
+    assert made.deadline_us == made.due_us + 5_000_000
     again = sz.execution_of_fire(plan, fire, store.new_id(), sz.us_of(at), 5.0, store.config)
     assert again.due_us == made.due_us
     other = fire._replace(nominal_at=at + timedelta(seconds=1))
@@ -978,3 +1003,10 @@ async def test_a_fire_is_planned_late_by_its_jitter_and_may_start_until_its_grac
         sz.execution_of_fire(plan, other, store.new_id(), 0, 5.0, store.config).due_us
         != made.due_us + 1_000_000
     )
+
+
+async def test_with_a_grace_of_zero_a_fire_on_time_runs(store: Store) -> None:
+    due_us = store.clock.now_us() - 1_000
+    await store.add_schedule_record(schedule(store, misfire_grace_time=0.0, next_fire_us=due_us))
+    (claim,) = await store.acquire_schedules("one", timedelta(seconds=30), 10)
+    assert [fire.run for fire in claim.fires] == [True]  # type: ignore[attr-defined]

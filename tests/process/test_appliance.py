@@ -220,3 +220,9 @@ def test_a_cancel_that_was_answered_survives_a_killed_server(appliance):
     one.run()
     handler.send_signal(signal.SIGCONT)
     assert one.wait_execution(execution_id)["status"] == "cancelled"
+
+
+def test_the_status_of_a_server_alone_says_where_it_is(appliance):
+    one = appliance().run()
+    first = one.cli("status").stdout.splitlines()[0]
+    assert first.endswith(f" (default) on http://127.0.0.1:{one.http_port}")

@@ -187,7 +187,7 @@ def test_the_table_is_aligned() -> None:
             }
         ],
     }
-    described = describe_processes(shown, 2**22, 1_795_448_685_000_001 + 90_000_000)
+    described = describe_processes(shown, 2**22, 1_795_448_685_000_001 + 90_000_000, Config())
     assert [process["uptime_seconds"] for process in described["processes"]] == [90, None]
     lines = render_processes(described["processes"]).splitlines()
     assert lines == [

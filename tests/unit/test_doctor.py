@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import schedulezero as sz
 from schedulezero import (
     Clock,
     Condition,
@@ -65,7 +67,7 @@ SOUND = Finding(Condition.SOUND)
         (check_room("/d", 10 << 30, 0), "failed", "no inode"),
         (check_flush("/d", 0.005), "ok", "after 5 ms"),
         (check_flush("/d", 0.4), "warning", "after 400 ms; each change waits"),
-        (check_flush("/d", None), "failed", "/d takes no 4 KiB within 15 s"),
+        (check_flush("/d", None), "failed", "/d takes no 5 times 4 KiB within 15 s"),
         (check_directory("data directory", "/d/x", "/d/x", "pi", None), "ok", "/d/x"),
         (check_directory("data directory", "/d/x", "/d", "pi", None), "ok",
          "made by the first start"),
@@ -149,3 +151,18 @@ def test_a_flush_that_fails_is_an_error_and_not_a_slow_one(
     with pytest.raises(OSError, match="Input/output"):
         measure_flush_s(str(tmp_path), Clock())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flush_that_ends_after_nobody_waits_any_more_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, said = threading.Event(), []
+    monkeypatch.setattr(os, "fsync", lambda fd: go_on.wait(5))
+    monkeypatch.setattr(sz, "FLUSHES_LIMIT_S", 0.01)
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    before = set(threading.enumerate())
+    assert measure_flush_s(str(tmp_path), Clock()) is None
+    (flusher,) = set(threading.enumerate()) - before
+    go_on.set()
+    flusher.join(5)
+    assert not flusher.is_alive() and not said

@@ -306,7 +306,7 @@ def test_secrets_are_kept_in_a_private_file_and_listed_by_name(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "value"),
     [("", "long enough"), ("a/b", "long enough"), (".a", "long enough"), ("a", "abc"),
-     ("a", "nul\0nul"), ("a", "x" * 70_000)],
+     ("a", "nul\0nul"), ("a", "x" * 70_000), ("a", "ü" * 40_000)],
 )  # fmt: skip
 def test_what_cannot_be_a_secret_is_refused(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(InvalidField, match="secret"):
@@ -319,6 +319,7 @@ def test_systemd_credentials_are_secrets_unless_one_of_the_name_is_set(tmp_path:
     (credentials / "db").write_text("from systemd\n")
     (credentials / "binary").write_bytes(b"\xff\xfe\x00\x01")
     (credentials / "tiny").write_text("x")
+    (credentials / "huge").write_text("x" * (64 << 10) + "\nand more")
     secrets = Secrets(config_in(tmp_path, credentials_dir=str(credentials)))
     assert secrets.names() == {"db": "systemd"}
     assert secrets.get("db") == "from systemd"
@@ -348,3 +349,14 @@ def test_a_file_written_anew_replaces_the_old_one_whole(tmp_path: Path) -> None:
     secrets.set("b", "value")
     assert not left.exists()
     assert (tmp_path / "data" / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_whom_the_data_belongs_to(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4_321, 4_321)
+    Secrets(Config(data_dir=str(tmp_path / "default"))).set("name", "value")
+    made = (tmp_path / "default", tmp_path / "default" / "secrets.json")
+    assert [path.stat().st_uid for path in made] == [4_321, 4_321]
+    os.chown(made[0], 1_234, 1_234)
+    Secrets(Config(data_dir=str(made[0]))).set("name", "other")
+    assert [path.stat().st_uid for path in made] == [1_234, 1_234]
