@@ -10180,13 +10180,14 @@ class HttpConnection(asyncio.Protocol):
         self._stream: StreamResponse  # while streaming
         self._stop: Callable[[], None] = lambda: None
         self._transport: asyncio.Transport
+        self._plain: asyncio.Transport  # the same, but for TLS, which has a buffer of its own
         self.peer = ""
 
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = self._plain = transport
         self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
         self._server.admit(self)
 
@@ -10236,7 +10237,11 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def held_bytes(self) -> int:
-        return self._parser.buffered_bytes + self._transport.get_write_buffer_size()
+        return self._parser.buffered_bytes + self._unsent_bytes
+
+    @property
+    def _unsent_bytes(self) -> int:
+        return sum(each.get_write_buffer_size() for each in {self._transport, self._plain})
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
         """Wait for the first request, after the handshake if there is one."""
@@ -10257,7 +10262,7 @@ class HttpConnection(asyncio.Protocol):
             self._write_stream(self._stream.keep_alive)
         elif self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._parser.has_begun):
             self.refuse(HttpError(408, "timeout", "the request did not arrive in time"))
-        elif self._phase in _RECEIVING and not self._transport.get_write_buffer_size():
+        elif self._phase in _RECEIVING and not self._unsent_bytes:
             self._close()
         else:
             self._transport.abort()
@@ -10328,11 +10333,14 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
-        self._server.loop.call_soon(self._serve)
+        if self._phase in _RECEIVING:
+            self._transport.pause_reading()  # until all that is here is answered
+            self._server.loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
+        self._transport.resume_reading()
         begun = Phase.HEAD if parser.has_begun else Phase.IDLE
         phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
@@ -10411,7 +10419,8 @@ class HttpConnection(asyncio.Protocol):
         if not self._stream.is_allowed():
             self.drain()
             return False
-        if self._transport.get_write_buffer_size() + len(chunk) > MAX_STREAM_BUFFER_BYTES:
+        is_behind = self._unsent_bytes > MAX_STREAM_BUFFER_BYTES
+        if is_behind or not self._server.has_room(self, len(chunk)):
             self._transport.abort()
             self._phase = Phase.CLOSED
             return False
