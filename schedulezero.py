@@ -8654,7 +8654,8 @@ def weight_of(kind: str, value: Any) -> int:
     if kind == "log":
         return sum(len(line[2]) + 40 for line in value["lines"])
     if isinstance(value, Execution):
-        return 500 + weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
+        values = weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
+        return 500 + values + len(value.error or "")
     return 500
 
 
