@@ -14034,6 +14034,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+MAX_ANSWER_BYTES: Final = 8 << 20  # that to a change holds job_params twice
 COMPILED_BYTES: Final = 40 << 20  # in use from the start: glibc keeps what the compiler took
 EXPENDABLE: Final = 500  # in proc(5)'s oom_score_adj: as if half of all memory were in use here
 DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
@@ -14329,7 +14330,7 @@ def mention_other(config: Config) -> str:
         _, health = ask_server(config, "GET", "/api/health", {})
     except Unavailable:
         return ""
-    if not isinstance(health, Mapping) or "checks" not in health:
+    if "checks" not in health:
         return ""
     return f"; a ScheduleZero with another data_dir answers on {http_url(config)}"
 
@@ -14354,11 +14355,24 @@ def ask_server(
         with connect_http(host.strip("[]"), config, is_known=is_change) as connection:
             connection.settimeout(ANSWER_S if is_change else HEALTH_S)
             connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + data)
-            answer = b"".join(iter(partial(connection.recv, 1 << 16), b""))
-        head, _, answered = answer.partition(b"\r\n\r\n")
-        return int(head.split(None, 2)[1]), json.loads(answered)
-    except (OSError, ValueError, IndexError) as error:
+            head, _, answered = receive_all(connection).partition(b"\r\n\r\n")
+        status, shown = int(head.split(None, 2)[1]), json.loads(answered)
+        if not isinstance(shown, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, IndexError, RecursionError) as error:  # who knows who is there
         raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
+    return status, shown
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """What comes until the other end closes. Raises OSError if it does not within the timeout."""
+    clock, answer = Clock(), bytearray()
+    give_up_s = clock.monotonic() + (connection.gettimeout() or 0.0)
+    while data := connection.recv(1 << 16):
+        answer += data
+        if len(answer) > MAX_ANSWER_BYTES or clock.monotonic() > give_up_s:
+            raise OSError("it does not end")
+    return bytes(answer)
 
 
 def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:
