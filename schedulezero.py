@@ -14269,7 +14269,8 @@ def command_start(arguments: Arguments) -> int:
             print(f"It is not healthy: see {http_url(config)}/api/health", file=sys.stderr)
         return EXIT_OK
     process.terminate()
-    process.wait(STOP_TIMEOUT_S)
+    if not has_ended(process):
+        failure += f", and pid {process.pid} did not stop within {STOP_TIMEOUT_S:g} s"
     print(f"schedulezero: not started: {failure}", file=sys.stderr)
     for path, size in before.items():
         for line in read_tail(path, TAIL_LINES, start=size):
@@ -14287,7 +14288,7 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return f"the governor ended with {describe_exit(process.returncode)}"
         server = read_server(config, process.pid)
         if server.get("state") == ChildState.FATAL:
-            process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
+            has_ended(process)  # by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
             return f"the server ended with {server['reason']}"
         status = fetch_health(config) if server.get("pid") else None
@@ -14295,6 +14296,13 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return None  # a full disk, say, is no reason to end what can serve reads
         time.sleep(POLL_S)
     return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process that is to end does; one that waits for a broken disk does not."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    return process.returncode is not None
 
 
 def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> None:
