@@ -12120,6 +12120,8 @@ class Server:
         self.on_failure: Callable[[], None] = lambda: None
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
+        self._declaring = asyncio.Lock()
+        self.reload_wanted = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
@@ -12168,7 +12170,7 @@ class Server:
             address = f"{self.config.http_host}:{self.config.http_port}"
             raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
         await self._declare_or_wait(self.config)
-        for work in (self._schedule(), self._keep_house(), self._tend()):
+        for work in (self._schedule(), self._keep_house(), self._tend(), self._reload_if_wanted()):
             task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
             self._tasks.append(task)
@@ -12254,6 +12256,16 @@ class Server:
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
+    async def _reload_if_wanted(self) -> None:
+        """One reload after the other, from the end of the start on."""
+        while True:
+            await self.reload_wanted.wait()
+            self.reload_wanted.clear()
+            try:
+                await self.reload()
+            except Exception:  # the next may do better
+                log_server.exception("the configuration was not reloaded")
+
     async def reload(self) -> None:
         """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
         files again. Keep the old ones if wrong.
@@ -12261,7 +12273,7 @@ class Server:
         try:
             config = load_config(self.config.path, os.environ, self.config.deployment)
             self.secure(config)
-            await self.declare(config)
+            await self._declare_or_wait(config)
         except ScheduleZeroError as error:
             log_server.error("the configuration was not reloaded: %s", error)
             return
@@ -12273,12 +12285,13 @@ class Server:
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
-        self._undeclared = config
-        try:
-            await self.declare(config)
+        async with self._declaring:  # two at once would leave some of each
             self._undeclared = None
-        except StoreUnavailable as error:
-            log_server.error("the declared schedules wait: %s", error)
+            try:
+                await self.declare(config)
+            except StoreUnavailable as error:
+                log_server.error("the declared schedules wait: %s", error)
+                self._undeclared = config
 
     async def declare(self, config: Config) -> None:
         """Make the schedules of the configuration file so: create, update, remove its own."""
@@ -12518,7 +12531,7 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
     server = Server(config, Clock())
     server.on_failure = stopping.set
-    loop.add_signal_handler(signal.SIGHUP, lambda: server.begin(server.reload()))
+    loop.add_signal_handler(signal.SIGHUP, server.reload_wanted.set)
     await server.open()
     log_server.info("ready at %s, handlers at %s", server.address, server.gateway.endpoint)
     try:

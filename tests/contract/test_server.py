@@ -162,3 +162,40 @@ async def test_a_declared_schedule_does_not_take_over_one_that_the_api_made(
     kept = server.store.schedule("hourly")
     assert kept is not None
     assert (kept.name, kept.origin) == (None, "api")
+
+
+async def test_a_reload_wanted_during_the_start_follows_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), log_dir=str(tmp_path))
+    made = Server(config, Clock())
+    made.reload_wanted.set()
+    await made.open()
+    await until(lambda: "configuration reloaded" in caplog.text)
+    await made.close()
+
+
+async def test_reloads_follow_one_another_and_wait_for_a_store_that_cannot_take_them(
+    server: Server,
+) -> None:
+    seen: list[str] = []
+    may_end = asyncio.Event()
+
+    async def declare(config: Config) -> None:
+        seen.append("begins")
+        await may_end.wait()
+        seen.append("ends")
+        if len(seen) == 2:
+            raise sz.StoreUnavailable("the disk is full")
+
+    server.declare = declare  # type: ignore[method-assign]
+    server.reload_wanted.set()
+    await until(lambda: seen)
+    server.reload_wanted.set()
+    again = asyncio.create_task(server.reload())
+    await asyncio.sleep(0)
+    may_end.set()
+    await again
+    await until(lambda: len(seen) >= 6)
+    assert seen[:6] == ["begins", "ends"] * 3
