@@ -8670,7 +8670,8 @@ def weight_of(kind: str, value: Any) -> int:
     if kind == "log":
         return sum(len(line[2]) + 40 for line in value["lines"])
     if isinstance(value, Execution):
-        return 500 + weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
+        values = weight_of_json(repr(value.job_params)) + weight_of_json(repr(value.result))
+        return 500 + values + len(value.error or "")
     return 500
 
 
@@ -10196,13 +10197,14 @@ class HttpConnection(asyncio.Protocol):
         self._stream: StreamResponse  # while streaming
         self._stop: Callable[[], None] = lambda: None
         self._transport: asyncio.Transport
+        self._plain: asyncio.Transport  # the same, but for TLS, which has a buffer of its own
         self.peer = ""
 
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = self._plain = transport
         self.peer = self._parser.peer = str((transport.get_extra_info("peername") or ("",))[0])
         self._server.admit(self)
 
@@ -10252,7 +10254,11 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def held_bytes(self) -> int:
-        return self._parser.buffered_bytes + self._transport.get_write_buffer_size()
+        return self._parser.buffered_bytes + self._unsent_bytes
+
+    @property
+    def _unsent_bytes(self) -> int:
+        return sum(each.get_write_buffer_size() for each in {self._transport, self._plain})
 
     def begin(self, tls: ssl.SSLContext | None) -> None:
         """Wait for the first request, after the handshake if there is one."""
@@ -10273,7 +10279,7 @@ class HttpConnection(asyncio.Protocol):
             self._write_stream(self._stream.keep_alive)
         elif self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._parser.has_begun):
             self.refuse(HttpError(408, "timeout", "the request did not arrive in time"))
-        elif self._phase in _RECEIVING and not self._transport.get_write_buffer_size():
+        elif self._phase in _RECEIVING and not self._unsent_bytes:
             self._close()
         else:
             self._transport.abort()
@@ -10344,11 +10350,14 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
-        self._server.loop.call_soon(self._serve)
+        if self._phase in _RECEIVING:
+            self._transport.pause_reading()  # until all that is here is answered
+            self._server.loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
+        self._transport.resume_reading()
         begun = Phase.HEAD if parser.has_begun else Phase.IDLE
         phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
@@ -10427,7 +10436,8 @@ class HttpConnection(asyncio.Protocol):
         if not self._stream.is_allowed():
             self.drain()
             return False
-        if self._transport.get_write_buffer_size() + len(chunk) > MAX_STREAM_BUFFER_BYTES:
+        is_behind = self._unsent_bytes > MAX_STREAM_BUFFER_BYTES
+        if is_behind or not self._server.has_room(self, len(chunk)):
             self._transport.abort()
             self._phase = Phase.CLOSED
             return False
@@ -12126,8 +12136,9 @@ class Server:
         self.on_failure: Callable[[], None] = lambda: None
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
+        self._declaring = asyncio.Lock()
+        self.reload_wanted = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
-        self._opened = asyncio.Event()
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
         self._sealed_s = -math.inf
@@ -12175,11 +12186,10 @@ class Server:
             address = f"{self.config.http_host}:{self.config.http_port}"
             raise ScheduleZeroError(f"cannot listen on {address}: {error.strerror}") from None
         await self._declare_or_wait(self.config)
-        for work in (self._schedule(), self._keep_house(), self._tend()):
+        for work in (self._schedule(), self._keep_house(), self._tend(), self._reload_if_wanted()):
             task = loop.create_task(work)
             task.add_done_callback(self._on_task_end)
             self._tasks.append(task)
-        self._opened.set()
         self._tell()
 
     def _open_store(self) -> Store:
@@ -12262,11 +12272,20 @@ class Server:
         self._tasks.append(task)
         task.add_done_callback(self._tasks.remove)
 
+    async def _reload_if_wanted(self) -> None:
+        """One reload after the other, from the end of the start on."""
+        while True:
+            await self.reload_wanted.wait()
+            self.reload_wanted.clear()
+            try:
+                await self.reload()
+            except Exception:  # the next may do better
+                log_server.exception("the configuration was not reloaded")
+
     async def reload(self) -> None:
         """Apply the declared schedules of the file as it is now, and who may do what; read the TLS
         files again. Keep the old ones if wrong.
         """
-        await self._opened.wait()
         try:
             config = load_config(self.config.path, os.environ, self.config.deployment)
             self.secure(config)
@@ -12282,12 +12301,13 @@ class Server:
 
     async def _declare_or_wait(self, config: Config) -> None:
         """As declare, but when the store cannot take it now, again when it can."""
-        self._undeclared = None
-        try:
-            await self.declare(config)
-        except StoreUnavailable as error:
-            self._undeclared = config
-            log_server.error("the declared schedules wait: %s", error)
+        async with self._declaring:  # two at once would leave some of each
+            self._undeclared = None
+            try:
+                await self.declare(config)
+            except StoreUnavailable as error:
+                log_server.error("the declared schedules wait: %s", error)
+                self._undeclared = config
 
     async def declare(self, config: Config) -> None:
         """Make the schedules of the configuration file so: create, update, remove its own."""
@@ -12527,7 +12547,7 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         loop.add_reader(lifeline_fd, stopping.set)  # readable at EOF: nobody holds the other end
     server = Server(config, Clock())
     server.on_failure = stopping.set
-    loop.add_signal_handler(signal.SIGHUP, lambda: server.begin(server.reload()))
+    loop.add_signal_handler(signal.SIGHUP, server.reload_wanted.set)
     await server.open()
     log_server.info("ready at %s, handlers at %s", server.address, server.gateway.endpoint)
     try:
@@ -14044,6 +14064,7 @@ MAX_IMPORT_BYTES: Final = 32 << 20
 IMPORT_TOKEN_US: Final = 3_600_000_000  # should its end be missed
 HEALTH_S: Final = 2.0  # for the answer to one look
 ANSWER_S: Final = 30.0  # for that to one change
+MAX_ANSWER_BYTES: Final = 8 << 20  # that to a change holds job_params twice
 COMPILED_BYTES: Final = 40 << 20  # in use from the start: glibc keeps what the compiler took
 EXPENDABLE: Final = 500  # in proc(5)'s oom_score_adj: as if half of all memory were in use here
 DATA_DIR: Final = re.compile(r"""^[^#\n]*\bdata_dir["']?\s*:\s*["']?([^\n"',}#]+)""", re.MULTILINE)
@@ -14278,7 +14299,8 @@ def command_start(arguments: Arguments) -> int:
             print(f"It is not healthy: see {http_url(config)}/api/health", file=sys.stderr)
         return EXIT_OK
     process.terminate()
-    process.wait(STOP_TIMEOUT_S)
+    if not has_ended(process):
+        failure += f", and pid {process.pid} did not stop within {STOP_TIMEOUT_S:g} s"
     print(f"schedulezero: not started: {failure}", file=sys.stderr)
     for path, size in before.items():
         for line in read_tail(path, TAIL_LINES, start=size):
@@ -14296,7 +14318,7 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return f"the governor ended with {describe_exit(process.returncode)}"
         server = read_server(config, process.pid)
         if server.get("state") == ChildState.FATAL:
-            process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
+            has_ended(process)  # by itself, with the exit code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
             return f"the server ended with {server['reason']}"
         status = fetch_health(config) if server.get("pid") else None
@@ -14304,6 +14326,13 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return None  # a full disk, say, is no reason to end what can serve reads
         time.sleep(POLL_S)
     return f"no answer from {http_url(config)}/api/health within {START_TIMEOUT_S:g} s"
+
+
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process that is to end does; one that waits for a broken disk does not."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_TIMEOUT_S)
+    return process.returncode is not None
 
 
 def wait_until(is_done: Callable[[], bool], limit_s: float, failure: str) -> None:
@@ -14339,7 +14368,7 @@ def mention_other(config: Config) -> str:
         _, health = ask_server(config, "GET", "/api/health", {})
     except Unavailable:
         return ""
-    if not isinstance(health, Mapping) or "checks" not in health:
+    if "checks" not in health:
         return ""
     return f"; a ScheduleZero with another data_dir answers on {http_url(config)}"
 
@@ -14364,11 +14393,24 @@ def ask_server(
         with connect_http(host.strip("[]"), config, is_known=is_change) as connection:
             connection.settimeout(ANSWER_S if is_change else HEALTH_S)
             connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + data)
-            answer = b"".join(iter(partial(connection.recv, 1 << 16), b""))
-        head, _, answered = answer.partition(b"\r\n\r\n")
-        return int(head.split(None, 2)[1]), json.loads(answered)
-    except (OSError, ValueError, IndexError) as error:
+            head, _, answered = receive_all(connection).partition(b"\r\n\r\n")
+        status, shown = int(head.split(None, 2)[1]), json.loads(answered)
+        if not isinstance(shown, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, IndexError, RecursionError) as error:  # who knows who is there
         raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
+    return status, shown
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """What comes until the other end closes. Raises OSError if it does not within the timeout."""
+    clock, answer = Clock(), bytearray()
+    give_up_s = clock.monotonic() + (connection.gettimeout() or 0.0)
+    while data := connection.recv(1 << 16):
+        answer += data
+        if len(answer) > MAX_ANSWER_BYTES or clock.monotonic() > give_up_s:
+            raise OSError("it does not end")
+    return bytes(answer)
 
 
 def connect_http(host: str, config: Config, *, is_known: bool = False) -> socket.socket:

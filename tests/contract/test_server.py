@@ -166,10 +166,6 @@ async def test_a_declared_schedule_does_not_take_over_one_that_the_api_made(
     assert (kept.name, kept.origin) == (None, "api")
 
 
-def write_hourly(path: Path) -> None:
-    path.write_text(json.dumps({"schedules": {"hourly": HOURLY}}))
-
-
 async def test_a_reload_that_the_disk_does_not_take_is_applied_when_it_does(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -177,26 +173,13 @@ async def test_a_reload_that_the_disk_does_not_take_is_applied_when_it_does(
         monkeypatch.undo()
         raise sz.StoreUnavailable("the disk is full")
 
-    write_hourly(tmp_path / "config.yaml")
-    server.config = replace(server.config, path=str(tmp_path / "config.yaml"))
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"schedules": {"hourly": HOURLY}}))
+    server.config = replace(server.config, path=str(path))
     monkeypatch.setattr(server.store, "add_schedule_record", refuse)
     await server.reload()
     assert server.store.schedule("hourly") is None
     await until(lambda: server.store.schedule("hourly"))
-
-
-async def test_a_reload_that_comes_while_the_server_opens_is_applied_afterwards(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "config.yaml"
-    write_hourly(path)
-    made = Server(Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), path=str(path)), Clock())
-    made.begin(made.reload())
-    await made.open()
-    try:
-        await until(lambda: made.store.schedule("hourly"))
-    finally:
-        await made.close()
 
 
 async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> None:
@@ -205,3 +188,40 @@ async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> N
 
     server.store.write(end)
     await until(lambda: server.failed is not None)
+
+
+async def test_a_reload_wanted_during_the_start_follows_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), log_dir=str(tmp_path))
+    made = Server(config, Clock())
+    made.reload_wanted.set()
+    await made.open()
+    await until(lambda: "configuration reloaded" in caplog.text)
+    await made.close()
+
+
+async def test_reloads_follow_one_another_and_wait_for_a_store_that_cannot_take_them(
+    server: Server,
+) -> None:
+    seen: list[str] = []
+    may_end = asyncio.Event()
+
+    async def declare(config: Config) -> None:
+        seen.append("begins")
+        await may_end.wait()
+        seen.append("ends")
+        if len(seen) == 2:
+            raise sz.StoreUnavailable("the disk is full")
+
+    server.declare = declare  # type: ignore[method-assign]
+    server.reload_wanted.set()
+    await until(lambda: seen)
+    server.reload_wanted.set()
+    again = asyncio.create_task(server.reload())
+    await asyncio.sleep(0)
+    may_end.set()
+    await again
+    await until(lambda: len(seen) >= 6)
+    assert seen[:6] == ["begins", "ends"] * 3

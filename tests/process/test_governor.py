@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -12,8 +13,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,22 @@ def test_a_data_dir_changed_under_a_server_that_runs_is_named(site: Site) -> Non
         assert (code, err.endswith(told)) == (1 if "start" in command else 3, True)
     site.configure()
     assert site.do("stop")[0] == 0
+
+
+@pytest.mark.parametrize("chunks", [[b"[" * 200_000], [b"[]"], itertools.repeat(b"x" * 65_536)])
+def test_what_answers_in_its_place_may_say_anything(site: Site, chunks: Iterable[bytes]) -> None:
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(4_096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for chunk in chunks:
+                connection.sendall(chunk)
+
+    with socket.create_server(("127.0.0.1", site.http_port)) as listener:
+        stranger = threading.Thread(target=serve, args=(listener,))
+        stranger.start()
+        assert site.do("status") == (3, "ScheduleZero (default) is not running\n", "")
+        stranger.join()
 
 
 def test_run_says_what_runs_and_ends_by_ctrl_c(site: Site) -> None:

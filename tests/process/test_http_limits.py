@@ -168,6 +168,21 @@ def test_a_client_that_pipelines_without_end_is_not_read_while_it_waits() -> Non
     run(PATIENT, test)
 
 
+def test_a_client_that_pipelines_without_end_is_not_read_beyond_what_is_answered() -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        buffered: list[int] = []
+        client = await connect(server)
+        assert (await client.ask(b"GET /first"))[0] == 200
+        (connection,) = server._connections
+        server.answered = lambda *_: buffered.append(connection._parser.buffered_bytes)
+        client.send((b"GET /more" + HEAD + b"Padding: " + b"x" * 1_000 + b"\r\n\r\n") * 2_000)
+        for _ in range(2_000):
+            assert (await client.answer())[0] == 200
+        assert max(buffered) < 512 << 10
+
+    run(PATIENT, test)
+
+
 def test_half_a_close_still_gets_every_answer() -> None:
     async def test(server: sz.HttpServer, site: Site) -> None:
         client = await connect(server)
@@ -404,6 +419,19 @@ def test_a_stream_gets_what_is_written_and_a_comment_when_it_is_quiet() -> None:
         assert not site.write(b"data: late\n\n")
 
     run(QUICK, test)
+
+
+def test_a_stream_whose_client_reads_takes_much_at_once() -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        client = await connect(server)
+        client.send(b"GET /stream" + HEAD + b"\r\n")
+        await client.reader.readuntil(b"data: hello\n\n")
+        assert site.write is not None
+        for _ in range(5):
+            assert site.write(LARGE[: 1 << 20])
+            assert await client.reader.readexactly(1 << 20) == LARGE[: 1 << 20]
+
+    run(PATIENT, test)
 
 
 def test_a_stream_whose_client_does_not_read_is_dropped_at_its_bound() -> None:

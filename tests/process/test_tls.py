@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schedulezero as sz
 from appliance import Appliance, wait_for
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
@@ -181,6 +183,36 @@ def test_a_reload_with_a_wrong_certificate_changes_nothing(started: Any, tmp_pat
     assert reloaded.returncode == 78
     assert "tls_key" in reloaded.stderr and "is not the key of tls_cert" in reloaded.stderr
     assert client.ask("GET", "/api/health")[0] == 200
+
+
+def test_answers_that_are_not_taken_over_tls_are_bounded_for_all_clients_together(
+    tmp_path: Path,
+) -> None:
+    paths = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(paths["tls_cert"], paths["tls_key"])
+    trusting = ssl.create_default_context(cafile=paths["tls_cert"])
+    statuses: list[int] = []
+
+    async def test() -> None:
+        limits = sz.HttpLimits(max_held_bytes=24 << 20)
+        large = sz.Response(200, bytes(8 << 20))
+        server = sz.HttpServer(lambda request: large, clock=sz.Clock(), limits=limits)
+        server.answered = lambda method, route, status: statuses.append(status)
+        await server.start("127.0.0.1", 0, context)
+        clients = []
+        for asked in range(1, 6):
+            clients.append(await asyncio.open_connection("localhost", server.port, ssl=trusting))
+            lazy = clients[-1][1]
+            lazy.transport.pause_reading()
+            lazy.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            while len(statuses) < asked:
+                await asyncio.sleep(0.005)
+        assert sum(each.held_bytes for each in server._connections) < 24 << 20
+        await server.close(0)
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    assert statuses[0] == 200 and statuses[-1] == 503
 
 
 def test_an_event_stream_runs_over_tls_until_the_server_stops(started: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,6 +124,32 @@ def test_what_does_not_run_is_exit_code_3(home: Path, capsys: pytest.CaptureFixt
     assert main(["stop"]) == 3
     assert main(["reload"]) == 3
     assert list(home.iterdir()) == []
+
+
+class Stuck:
+    """A process that waits for its disk: no signal ends it."""
+
+    pid, returncode = 4711, None
+
+    def __init__(self, *arguments: object, **settings: object) -> None:
+        pass
+
+    def terminate(self) -> None:
+        pass
+
+    def wait(self, timeout_s: float) -> None:
+        raise subprocess.TimeoutExpired("schedulezero", timeout_s)
+
+
+def test_a_start_that_neither_answers_nor_ends_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Stuck)
+    monkeypatch.setattr(schedulezero, "require_ports", lambda config: None)
+    monkeypatch.setattr(schedulezero, "wait_for_health", lambda config, process: "no answer")
+    assert main(["start"]) == 1
+    told = "schedulezero: not started: no answer, and pid 4711 did not stop within 35 s\n"
+    assert capsys.readouterr().err == told
 
 
 def test_an_unknown_log_is_named_with_a_suggestion(

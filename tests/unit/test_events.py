@@ -169,6 +169,9 @@ def test_large_results_and_logs_push_out_what_is_old(
     assert not events._kept
     events.publish("log", {"lines": [[0, "stdout", "y" * 90_000]]})
     assert len(events._kept) == 1
+    for number in range(50):
+        events.publish("execution", execution(number)._replace(error="z" * 8_000))
+    assert len(events._kept) <= 12
 
 
 def test_a_subscriber_that_takes_no_more_is_dropped(events: Events, loop: Loop) -> None:
