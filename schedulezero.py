@@ -13505,6 +13505,7 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         f"# Save as {UNIT_DIRECTORY}/{name}, and then:",
         "#   useradd --system --shell /usr/sbin/nologin schedulezero",
         *([f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"] if others else []),
+        *(f"#   chmod o+x {path!r}" for path in closed_directories(_needed_places(config), others)),
         f"#   systemctl daemon-reload && systemctl enable --now {name}",
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
@@ -13584,12 +13585,28 @@ def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
-def _is_in_home(config: Config) -> bool:
-    """Whether something that is needed stands where users have their own."""
+def _needed_places(config: Config) -> list[str]:
     places = [find_archive() or __file__, sys.prefix, sys.base_prefix, config.directory]
     places += [config.data_dir, config.log_dir, config.tls_cert or "", config.tls_key or ""]
     places += [spec.cwd or "" for spec in config.handlers]
-    return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
+    return [os.path.abspath(place) for place in places if place]
+
+
+def _is_in_home(config: Config) -> bool:
+    """Whether something that is needed stands where users have their own."""
+    return any(place.startswith(HOMES) for place in _needed_places(config))
+
+
+def closed_directories(places: Iterable[str], given: Iterable[str]) -> list[str]:
+    """The directories above these that let in their owner alone, as homes of Debian 12 do; those
+    in `given` get the unit's user for an owner.
+    """
+    above: set[str] = set()
+    for place in places:
+        while place != (place := os.path.dirname(place)):
+            above.add(place)
+    above.difference_update(given)
+    return sorted(path for path in above if os.path.isdir(path) and not os.stat(path).st_mode & 1)
 
 
 def quote_unit(text: str) -> str:
