@@ -169,13 +169,18 @@ from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
-import anyio._backends._asyncio  # noqa: F401 - by the loop's first turn, while SSLContext is there
-import apscheduler
-import apscheduler.abc
-import tzlocal
-import yaml
-import zmq
-import zmq.utils.z85
+try:
+    import anyio._backends._asyncio  # noqa: F401 - by the loop's first turn, while SSLContext is there
+    import apscheduler
+    import apscheduler.abc
+    import tzlocal
+    import yaml
+    import zmq
+    import zmq.utils.z85
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"schedulezero: {error}; what to `pip install` stands at the head of {__file__}")
 
 if typing.TYPE_CHECKING:
     import ssl
@@ -13823,7 +13828,7 @@ def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: 
 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
-        sentence = f"left by something that went wrong: {', '.join(paths)}"
+        sentence = f"kept aside, or left unfinished: {', '.join(paths)}"
         fix = f"when nobody needs them: rm {' '.join(paths)}"
         return warns("leftovers", sentence, fix)
     return passes("leftovers", "none")
