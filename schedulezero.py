@@ -2556,8 +2556,8 @@ class IntervalTrigger(Trigger):
         for unit, unit_s in INTERVAL_UNITS.items():
             n, rest = divmod(rest, unit_s) if unit_s > 1 else (rest, 0)
             if n:
-                parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
-        return f"every {join_words(parts)}"
+                parts.append(f"{n:g} {unit[:-1] if n == 1 else unit}")
+        return f"every {join_words(parts).removeprefix('1 ')}"
 
     def render(self) -> str:
         return str(timedelta(microseconds=self.interval_us))

@@ -143,7 +143,7 @@ function columns(page, schedules) {
     sortable(route, "call-of", "calls", "handler_id", calls),
     ["trigger", "when", words],
     sortable(route, "next", "next fire", "next_fire_time", (one) =>
-      when(one.paused ? null : one.next_fire_time, page)),
+      when(one.paused || one.quarantined ? null : one.next_fire_time, page)),
     sortable(route, "last", "last fire", "last_fire_time", (one) =>
       lastFire(one, failures.get(one.id), page)),
     ["acts", h("span.unseen", "actions"), (one) => [
@@ -223,7 +223,7 @@ function plan(page, schedule) {
 }
 
 const describeRetry = ({ max_attempts: most, base_delay: base, factor, max_delay: limit }) =>
-  `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
+  most === 1 ? "none: one attempt" : `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
 
 function callee(handlers, { handler_id, method_name }) {
   const handler = handlers.find(({ id }) => id === handler_id);
