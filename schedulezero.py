@@ -10680,6 +10680,7 @@ CHANGE_FIELDS: Final = Fields(*(replace(field, required=False) for field in EDIT
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
     Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
+    Field("schedule_id", NAME, "whose trigger it is: then it goes on from where that began"),
 )
 SORT: Final = one_of(*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS))
 SCHEDULE_FILTERS: Final = (
@@ -11552,7 +11553,11 @@ def list_errors(app: App, call: Call) -> Response:
 
 def preview_trigger(app: App, call: Call) -> Response:
     now = app.clock.now()
-    trigger = parse_trigger(call.body["trigger_config"], timezone=app.config.timezone, now=now)
+    asked, known = call.body["trigger_config"], app.store.schedule(call.body.get("schedule_id", ""))
+    if known and known.trigger_config == asked:
+        trigger = load_trigger(known.trigger_state)
+    else:
+        trigger = parse_trigger(asked, timezone=app.config.timezone, now=now)
     previews = preview_fire_times(trigger, now, call.body.get("count", 10))
     return json_response(
         200,

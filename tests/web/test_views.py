@@ -550,3 +550,18 @@ def test_a_long_handler_id_leaves_room_for_the_search(open_page: Open, serve: Se
     search = page.get_by_role("searchbox").bounding_box()
     field = page.get_by_role("combobox", name="Handler").bounding_box()
     assert search["width"] >= 200 and field["width"] < 300
+
+
+def test_a_declared_schedule_is_not_offered_to_be_changed_here(
+    open_page: Open, serve: Serve
+) -> None:
+    mock = mock_server.small()
+    mock.schedules["nightly-backup"]["origin"] = "config"
+    page = open_page(serve(mock).url + "/#/schedules/nightly-backup")
+    expect(page.get_by_text("the configuration file: change it there")).to_be_visible()
+    expect(page.get_by_role("button", name="pause")).to_be_visible()
+    for name in ("edit", "delete"):
+        expect(page.get_by_role("button", name=name, exact=True)).to_have_count(0)
+    page.keyboard.press("u")
+    expect(page.locator("tr[data-id=hourly-chime] [data-act=edit-schedule]")).to_have_count(1)
+    expect(page.locator("tr[data-id=nightly-backup] [data-act=edit-schedule]")).to_have_count(0)
