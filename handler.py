@@ -719,7 +719,7 @@ class DingDong(Handler):
         """Say the time and strike it. Styles: plain, cuckoo, westminster, ship."""
         if style not in self._STYLES:
             raise ValueError(f"style {style!r} is none of {', '.join(self._STYLES)}")
-        now = time.localtime()
+        now = time.localtime(time.time())  # without, it is the kernel's coarse clock: ms behind
         said = f"{self._STYLES[style]}, it is {now.tm_hour:02}:{now.tm_min:02}"
         count = (ship_bells if style == "ship" else strokes)(now.tm_hour, now.tm_min)
         print(said)
@@ -727,7 +727,7 @@ class DingDong(Handler):
 
     def announce(self, message: str) -> dict[str, Any]:
         """Say the time in words, then `message`."""
-        now = time.localtime()
+        now = time.localtime(time.time())
         said = f"It is {time_in_words(now.tm_hour, now.tm_min)}. {message}"
         print(said)
         return {"said": said}

@@ -166,13 +166,18 @@ from urllib.parse import quote
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
-import anyio._backends._asyncio  # noqa: F401 - by the loop's first turn, while SSLContext is there
-import apscheduler
-import apscheduler.abc
-import tzlocal
-import yaml
-import zmq
-import zmq.utils.z85
+try:
+    import anyio._backends._asyncio  # noqa: F401 - by the loop's first turn, while SSLContext is there
+    import apscheduler
+    import apscheduler.abc
+    import tzlocal
+    import yaml
+    import zmq
+    import zmq.utils.z85
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"schedulezero: {error}; what to `pip install` stands at the head of {__file__}")
 
 if typing.TYPE_CHECKING:
     import ssl
@@ -2548,8 +2553,8 @@ class IntervalTrigger(Trigger):
         for unit, unit_s in INTERVAL_UNITS.items():
             n, rest = divmod(rest, unit_s) if unit_s > 1 else (rest, 0)
             if n:
-                parts.append(unit[:-1] if n == 1 else f"{n:g} {unit}")
-        return f"every {join_words(parts)}"
+                parts.append(f"{n:g} {unit[:-1] if n == 1 else unit}")
+        return f"every {join_words(parts).removeprefix('1 ')}"
 
     def render(self) -> str:
         return str(timedelta(microseconds=self.interval_us))
@@ -10701,6 +10706,7 @@ CHANGE_FIELDS: Final = Fields(*(replace(field, required=False) for field in EDIT
 PREVIEW_FIELDS: Final = Fields(
     Field("trigger_config", TRIGGER, required=True),
     Field("count", whole_number(1, MAX_PREVIEWS), "how many fire times; 10 if not given"),
+    Field("schedule_id", NAME, "whose trigger it is: then it goes on from where that began"),
 )
 SORT: Final = one_of(*SCHEDULE_ORDERS, *(f"-{name}" for name in SCHEDULE_ORDERS))
 SCHEDULE_FILTERS: Final = (
@@ -11573,7 +11579,11 @@ def list_errors(app: App, call: Call) -> Response:
 
 def preview_trigger(app: App, call: Call) -> Response:
     now = app.clock.now()
-    trigger = parse_trigger(call.body["trigger_config"], timezone=app.config.timezone, now=now)
+    asked, known = call.body["trigger_config"], app.store.schedule(call.body.get("schedule_id", ""))
+    if known and known.trigger_config == asked:
+        trigger = load_trigger(known.trigger_state)
+    else:
+        trigger = parse_trigger(asked, timezone=app.config.timezone, now=now)
     previews = preview_fire_times(trigger, now, call.body.get("count", 10))
     return json_response(
         200,
@@ -13544,6 +13554,7 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         f"# Save as {UNIT_DIRECTORY}/{name}, and then:",
         "#   useradd --system --shell /usr/sbin/nologin schedulezero",
         *([f"#   mkdir -p {shown} && chown -R schedulezero: {shown}"] if others else []),
+        *(f"#   chmod o+x {path!r}" for path in closed_directories(_needed_places(config), others)),
         f"#   systemctl daemon-reload && systemctl enable --now {name}",
         "# Handlers that need more than this allows: `autostart: false`, and `systemd --handlers`.",
         "[Unit]",
@@ -13623,12 +13634,28 @@ def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
-def _is_in_home(config: Config) -> bool:
-    """Whether something that is needed stands where users have their own."""
+def _needed_places(config: Config) -> list[str]:
     places = [find_archive() or __file__, sys.prefix, sys.base_prefix, config.directory]
     places += [config.data_dir, config.log_dir, config.tls_cert or "", config.tls_key or ""]
     places += [spec.cwd or "" for spec in config.handlers]
-    return any(os.path.abspath(place).startswith(HOMES) for place in places if place)
+    return [os.path.abspath(place) for place in places if place]
+
+
+def _is_in_home(config: Config) -> bool:
+    """Whether something that is needed stands where users have their own."""
+    return any(place.startswith(HOMES) for place in _needed_places(config))
+
+
+def closed_directories(places: Iterable[str], given: Iterable[str]) -> list[str]:
+    """The directories above these that let in their owner alone, as homes of Debian 12 do; those
+    in `given` get the unit's user for an owner.
+    """
+    above: set[str] = set()
+    for place in places:
+        while place != (place := os.path.dirname(place)):
+            above.add(place)
+    above.difference_update(given)
+    return sorted(path for path in above if os.path.isdir(path) and not os.stat(path).st_mode & 1)
 
 
 def quote_unit(text: str) -> str:
@@ -13846,7 +13873,7 @@ def check_backups(newest_us: int | None, every_h: float, now_us: int, has_data: 
 
 def check_leftovers(paths: Sequence[str]) -> Diagnosis:
     if paths:
-        sentence = f"left by something that went wrong: {', '.join(paths)}"
+        sentence = f"kept aside, or left unfinished: {', '.join(paths)}"
         fix = f"when nobody needs them: rm {' '.join(paths)}"
         return warns("leftovers", sentence, fix)
     return passes("leftovers", "none")

@@ -36,6 +36,10 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     verb: isEdit ? "save" : "create",
     cancel: "cancel",
     draft: { ...initial },
+    own: isEdit && {
+      draft: original.trigger_config,
+      asked: { trigger_config: schedule.trigger_config, schedule_id: schedule.id },
+    },
     fires: {},
     content: scheduleContent,
     parameters() {
@@ -104,13 +108,15 @@ function showFires(form, delay) {
 async function loadFires(form) {
   form.controller = new AbortController();
   const { signal } = form.controller;
-  const { draft, errors } = form;
+  const { draft, errors, own } = form;
   for (const path of Object.keys(errors))
     if (path.startsWith("trigger_config")) delete errors[path];
   Object.assign(errors, triggerErrors(draft));
   form.fires = {};
   try {
-    const body = { trigger_config: triggerConfig(draft), count: PREVIEW_FIRES };
+    const trigger_config = triggerConfig(draft);
+    const isOwn = JSON.stringify(trigger_config) === JSON.stringify(own.draft);
+    const body = { ...(isOwn ? own.asked : { trigger_config }), count: PREVIEW_FIRES };
     if (!errors.trigger_config)
       form.fires = await request("POST", "/api/triggers/preview", body, { signal });
   } catch (error) {

@@ -103,10 +103,6 @@ export function lastFailures(schedules, records = []) {
   return new Map(schedules.filter(isLast).map(({ id }) => [id, newest.get(id)]));
 }
 
-/** What to preview of a schedule: its interval goes on from its next fire, not from now. */
-export const upcomingTrigger = ({ trigger_config: config, next_fire_time: start_time }) =>
-  config.type === "interval" && start_time ? { start_time, ...config } : config;
-
 /** The trigger in words, without the zone if that is the server's own. */
 export function wordsOf({ description, trigger }, config) {
   const own = ` ${config?.timezone}`;

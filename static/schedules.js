@@ -9,7 +9,7 @@ import {
 } from "./format.js";
 import {
   PAGE_ROWS, lastFailures, methodsOf, newest, pageOf, renderRoute, replaceIn, schedulesUrl,
-  signature, stateOfSchedule, upcomingTrigger, wordsOf,
+  signature, stateOfSchedule, wordsOf,
 } from "./model.js";
 import {
   button, call, dim, facts, filterField, filters, frame, handlerField, heading, link, missing,
@@ -42,7 +42,7 @@ function oneSchedule(id, known) {
     ...(fires && {
       preview: {
         url: "/api/triggers/preview",
-        body: { trigger_config: upcomingTrigger(known), count: PREVIEW_FIRES },
+        body: { trigger_config: known.trigger_config, schedule_id: id, count: PREVIEW_FIRES },
         every: 1_000,
         on: { schedule: "reload" },
       },
@@ -143,13 +143,13 @@ function columns(page, schedules) {
     sortable(route, "call-of", "calls", "handler_id", calls),
     ["trigger", "when", words],
     sortable(route, "next", "next fire", "next_fire_time", (one) =>
-      when(one.paused ? null : one.next_fire_time, page)),
+      when(one.paused || one.quarantined ? null : one.next_fire_time, page)),
     sortable(route, "last", "last fire", "last_fire_time", (one) =>
       lastFire(one, failures.get(one.id), page)),
     ["acts", h("span.unseen", "actions"), (one) => [
       button("run-schedule", "run", { title: "Run now" }),
       toggle(one),
-      button("edit-schedule", "edit"),
+      one.origin !== "config" && button("edit-schedule", "edit"),
     ]],
   ];
 }
@@ -185,6 +185,7 @@ export function renderOne(page) {
   if (!resource?.data) return [heading(page, page.route.id), missing(resource)];
   const schedule = resource.data;
   const { id, name, quarantined } = schedule;
+  const isDeclared = schedule.origin === "config";
   const all = link("executions", null, "all", { schedule: id });
   const about = { title: "Recent executions", aside: all, nothing: "it has not run yet" };
   return [
@@ -192,9 +193,9 @@ export function renderOne(page) {
       tools("schedule", id,
         button("run-schedule", "run now", { class: "primary" }),
         !quarantined && toggle(schedule),
-        button("edit-schedule", "edit"),
+        !isDeclared && button("edit-schedule", "edit"),
         button("duplicate-schedule", "duplicate"),
-        button("delete-schedule", "delete", { class: "danger" }))),
+        !isDeclared && button("delete-schedule", "delete", { class: "danger" }))),
     quarantined &&
       frame({ title: "This schedule cannot fire", name: "troubles" }, h("p", quarantined)),
     pair(plan(page, schedule), fires(page, schedule)),
@@ -218,12 +219,12 @@ function plan(page, schedule) {
       ["missed while down", POLICY_WORDS.coalesce[schedule.coalesce]],
       ["misfire grace", seconds(schedule.misfire_grace_time)],
       ["jitter", schedule.max_jitter > 0 && `up to ${seconds(schedule.max_jitter)}`],
-      ["origin", schedule.origin === "config" && "the configuration file"],
+      ["origin", schedule.origin === "config" && "the configuration file: change it there"],
     ]));
 }
 
 const describeRetry = ({ max_attempts: most, base_delay: base, factor, max_delay: limit }) =>
-  `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
+  most === 1 ? "none: one attempt" : `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
 
 function callee(handlers, { handler_id, method_name }) {
   const handler = handlers.find(({ id }) => id === handler_id);

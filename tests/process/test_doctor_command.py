@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from appliance import Appliance
+from appliance import ROOT, Appliance
 
 # What the machine that runs the tests may lack.
 OF_THE_MACHINE = {"bytecode", "clock", "unit", "disk", "flush"}
@@ -105,3 +107,11 @@ def test_what_belongs_to_another_user_is_named_with_its_owner(
     found = checks["data directory"]
     assert found["sentence"] == f"root cannot write to {path}, which is nobody's"
     assert found["fix"].endswith(f"sudo chown -R root {site.directory / 'data' / 'default'}")
+
+
+def test_a_python_that_lacks_the_packages_says_where_they_are_listed() -> None:
+    command = [sys.executable, "-S", "-m", "schedulezero", "doctor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("schedulezero: No module named ")
+    assert "stands at the head of" in done.stderr

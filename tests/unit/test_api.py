@@ -1264,6 +1264,24 @@ def test_a_trigger_can_be_tried_out(world: World) -> None:
     )  # fmt: skip
 
 
+def test_a_schedule_is_foreseen_on_its_own_grid_of_times(world: World) -> None:
+    """A grid that nobody chose begins when the schedule is made, also within `or`."""
+    trigger = {"type": "or", "triggers": [{"type": "interval", "hours": 7}]}
+    world.add("either", trigger_config=trigger)
+    known = world.ask("GET", "/api/schedules/either")[1]
+    world.clock.us += 3_600_000_000
+    asked = {"trigger_config": known["trigger_config"], "count": 1}
+
+    def first(**more: str) -> str:
+        answer = world.ask("POST", "/api/triggers/preview", {**asked, **more})[1]
+        at: str = answer["fire_times"][0]["at"]
+        return at
+
+    assert first(schedule_id="either") == known["next_fire_time"] != first()
+    asked["trigger_config"] = {"type": "interval", "hours": 7}  # as a form that is being changed
+    assert first(schedule_id="either") == first() == first(schedule_id="nobody")
+
+
 def test_the_event_stream_starts_where_the_client_left(world: World) -> None:
     stream = world.send("GET", "/api/events", last_event_id="abc-7")
     written: list[bytes] = []

@@ -294,3 +294,15 @@ def test_the_unit_runs_this_installation_with_its_settings() -> None:
     assert f"WorkingDirectory={Path(schedulezero.__file__).resolve().parent}" in lines
     assert "RestartPreventExitStatus=2 75 78" in lines
     assert not any("HOME" in line for line in lines)
+
+
+def test_the_unit_says_which_homes_have_to_let_its_user_through(tmp_path: Path) -> None:
+    home, data = tmp_path / "pi", tmp_path / "pi" / "data"
+    data.mkdir(parents=True)
+    data.chmod(0o700)  # it is chowned
+    config = Config(data_dir=str(data / "default"), path=str(home / "config.yaml"))
+    for mode, says in ((0o700, True), (0o711, False)):
+        home.chmod(mode)
+        lines = render_unit(config, {}).splitlines()
+        assert (f"#   chmod o+x {str(home)!r}" in lines) == says
+        assert f"#   chmod o+x {str(data)!r}" not in lines

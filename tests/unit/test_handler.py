@@ -567,6 +567,14 @@ def test_dingdong_says_the_time_and_counts_the_strokes(capsys):
         DingDong().chime("loud")
 
 
+def test_dingdong_called_at_the_full_minute_says_that_minute(monkeypatch):
+    """The clock that localtime() reads by itself still shows the minute before, for some ms."""
+    noon = time.mktime((2026, 11, 28, 12, 0, 0, 0, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: noon)
+    assert DingDong().chime()["said"] == "ding dong, it is 12:00"
+    assert DingDong().announce("Lunch")["said"].startswith("It is twelve o'clock.")
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -716,6 +716,7 @@ def test_an_impossible_expression_is_refused_at_once() -> None:
         ),
         ({"type": "interval", "hours": 1}, "every hour", "interval[1:00:00]"),
         ({"type": "interval", "seconds": 90}, "every minute and 30 seconds", "interval[0:01:30]"),
+        ({"type": "interval", "seconds": 241}, "every 4 minutes and 1 second", "interval[0:04:01]"),
         ({"type": "interval", "seconds": 2.5}, "every 2.5 seconds", "interval[0:00:02.500000]"),
         (
             {"type": "interval", "weeks": 2, "start_time": "2027-05-01T08:00"},

@@ -23,7 +23,6 @@ import {
   signature,
   stateOfExecution,
   stateOfSchedule,
-  upcomingTrigger,
   upsertExecution,
   waitsFor,
 } from "../../static/model.js";
@@ -88,15 +87,6 @@ test("a schedule's last fire has failed if no fire came after its newest failure
   const found = lastFailures([last("a", 3), last("b", 4), last("never", null)], records);
   assert.deepEqual([...found], [["a", records[0]]]);
   assert.equal(lastFailures([last("a", 3)]).size, 0);
-});
-
-test("an interval is foreseen from its next fire, unless it has a start of its own", () => {
-  const next_fire_time = "2026-11-23T12:00:07Z";
-  const begin = (trigger_config) =>
-    upcomingTrigger({ trigger_config, next_fire_time }).start_time;
-  assert.equal(begin({ type: "interval", minutes: 5 }), next_fire_time);
-  assert.equal(begin({ type: "interval", minutes: 5, start_time: "2026" }), "2026");
-  assert.equal(begin({ type: "cron", minute: "5" }), undefined);
 });
 
 test("states say what is behind a row: retrying, broken, finished", () => {

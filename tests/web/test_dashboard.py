@@ -389,3 +389,19 @@ def test_a_handler_that_is_gone_for_good_can_be_forgotten(real: Appliance, open_
     expect(page.get_by_role("status")).to_contain_text("Handler example is forgotten.")
     expect(row(page, "ding-dong")).to_be_visible()
     expect(row(page, "example")).to_have_count(0)
+
+
+def test_the_fires_told_of_a_schedule_begin_with_its_next_one(
+    real: Appliance, open_page: Open
+) -> None:
+    hours = {"type": "or", "triggers": [{"type": "interval", "hours": 7}]}
+    make_schedule(real, "either", trigger_config=hours, name="Either")
+    page = open_page(url_of(real, "#/schedules/either"))
+    fires = page.locator(".fire-list li time")
+    expect(fires).to_have_count(8)
+    told = real.get("/api/schedules/either").json()["next_fire_time"]
+    assert fires.first.get_attribute("datetime") == told
+    page.get_by_role("button", name="edit").click()
+    foreseen = page.get_by_role("dialog").locator(".fire-list li time")
+    expect(foreseen).to_have_count(6)
+    assert foreseen.first.get_attribute("datetime") == told

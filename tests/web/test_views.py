@@ -519,3 +519,49 @@ def serious(page: Page, axe: str) -> list[str]:
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]
+
+
+def test_a_broken_schedule_is_not_said_to_fire_next(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    mock.schedules["nightly-backup"]["quarantined"] = "the stored trigger cannot be read"
+    mock.schedules["nightly-backup"]["next_fire_time"] = mock_server.iso_in(-60)
+    page = open_page(serve(mock).url)
+    expect(rows(page, "nexts").first).to_be_visible()
+    expect(page.locator("table.nexts tr[data-id=nightly-backup]")).to_have_count(0)
+    page.goto(f"{page.url.split('#')[0]}#/schedules")
+    expect(page.locator("tr[data-id=nightly-backup] td.next")).to_have_text("–")
+
+
+def test_a_schedule_without_retries_says_that_it_is_tried_once(
+    open_page: Open, serve: Serve
+) -> None:
+    mock = mock_server.small()
+    retry = {"max_attempts": 1, "base_delay": 1, "factor": 2, "max_delay": 60, "jitter": 0.5}
+    mock.schedules["nightly-backup"]["retry"] = retry
+    page = open_page(serve(mock).url + "/#/schedules/nightly-backup")
+    expect(page.get_by_text("none: one attempt", exact=True)).to_be_visible()
+
+
+def test_a_long_handler_id_leaves_room_for_the_search(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    mock.handlers.append(mock_server.handler("h" * 128))
+    page = open_page(serve(mock).url + "/#/schedules")
+    expect(page.get_by_role("combobox", name="Handler").locator("option")).to_have_count(5)
+    search = page.get_by_role("searchbox").bounding_box()
+    field = page.get_by_role("combobox", name="Handler").bounding_box()
+    assert search["width"] >= 200 and field["width"] < 300
+
+
+def test_a_declared_schedule_is_not_offered_to_be_changed_here(
+    open_page: Open, serve: Serve
+) -> None:
+    mock = mock_server.small()
+    mock.schedules["nightly-backup"]["origin"] = "config"
+    page = open_page(serve(mock).url + "/#/schedules/nightly-backup")
+    expect(page.get_by_text("the configuration file: change it there")).to_be_visible()
+    expect(page.get_by_role("button", name="pause")).to_be_visible()
+    for name in ("edit", "delete"):
+        expect(page.get_by_role("button", name=name, exact=True)).to_have_count(0)
+    page.keyboard.press("u")
+    expect(page.locator("tr[data-id=hourly-chime] [data-act=edit-schedule]")).to_have_count(1)
+    expect(page.locator("tr[data-id=nightly-backup] [data-act=edit-schedule]")).to_have_count(0)
