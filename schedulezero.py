@@ -14357,7 +14357,7 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
 
 def has_ended(process: subprocess.Popen[bytes]) -> bool:
     """Whether a process that is to end does; one that waits for a broken disk does not."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
     return process.returncode is not None
 

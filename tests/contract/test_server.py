@@ -182,6 +182,7 @@ async def test_a_reload_that_the_disk_does_not_take_is_applied_when_it_does(
     await until(lambda: server.store.schedule("hourly"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> None:
     def end(db: sqlite3.Cursor) -> None:
         raise SystemExit
