@@ -3540,6 +3540,10 @@ def room_bytes(path: str) -> int:
     return about.f_bavail * about.f_frsize
 
 
+# A text that is not UTF-8: the page it stands on was damaged within the row.
+decode_damaged: Final = partial(str, encoding="utf-8", errors="replace")
+
+
 def open_writing(path: str) -> sqlite3.Connection:
     """Open or create the database for the writer thread, its schema brought up to date.
 
@@ -3550,6 +3554,7 @@ def open_writing(path: str) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
         )
+        db.text_factory = decode_damaged
         try:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             version = schema_version(db)  # before anything is written
@@ -4007,7 +4012,9 @@ class StoreReader:
         except sqlite3.Error as error:
             raise describe_fault(error, path) from error
         # lower() knows ASCII only.
-        self._db.create_function("casefold", 1, str.casefold, deterministic=True)
+        self._db.create_function(
+            "casefold", 1, lambda text: decode_damaged(text).casefold(), deterministic=True
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -4044,8 +4051,7 @@ class StoreReader:
         except sqlite3.OperationalError as error:
             if fault_code(error) is not None or self._db.text_factory is not str:
                 raise
-        # A text that is not UTF-8: the page it stands on was damaged within the row.
-        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        self._db.text_factory = decode_damaged
         try:
             return self._fetch(sql, values, is_page)
         finally:
@@ -4145,6 +4151,7 @@ def _load_rows(path: str, query: str) -> list[Any]:
     try:
         with closing(open_reading(path)) as db:
             schema_version(db)
+            db.text_factory = decode_damaged
             return db.execute(query).fetchall()
     except sqlite3.Error as error:
         raise describe_fault(error, path) from error
@@ -5354,8 +5361,8 @@ def _schedule_conditions(wanted: Wanted) -> tuple[str, tuple[Any, ...]]:
         *((f"{name} = ?", wanted.get(name)) for name in ("handler_id", "method_name", "origin")),
         ("paused = ?", None if paused is None else int(paused)),
         (
-            "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
-            "|| ' ' || method_name), ?)",
+            "instr(casefold(CAST(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
+            "|| ' ' || method_name AS BLOB)), ?)",
             search.casefold() if search else None,
         ),
     )

@@ -520,3 +520,25 @@ async def test_a_schedule_damaged_within_its_row_is_quarantined(place: Place) ->
     assert schedule is not None and "damaged" in (schedule.quarantined or "")
     stored = place.store.schedules()[0]
     assert [s.schedule_id for s in stored] == ["a"]
+
+
+async def test_a_schedule_one_of_whose_texts_is_damaged_can_be_found_paused_mended_and_deleted(
+    place: Place,
+) -> None:
+    await place.start()
+    store = place.store
+    assert store is not None
+    made = sz.Schedule("a", "h", "m", {"a": 1}, {}, {}, name="nightly")
+    await store.add_schedule_record(made)
+    await store.write(
+        lambda db: db.execute("UPDATE definitions SET name = cast(x'6e69676874ff79' AS TEXT)")
+    )
+    assert store.schedules(search="NIGHT")[1] == 1
+    assert [s.schedule_id for s in sz.load_schedules(store.path)] == ["a"]
+    assert store.state == "ok"
+    await store.set_paused("a", True)
+    (found,), _ = store.schedules()
+    assert found.paused and found.job_params == {"a": 1}
+    assert await store.replace_schedule(made, found.generation)
+    assert store.schedules(search="nightly")[1] == 1
+    assert await store.delete_schedule("a")
