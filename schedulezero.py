@@ -12117,6 +12117,7 @@ class Server:
         self.on_failure: Callable[[], None] = lambda: None
         self._notifier = Notifier(os.environ)
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
+        self._must_replan = False  # whether that waits for the disk, since the clock went back
         self._loop_task: asyncio.Task[None] | None = None
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
@@ -12364,6 +12365,8 @@ class Server:
             await self.recovery.suspect()
             self.fail(store.lost)
         elif store.state == "ok":
+            if self._must_replan:
+                await self._replan(self.clock.now_us())
             if self._undeclared is not None:
                 await self._declare_or_wait(self._undeclared)
         elif self._probe is None or self._probe.done():  # a disk that hangs never answers
@@ -12458,10 +12461,12 @@ class Server:
             self.begin(self._replan(now_us))
 
     async def _replan(self, now_us: int) -> None:
+        self._must_replan = False
         try:
             moved = await self.store.replan(now_us)
         except ScheduleZeroError as error:
-            log_server.error("fire times were not moved after the clock went back: %s", error)
+            self._must_replan = True
+            log_server.error("fire times are not moved yet after the clock went back: %s", error)
         else:
             log_server.warning("%d fire times moved after the clock went back", moved)
 
