@@ -3542,6 +3542,10 @@ def room_bytes(path: str) -> int:
     return about.f_bavail * about.f_frsize
 
 
+# A text that is not UTF-8: the page it stands on was damaged within the row.
+decode_damaged: Final = partial(str, encoding="utf-8", errors="replace")
+
+
 def open_writing(path: str) -> sqlite3.Connection:
     """Open or create the database for the writer thread, its schema brought up to date.
 
@@ -3552,6 +3556,7 @@ def open_writing(path: str) -> sqlite3.Connection:
         db = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
         )
+        db.text_factory = decode_damaged
         try:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             version = schema_version(db)  # before anything is written
@@ -4011,7 +4016,9 @@ class StoreReader:
         except sqlite3.Error as error:
             raise describe_fault(error, path) from error
         # lower() knows ASCII only.
-        self._db.create_function("casefold", 1, str.casefold, deterministic=True)
+        self._db.create_function(
+            "casefold", 1, lambda text: decode_damaged(text).casefold(), deterministic=True
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -4048,8 +4055,7 @@ class StoreReader:
         except sqlite3.OperationalError as error:
             if fault_code(error) is not None or self._db.text_factory is not str:
                 raise
-        # A text that is not UTF-8: the page it stands on was damaged within the row.
-        self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
+        self._db.text_factory = decode_damaged
         try:
             return self._fetch(sql, values, is_page)
         finally:
@@ -4149,6 +4155,7 @@ def _load_rows(path: str, query: str) -> list[Any]:
     try:
         with closing(open_reading(path)) as db:
             schema_version(db)
+            db.text_factory = decode_damaged
             return db.execute(query).fetchall()
     except sqlite3.Error as error:
         raise describe_fault(error, path) from error
@@ -5366,8 +5373,8 @@ def _schedule_conditions(wanted: Wanted) -> tuple[str, tuple[Any, ...]]:
         *((f"{name} = ?", wanted.get(name)) for name in ("handler_id", "method_name", "origin")),
         ("paused = ?", None if paused is None else int(paused)),
         (
-            "instr(casefold(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
-            "|| ' ' || method_name), ?)",
+            "instr(casefold(CAST(schedule_id || ' ' || ifnull(name, '') || ' ' || handler_id "
+            "|| ' ' || method_name AS BLOB)), ?)",
             search.casefold() if search else None,
         ),
     )
@@ -12148,6 +12155,7 @@ class Server:
         self._undeclared: Config | None = None  # a configuration whose schedules wait for the disk
         self._declaring = asyncio.Lock()
         self.reload_wanted = asyncio.Event()
+        self._must_replan = False  # whether that waits for the disk, since the clock went back
         self._loop_task: asyncio.Task[None] | None = None
         self._is_closing = False
         self._stalls = 0  # looks in a row at a loop that hangs
@@ -12406,6 +12414,8 @@ class Server:
             await self.recovery.suspect()
             self.fail(store.lost)
         elif store.state == "ok":
+            if self._must_replan:
+                await self._replan(self.clock.now_us())
             if self._undeclared is not None:
                 await self._declare_or_wait(self._undeclared)
         elif self._probe is None or self._probe.done():  # a disk that hangs never answers
@@ -12500,10 +12510,12 @@ class Server:
             self.begin(self._replan(now_us))
 
     async def _replan(self, now_us: int) -> None:
+        self._must_replan = False
         try:
             moved = await self.store.replan(now_us)
         except ScheduleZeroError as error:
-            log_server.error("fire times were not moved after the clock went back: %s", error)
+            self._must_replan = True
+            log_server.error("fire times are not moved yet after the clock went back: %s", error)
         else:
             log_server.warning("%d fire times moved after the clock went back", moved)
 

@@ -538,3 +538,26 @@ async def test_a_change_does_not_wipe_out_what_is_left_of_a_damaged_schedule(pla
     with pytest.raises(sz.Conflict, match="damaged"):
         await place.store.replace_schedule(sz.replace(known, name="new"), known.generation)
     assert place.store._reader.one("SELECT * FROM schedules") == before
+
+
+async def test_a_schedule_one_of_whose_texts_is_damaged_can_be_found_paused_mended_and_deleted(
+    place: Place,
+) -> None:
+    await place.start()
+    store = place.store
+    assert store is not None
+    state = {"type": "interval"}
+    made = sz.Schedule("a", "h", "m", {"a": 1}, state, state, name="nightly")
+    await store.add_schedule_record(made)
+    await store.write(
+        lambda db: db.execute("UPDATE definitions SET name = cast(x'6e69676874ff79' AS TEXT)")
+    )
+    assert store.schedules(search="NIGHT")[1] == 1
+    assert [s.schedule_id for s in sz.load_schedules(store.path)] == ["a"]
+    assert store.state == "ok"
+    await store.set_paused("a", True)
+    (found,), _ = store.schedules()
+    assert found.paused and found.job_params == {"a": 1}
+    assert await store.replace_schedule(made, found.generation)
+    assert store.schedules(search="nightly")[1] == 1
+    assert await store.delete_schedule("a")

@@ -107,6 +107,27 @@ async def test_a_server_one_of_whose_tasks_is_cancelled_from_outside_ends(server
     await until(lambda: server.failed)
 
 
+async def test_fire_times_are_moved_once_the_disk_is_back_if_the_clock_went_back_before(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutely = {**HOURLY, "trigger_config": {"type": "interval", "seconds": 60}}
+    await server.declare(replace(server.config, schedules={"minutely": minutely}))
+
+    def next_fire_us() -> int:
+        (schedule,), _ = server.store.schedules()
+        return schedule.next_fire_us or 0
+
+    planned_us, writer = next_fire_us(), server.store._writer
+    with monkeypatch.context() as full:
+        full.setattr(writer, "_commit", lambda group: [sz.DiskFull("no room")] * len(group))
+        now_us = server.clock.now_us
+        monkeypatch.setattr(server.clock, "now_us", lambda: now_us() - 3_600_000_000)
+        await until(lambda: server._must_replan)
+        assert next_fire_us() == planned_us
+    await until(lambda: next_fire_us() < planned_us - 3_500_000_000)
+    assert not server._must_replan
+
+
 HOURLY = {"handler_id": "h", "method_name": "m", "trigger_config": {"type": "cron", "minute": "0"}}
 
 
