@@ -5023,7 +5023,7 @@ class Store(apscheduler.abc.DataStore):
                 raise apscheduler.ConflictingIdError(schedule.id) from None  # type: ignore[no-untyped-call]
             known = self.schedule(schedule.id)
             if conflict_policy is apscheduler.ConflictPolicy.replace and known is not None:
-                await self.replace_schedule(replace(record, key=known.key), known.generation)
+                await self.replace_schedule(record, known.generation)
 
     async def remove_schedules(self, ids: Iterable[str], *, finished: bool = False) -> None:
         for schedule_id in ids:
@@ -13964,8 +13964,7 @@ def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:
     yield check_database(finding, size_of(path + "-wal"))
     if not os.path.isdir(config.data_dir):
         return
-    backups = list_backups(config.data_dir)
-    newest_us = stamp_us(os.path.basename(backups[0])) if backups else None
+    newest_us = next(map(stamp_us, list_backups(config.data_dir)), None)
     yield check_backups(newest_us, config.backup_every_hours, now_us, os.path.exists(path))
     yield check_leftovers([*list_set_aside(config.data_dir), *list_unfinished(config.data_dir)])
 
