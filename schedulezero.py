@@ -13189,15 +13189,19 @@ class Governor:
 
         What runs is in its pipe before it lives: the governor may be killed at any moment.
         """
-        os.close(self._warden_fd)
-        read_fd, self._warden_fd = os.pipe()
         try:
-            for child in self._children.values():
-                if child.pid:
-                    self._tell_warden(f"{child.pid} {child.grace_s:g}")
-            self._warden_pid = self._fork(lambda: serve_warden(read_fd))
-        finally:
-            os.close(read_fd)
+            read_fd, write_fd = os.pipe()
+            os.close(self._warden_fd)
+            self._warden_fd = write_fd
+            try:
+                for child in self._children.values():
+                    if child.pid:
+                        self._tell_warden(f"{child.pid} {child.grace_s:g}")
+                self._warden_pid = self._fork(lambda: serve_warden(read_fd))
+            finally:
+                os.close(read_fd)
+        except OSError as error:  # no descriptors, processes or memory; the next tick tries again
+            log_governor.error("cannot start the warden: %s", error.strerror)
 
     def _tell_warden(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it died; the next one is told everything
