@@ -14281,12 +14281,13 @@ def command_start(arguments: Arguments) -> int:
             print(f"It is not healthy: see {http_url(config)}/api/health", file=sys.stderr)
         return EXIT_OK
     process.terminate()
-    process.wait(STOP_TIMEOUT_S)
     print(f"schedulezero: not started: {failure}", file=sys.stderr)
     for path, size in before.items():
         for line in read_tail(path, TAIL_LINES, start=size):
             if " INFO " not in line[:32] and '"level": "INFO"' not in line[:64]:
                 print(f"  {line}", file=sys.stderr)
+    wait_until(lambda: process.poll() is not None,
+               STOP_TIMEOUT_S, f"pid {process.pid} did not stop")  # fmt: skip
     return process.returncode or EXIT_FAILED
 
 
@@ -14299,7 +14300,8 @@ def wait_for_health(config: Config, process: subprocess.Popen[bytes]) -> str | N
             return f"the governor ended with {describe_exit(process.returncode)}"
         server = read_server(config, process.pid)
         if server.get("state") == ChildState.FATAL:
-            process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the exit code that says why
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT_S)  # it ends by itself, with the code that says why
         if server.get("state") in (ChildState.BACKOFF, ChildState.FATAL):
             return f"the server ended with {server['reason']}"
         status = fetch_health(config) if server.get("pid") else None

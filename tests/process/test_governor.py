@@ -596,6 +596,21 @@ def test_a_start_that_fails_says_why_and_leaves_nothing_running(site: Site) -> N
     assert site.do("status")[0] == 3
 
 
+def test_a_start_that_cannot_be_ended_is_one_line_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hanging = ["sh", "-c", "trap '' TERM; sleep 60"]
+    monkeypatch.chdir(site.directory)
+    monkeypatch.setattr(schedulezero, "module_command", lambda arguments: (hanging, os.environ))
+    monkeypatch.setattr(schedulezero, "START_TIMEOUT_S", 1.0)  # for the trap
+    monkeypatch.setattr(schedulezero, "STOP_TIMEOUT_S", 0.1)
+    assert schedulezero.main(["start"]) == 1
+    started, ended = capsys.readouterr().err.splitlines()
+    assert started.startswith("schedulezero: not started: no answer from")
+    assert ended.endswith("did not stop within 0.1 s")
+    os.killpg(int(ended.split()[2]), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("key", ["data_dir", "log_dir"])
 def test_a_directory_that_cannot_be_made_is_one_line(site: Site, key: str) -> None:
     (site.directory / "file").touch()
