@@ -4464,11 +4464,12 @@ class Store(apscheduler.abc.DataStore):
         return self._writer.submit(change, essential=essential)
 
     async def probe(self) -> None:
-        """Write a little, so that a trouble that has passed is known to have passed."""
+        """Write and read a little, so that a trouble that has passed is known to have passed."""
         sql = "INSERT OR REPLACE INTO meta VALUES ('probe', ?)"
         now_us = self.clock.now_us()
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, (now_us,)), essential=True)
+            self.seen_us()
 
     def new_id(self) -> str:
         """A new execution id: ordered by time, and growing even when the clock goes back."""

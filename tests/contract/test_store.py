@@ -210,6 +210,16 @@ async def test_a_database_found_damaged_after_an_error_of_the_disk_takes_no_chan
     assert store.lost is not None and not taken
 
 
+async def test_a_read_that_failed_once_holds_up_nothing_for_longer(store: Store) -> None:
+    sound, store._reader._db = store._reader._db, sqlite3.connect(":memory:")
+    with pytest.raises(StoreUnavailable):
+        store.seen_us()
+    store._reader._db = sound
+    assert "cannot be read" in store.state
+    await store.probe()
+    assert store.state == "ok"
+
+
 async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
