@@ -5879,7 +5879,8 @@ class Recovery:
         remove_files(unfinished)
         store.copy_into(unfinished)
         place_file(unfinished, self.path + STAGED)
-        self._report(f"{sentence}; nothing of it is lost")
+        async with self._changing:
+            self._report(f"{sentence}; nothing of it is lost")
 
     async def back_up_if_due(self, store: Store) -> None:
         """Make an automatic backup if the newest is too old, and delete the surplus.
