@@ -13099,8 +13099,8 @@ class Governor:
         self._write_status()
         self._received |= self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
         self._reap()
-        self._echo_logs()
         self._answer_signals()
+        self._echo_logs()
 
     def _answer_signals(self) -> None:
         received, self._received = self._received, set()

@@ -357,6 +357,18 @@ def test_a_governor_that_ran_out_of_descriptors_goes_on_and_heals(site: Site) ->
     assert "Traceback" not in log.read_text()
 
 
+def test_a_governor_in_the_foreground_that_ran_out_of_descriptors_can_be_stopped(
+    site: Site,
+) -> None:
+    site.configure(handlers={"a": {"command": SLEEPER}})
+    process = site.popen("run")
+    governor = site.wait_running("governor", "server", "a")["governor"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(governor, resource.RLIMIT_NOFILE, (3, limits[1]))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
+
+
 @pytest.mark.parametrize("name", ["server", "a"])
 def test_a_killed_child_is_back_and_the_others_do_not_notice(site: Site, name: str) -> None:
     site.configure(handlers={"a": {"command": SLEEPER}})
