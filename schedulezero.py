@@ -4708,7 +4708,7 @@ class Store(apscheduler.abc.DataStore):
     ) -> list[Execution]:
         """The newest matching executions, newest first; `before`: older than this id.
 
-        Fewer than `limit` when their results are large; then they are over MAX_PAGE_BYTES.
+        Fewer than `limit` when their results are large; see MAX_PAGE_BYTES.
         """
         where, values = _conditions(
             ("id < ?", None if before is None else decode_id(before) or 0),
@@ -11507,11 +11507,12 @@ async def _answer_submitted(app: App, submitted: Commit[Execution], *, wait: boo
 def list_executions(app: App, call: Call) -> Response:
     asked = {"limit": 50, **call.query}
     asked |= {"before": asked.pop("cursor", None), "since_us": asked.pop("since", None)}
-    limit = asked.pop("limit")
-    found = app.store.executions(limit=limit + 1, **asked)
-    page = encode_page(map(render_execution, found[:limit]))
-    cursor = found[len(page) - 1].execution_id if len(page) < len(found) else None
-    return answer_page("records", page, next_cursor=cursor)
+    found = app.store.executions(**asked)
+    page = encode_page(map(render_execution, found))
+    last = found[len(page) - 1].execution_id if page else None
+    # A page may be short as what is on it is large, so its length does not tell whether it ends.
+    goes_on = last and app.store.executions(**{**asked, "limit": 1, "before": last})
+    return answer_page("records", page, next_cursor=last if goes_on else None)
 
 
 def show_execution(app: App, call: Call) -> Response:
