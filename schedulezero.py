@@ -415,6 +415,11 @@ class Schedule:
     quarantined: str | None = None  # why its trigger cannot be used, if it cannot
     key: int | None = None  # the store's number of it; a schedule made anew gets another
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its row could not be read; `quarantined` says why."""
+        return not self.trigger_config
+
 
 class Execution(NamedTuple):
     """The durable record of one call of a handler's method, through all its attempts.
@@ -4546,7 +4551,7 @@ class Store(apscheduler.abc.DataStore):
         fire times that are overdue get the row of missed ones, as their catch-up will not come.
         Raises Conflict for what is left of a damaged row.
         """
-        if not schedule.trigger_config:
+        if schedule.is_damaged:
             raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
@@ -4603,7 +4608,7 @@ class Store(apscheduler.abc.DataStore):
         """
         while True:
             schedule = self.schedule(schedule_id)
-            if schedule is None or schedule.paused == paused or not schedule.trigger_config:
+            if schedule is None or schedule.paused == paused or schedule.is_damaged:
                 return schedule
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
@@ -11459,6 +11464,8 @@ async def _set_paused(app: App, call: Call, paused: bool) -> Response:
 
 async def run_schedule(app: App, call: Call) -> Response:
     schedule = find_schedule(app, call)
+    if schedule.is_damaged:  # its parameters are not what they were
+        raise Conflict(str(schedule.quarantined))
     check_target(app, schedule.handler_id, schedule.method_name)
     called = schedule.handler_id, schedule.method_name, schedule.job_params
     submitted = app.dispatcher.submit(
@@ -14526,8 +14533,8 @@ def command_export(arguments: Arguments) -> int:
     known = load_schedules(path)
     left_out = "config" if arguments.api else "api" if arguments.declared else None
     schedules = [s for s in known if s.origin != left_out]
-    damaged = [s for s in schedules if not s.trigger_config]
-    text = render_schedules(s for s in schedules if s.trigger_config)
+    damaged = [s for s in schedules if s.is_damaged]
+    text = render_schedules(s for s in schedules if not s.is_damaged)
     if arguments.file == "-":
         print(text, end="")
     else:
