@@ -420,6 +420,11 @@ class Schedule:
     quarantined: str | None = None  # why its trigger cannot be used, if it cannot
     key: int | None = None  # the store's number of it; a schedule made anew gets another
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its row could not be read; `quarantined` says why."""
+        return not self.trigger_config
+
 
 class Execution(NamedTuple):
     """The durable record of one call of a handler's method, through all its attempts.
@@ -4476,11 +4481,12 @@ class Store(apscheduler.abc.DataStore):
         return self._writer.submit(change, essential=essential)
 
     async def probe(self) -> None:
-        """Write a little, so that a trouble that has passed is known to have passed."""
+        """Write and read a little, so that a trouble that has passed is known to have passed."""
         sql = "INSERT OR REPLACE INTO meta VALUES ('probe', ?)"
         now_us = self.clock.now_us()
         with suppress(ScheduleZeroError):
             await self.write(lambda db: db.execute(sql, (now_us,)), essential=True)
+            self.seen_us()
 
     def new_id(self) -> str:
         """A new execution id: ordered by time, and growing even when the clock goes back."""
@@ -4557,7 +4563,7 @@ class Store(apscheduler.abc.DataStore):
         fire times that are overdue get the row of missed ones, as their catch-up will not come.
         Raises Conflict for what is left of a damaged row.
         """
-        if not schedule.trigger_config:
+        if schedule.is_damaged:
             raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
@@ -4614,7 +4620,7 @@ class Store(apscheduler.abc.DataStore):
         """
         while True:
             schedule = self.schedule(schedule_id)
-            if schedule is None or schedule.paused == paused or not schedule.trigger_config:
+            if schedule is None or schedule.paused == paused or schedule.is_damaged:
                 return schedule
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
@@ -4719,7 +4725,7 @@ class Store(apscheduler.abc.DataStore):
     ) -> list[Execution]:
         """The newest matching executions, newest first; `before`: older than this id.
 
-        Fewer than `limit` when their results are large; then they are over MAX_PAGE_BYTES.
+        Fewer than `limit` when their results are large; see MAX_PAGE_BYTES.
         """
         where, values = _conditions(
             ("id < ?", None if before is None else decode_id(before) or 0),
@@ -5035,7 +5041,7 @@ class Store(apscheduler.abc.DataStore):
                 raise apscheduler.ConflictingIdError(schedule.id) from None  # type: ignore[no-untyped-call]
             known = self.schedule(schedule.id)
             if conflict_policy is apscheduler.ConflictPolicy.replace and known is not None:
-                await self.replace_schedule(replace(record, key=known.key), known.generation)
+                await self.replace_schedule(record, known.generation)
 
     async def remove_schedules(self, ids: Iterable[str], *, finished: bool = False) -> None:
         for schedule_id in ids:
@@ -5890,7 +5896,8 @@ class Recovery:
         remove_files(unfinished)
         store.copy_into(unfinished)
         place_file(unfinished, self.path + STAGED)
-        self._report(f"{sentence}; nothing of it is lost")
+        async with self._changing:
+            self._report(f"{sentence}; nothing of it is lost")
 
     async def back_up_if_due(self, store: Store) -> None:
         """Make an automatic backup if the newest is too old, and delete the surplus.
@@ -11480,6 +11487,8 @@ async def _set_paused(app: App, call: Call, paused: bool) -> Response:
 
 async def run_schedule(app: App, call: Call) -> Response:
     schedule = find_schedule(app, call)
+    if schedule.is_damaged:  # its parameters are not what they were
+        raise Conflict(str(schedule.quarantined))
     check_target(app, schedule.handler_id, schedule.method_name)
     called = schedule.handler_id, schedule.method_name, schedule.job_params
     submitted = app.dispatcher.submit(
@@ -11528,11 +11537,12 @@ async def _answer_submitted(app: App, submitted: Commit[Execution], *, wait: boo
 def list_executions(app: App, call: Call) -> Response:
     asked = {"limit": 50, **call.query}
     asked |= {"before": asked.pop("cursor", None), "since_us": asked.pop("since", None)}
-    limit = asked.pop("limit")
-    found = app.store.executions(limit=limit + 1, **asked)
-    page = encode_page(map(render_execution, found[:limit]))
-    cursor = found[len(page) - 1].execution_id if len(page) < len(found) else None
-    return answer_page("records", page, next_cursor=cursor)
+    found = app.store.executions(**asked)
+    page = encode_page(map(render_execution, found))
+    last = found[len(page) - 1].execution_id if page else None
+    # A page may be short as what is on it is large, so its length does not tell whether it ends.
+    goes_on = last and app.store.executions(**{**asked, "limit": 1, "before": last})
+    return answer_page("records", page, next_cursor=last if goes_on else None)
 
 
 def show_execution(app: App, call: Call) -> Response:
@@ -13139,8 +13149,8 @@ class Governor:
         self._write_status()
         self._received |= self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
         self._reap()
-        self._echo_logs()
         self._answer_signals()
+        self._echo_logs()
 
     def _answer_signals(self) -> None:
         received, self._received = self._received, set()
@@ -13231,15 +13241,19 @@ class Governor:
 
         What runs is in its pipe before it lives: the governor may be killed at any moment.
         """
-        os.close(self._warden_fd)
-        read_fd, self._warden_fd = os.pipe()
         try:
-            for child in self._children.values():
-                if child.pid:
-                    self._tell_warden(f"{child.pid} {child.grace_s:g}")
-            self._warden_pid = self._fork(lambda: serve_warden(read_fd))
-        finally:
-            os.close(read_fd)
+            read_fd, write_fd = os.pipe()
+            os.close(self._warden_fd)
+            self._warden_fd = write_fd
+            try:
+                for child in self._children.values():
+                    if child.pid:
+                        self._tell_warden(f"{child.pid} {child.grace_s:g}")
+                self._warden_pid = self._fork(lambda: serve_warden(read_fd))
+            finally:
+                os.close(read_fd)
+        except OSError as error:  # no descriptors, processes or memory; the next tick tries again
+            log_governor.error("cannot start the warden: %s", error.strerror)
 
     def _tell_warden(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it died; the next one is told everything
@@ -14023,8 +14037,7 @@ def look_at_database(config: Config, now_us: int) -> Iterator[Diagnosis]:
     yield check_database(finding, size_of(path + "-wal"))
     if not os.path.isdir(config.data_dir):
         return
-    backups = list_backups(config.data_dir)
-    newest_us = stamp_us(os.path.basename(backups[0])) if backups else None
+    newest_us = next(map(stamp_us, list_backups(config.data_dir)), None)
     yield check_backups(newest_us, config.backup_every_hours, now_us, os.path.exists(path))
     yield check_leftovers([*list_set_aside(config.data_dir), *list_unfinished(config.data_dir)])
 
@@ -14599,8 +14612,8 @@ def command_export(arguments: Arguments) -> int:
     known = load_schedules(path)
     left_out = "config" if arguments.api else "api" if arguments.declared else None
     schedules = [s for s in known if s.origin != left_out]
-    damaged = [s for s in schedules if not s.trigger_config]
-    text = render_schedules(s for s in schedules if s.trigger_config)
+    damaged = [s for s in schedules if s.is_damaged]
+    text = render_schedules(s for s in schedules if not s.is_damaged)
     if arguments.file == "-":
         print(text, end="")
     else:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
@@ -482,6 +483,28 @@ async def test_a_database_deleted_under_the_server_is_saved_whole(place: Place) 
     await place.start()
     assert place.ids() == ids
     assert "nothing of it is lost" in place.incident
+
+
+async def test_a_seal_that_is_under_way_does_not_hide_that_the_database_was_deleted(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.start()
+    assert place.store is not None and place.recovery is not None
+    sealed, note = threading.Event(), place.recovery._note
+
+    def note_late(seal: sz.Seal) -> None:
+        monkeypatch.undo()
+        sealed.wait(5)
+        note(seal)
+
+    monkeypatch.setattr(place.recovery, "_note", note_late)
+    sealing = asyncio.create_task(place.recovery.suspect())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.1, sealed.set)
+    await place.recovery.rescue(place.store)
+    await sealing
+    assert "nothing of it is lost" in place.incident
+    assert place.recovery.seal.is_suspect
 
 
 async def test_a_row_damaged_within_its_page_is_shown_and_stops_nothing_else(

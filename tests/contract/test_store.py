@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,6 +209,16 @@ async def test_a_database_found_damaged_after_an_error_of_the_disk_takes_no_chan
     with pytest.raises(sz.DatabaseDamaged):
         await store.write(lambda db: taken.append("a change"))
     assert store.lost is not None and not taken
+
+
+async def test_a_read_that_failed_once_holds_up_nothing_for_longer(store: Store) -> None:
+    sound, store._reader._db = store._reader._db, sqlite3.connect(":memory:")
+    with pytest.raises(StoreUnavailable):
+        store.seen_us()
+    store._reader._db = sound
+    assert "cannot be read" in store.state
+    await store.probe()
+    assert store.state == "ok"
 
 
 async def test_a_locked_database_refuses_a_whole_group_after_one_wait(
@@ -476,6 +487,22 @@ async def test_a_page_counts_what_its_texts_become_in_memory(
     for _ in range(9):
         await store.end_execution(ended(await begun(store))._replace(result=[{}] * 1_000))
     assert len(store.executions(limit=9)) == 1  # 3 KB, of which come more than 64
+
+
+async def test_a_page_that_is_cut_short_says_where_the_next_one_begins(store: Store) -> None:
+    many = [{}] * (sz.MAX_PAGE_BYTES // 100)
+    made = [ended(await begun(store))._replace(result=many) for _ in range(3)]
+    for one in made:
+        await store.end_execution(one)
+    seen, query = [], {}
+    while True:
+        answer = sz.list_executions(SimpleNamespace(store=store), SimpleNamespace(query=query))
+        page = json.loads(answer.body)
+        seen += [record["execution_id"] for record in page["records"]]
+        if page["next_cursor"] is None:
+            break
+        query = {"cursor": page["next_cursor"]}
+    assert seen == [one.execution_id for one in made[::-1]]
 
 
 async def test_a_change_is_let_go_once_it_is_stored(store: Store) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -355,6 +356,35 @@ def test_a_killed_warden_is_replaced(site: Site) -> None:
     wait_for(lambda: wardens() - {first}, "another warden")
     os.kill(pids["governor"], signal.SIGKILL)
     wait_for(lambda: not is_alive(pids["a"]), "the end of the command")
+
+
+def test_a_governor_that_ran_out_of_descriptors_goes_on_and_heals(site: Site) -> None:
+    site.configure(handlers={"a": {"command": SLEEPER}})
+    site.start()
+    pids = site.wait_running("governor", "server", "a")
+    governor, limits = pids["governor"], resource.getrlimit(resource.RLIMIT_NOFILE)
+    task = Path(f"/proc/{governor}/task/{governor}/children")
+    (warden,) = {int(pid) for pid in task.read_text().split()} - set(pids.values())
+    resource.prlimit(governor, resource.RLIMIT_NOFILE, (3, limits[1]))
+    os.kill(warden, signal.SIGKILL)
+    log = site.logs / "governor" / "governor.log"
+    wait_for(lambda: "ERROR" in log.read_text(), "a word on what it cannot do")
+    resource.prlimit(governor, resource.RLIMIT_NOFILE, limits)
+    os.kill(pids["a"], signal.SIGKILL)
+    wait_for(lambda: site.wait_state("a", "RUNNING")["pid"] != pids["a"], "another one")
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_governor_in_the_foreground_that_ran_out_of_descriptors_can_be_stopped(
+    site: Site,
+) -> None:
+    site.configure(handlers={"a": {"command": SLEEPER}})
+    process = site.popen("run")
+    governor = site.wait_running("governor", "server", "a")["governor"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(governor, resource.RLIMIT_NOFILE, (3, limits[1]))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
 
 
 @pytest.mark.parametrize("name", ["server", "a"])

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import pytest
 import schedulezero as sz
-from appliance import Appliance
+from appliance import Appliance, wait_for
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 WITHOUT_JOURNAL, WITH_JOURNAL, WITH_EVERYTHING = 2, 1, 0  # what is written before the end
@@ -104,7 +104,7 @@ class Client(threading.Thread):
         self.schedules: dict[str, Span] = {}
 
     def run(self) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException, ConnectionRefusedError):
+        with contextlib.suppress(OSError, http.client.HTTPException):
             while self._schedule() if random.random() < 0.3 else self._call():
                 pass
         self._connection.close()
@@ -147,6 +147,7 @@ def load_and_cut(one: Appliance, disk: Disk, flag: int, name: str) -> tuple[list
     clients = [Client(one.http_port, f"{name}-{number}") for number in range(CLIENTS)]
     for client in clients:
         client.start()
+    wait_for(lambda: all(client.executions for client in clients), "a call of each client")
     time.sleep(random.uniform(0.2, 0.6))  # how long the power stays on
     cut = disk.cut(flag)
     one.kill()

@@ -839,6 +839,15 @@ def test_a_definition_makes_an_equal_schedule(world: World) -> None:
     assert put(world, json.loads(json.dumps(body)))[1]["changed"] is False
 
 
+def test_a_schedule_whose_parameters_are_lost_is_not_run(world: World) -> None:
+    world.add()
+    left = {"trigger_config": {}, "job_params": {}, "quarantined": "its row is damaged"}
+    world.store.by_id["hourly"] = replace(world.store.by_id["hourly"], **left)
+    status, answer = world.ask("POST", "/api/schedules/hourly/run")
+    assert (status, answer["error"]) == (409, "its row is damaged")
+    assert world.store.runs == {}
+
+
 @pytest.mark.parametrize("what", ["", "/pause", "/resume", "/run"])
 def test_an_unknown_schedule_is_404(world: World, what: str) -> None:
     method = "POST" if what else "GET"
