@@ -5722,7 +5722,8 @@ class Recovery:
             return
         aside = self._set_aside("replaced")
         place_file(self.path + STAGED, self.path)
-        log_store.warning("the restored database is in place; the one before is %s", aside)
+        before = f"; the one before is {aside}" if aside else ""
+        log_store.warning("the restored database is in place%s", before)
         self._adopt(finding)
 
     def _compare(self, finding: Finding) -> None:
@@ -5868,6 +5869,7 @@ class Recovery:
         sentence = "the database was deleted, moved or replaced while it was in use"
         await store.halt(sentence)
         unfinished = self.path + STAGED + UNFINISHED
+        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
         remove_files(unfinished)
         store.copy_into(unfinished)
         place_file(unfinished, self.path + STAGED)
@@ -12541,9 +12543,10 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         if lifeline_fd is not None:
             loop.remove_reader(lifeline_fd)
         await server.close()
-    log_server.info("stopped")
     if server.failed is not None:
+        log_server.error("ended: %s", server.failed)  # last, for the governor to tell
         return EXIT_FAILED
+    log_server.info("stopped")
     return EXIT_RENEW if server.must_renew else EXIT_OK
 
 
@@ -12691,6 +12694,10 @@ def describe_exit(exit_code: int) -> str:
 # What is on disk: the lock says that a governor runs, and who; status.json what it sees.
 
 
+def lock_path(data_dir: str) -> str:
+    return os.path.join(data_dir, "governor.lock")
+
+
 def open_lock(data_dir: str, clock: Clock) -> int:
     """Take the data directory for this process, for as long as it lives; the descriptor.
 
@@ -12698,7 +12705,7 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     nothing. Raises AlreadyRunning, OSError.
     """
     os.makedirs(data_dir, mode=0o700, exist_ok=True)  # parameters and results are in it
-    fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(lock_path(data_dir), os.O_RDWR | os.O_CREAT, 0o644)
     give_up_s = clock.monotonic() + LOCK_WAIT_S
     while not _try_lock(fd, fcntl.LOCK_EX):
         if clock.monotonic() >= give_up_s:
@@ -12721,7 +12728,7 @@ def find_governor(data_dir: str) -> int | None:
     The pid counts only while the lock is held, and with the start time the kernel knows.
     """
     try:
-        fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDONLY)
+        fd = os.open(lock_path(data_dir), os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -13083,6 +13090,19 @@ class Governor:
         log_governor.info("governor ends with exit code %d", self._exit_code)
         return self._exit_code
 
+    def _keep_place(self) -> None:
+        """Take the data directory anew if it was deleted, moved or replaced: no command would find
+        this process any more.
+        """
+        held = os.fstat(self._lock_fd)
+        if file_number(lock_path(self._config.data_dir)) == (held.st_dev, held.st_ino):
+            return
+        with suppress(AlreadyRunning, OSError):  # once more at the next look
+            lock_fd = open_lock(self._config.data_dir, self._clock)
+            os.close(self._lock_fd)
+            self._lock_fd, self._written = lock_fd, {}
+            log_governor.warning("%s was replaced, and is taken anew", self._config.data_dir)
+
     def _is_over(self) -> bool:
         return self._stop_s is not None and not any(c.pid for c in self._children.values())
 
@@ -13094,6 +13114,7 @@ class Governor:
             if now_s >= self._prune_s:
                 self._prune_s = now_s + LOG_PRUNE_S
                 self._prune_logs()
+            self._keep_place()
             if self._warden_pid is None:
                 self._start_warden()
         for child in list(self._children.values()):

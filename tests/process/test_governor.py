@@ -371,6 +371,23 @@ def test_a_killed_child_is_back_and_the_others_do_not_notice(site: Site, name: s
     assert (child["restarts"], child["reason"]) == (1, "killed by SIGKILL")
 
 
+def test_a_data_directory_deleted_under_it_is_made_anew_with_all_that_was_in_it(
+    site: Site,
+) -> None:
+    trigger = {"type": "interval", "hours": 1}
+    call = {"handler_id": "h", "method_name": "m", "trigger_config": trigger}
+    site.configure(schedules={"kept": call}, handlers={"a": {"command": SLEEPER}})
+    site.start()
+    before = site.wait_running("governor", "server", "a")
+    shutil.rmtree(site.data)
+    wait_for(lambda: site.glance().get("server", {}).get("restarts"), "another server")
+    after = site.wait_running("governor", "server", "a")
+    assert (after["governor"], after["a"]) == (before["governor"], before["a"])
+    assert "was deleted, moved or replaced" in site.glance()["server"]["reason"]
+    assert "kept:" in site.do("export")[1]
+    assert site.do("stop")[0] == 0
+
+
 def test_exit_code_78_is_fatal_and_never_restarted(site: Site) -> None:
     script = "echo the port is missing >&2; exit 78"
     site.configure(handlers={"bad": {"command": ["sh", "-c", script]}})
