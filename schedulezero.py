@@ -14220,6 +14220,7 @@ def take_place(config: Config, name: str, *, is_foreground: bool) -> int:
 
     Raises AlreadyRunning, Unavailable, OSError.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # who sees the lock may send it before it is read
     lock_fd = open_lock(config.data_dir, Clock())
     require_ports(config)
     configure_logging(config, name, is_foreground=is_foreground)
@@ -14506,9 +14507,12 @@ def command_restart(arguments: Arguments) -> int:
 def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
-    before = read_status(config, pid).get("reloads", 0)
+    before = read_status(config, pid)
     signal_process(pid, signal.SIGHUP)
-    wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
+    if not before:  # a server alone
+        print(f"pid {pid} is told to reload; its log says whether it does")
+        return EXIT_OK
+    wait_until(lambda: read_status(config, pid).get("reloads") != before["reloads"],
                RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
     shown = read_status(config, pid)
     if trouble := shown.get("reload_error"):
@@ -14952,7 +14956,8 @@ def command_status(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
     elif pid:
-        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {shown['url']}")
+        url = shown["url"] or http_url(config)
+        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {url}")
         print(render_processes(shown["processes"]))
         if shown["reload_error"]:
             print(f"The last reload failed: {shown['reload_error']}")

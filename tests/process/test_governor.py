@@ -272,6 +272,18 @@ def test_a_second_one_on_the_same_data_exits_75_and_names_the_first(site: Site) 
         assert f"already running: pid {pid} holds {site.data}" in err
 
 
+def test_a_server_alone_is_looked_at_reloaded_and_stopped_too(site: Site) -> None:
+    server = site.popen("server")
+    wait_for(lambda: site.do("status")[0] == 0, "the server")
+    os.kill(server.pid, signal.SIGHUP)  # however early: it must not end by it
+    assert f"(default) on http://127.0.0.1:{site.http_port}\n" in site.do("status")[1]
+    code, out, err = site.do("reload")
+    assert (code, err) == (0, "")
+    assert out == f"pid {server.pid} is told to reload; its log says whether it does\n"
+    assert site.do("stop")[0] == 0
+    assert "configuration reloaded" in server.communicate()[1]
+
+
 def test_a_stale_pid_file_is_never_trusted(site: Site) -> None:
     innocent = subprocess.Popen(SLEEPER)
     try:
