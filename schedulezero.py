@@ -9720,6 +9720,7 @@ MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
 MAX_PIPELINED_BYTES: Final = 64 << 10  # taken from a client while its last request is pending
 MAX_REQUESTS_PER_TURN: Final = 16  # of one connection, before the others have theirs
+MAX_TURN_S: Final = 0.01  # and no further one after so long
 MAX_TURNED_AWAY: Final = 50  # connections over the bound that are being told so
 MAX_STREAM_BUFFER_BYTES: Final = 256 << 10  # unread by an event stream's client
 MAX_STATIC_BYTES: Final = 4 << 20
@@ -10289,7 +10290,8 @@ class HttpConnection(asyncio.Protocol):
         if self._has_eof or not self._transport.can_write_eof():
             self._close()
         else:
-            self._transport.write_eof()
+            with suppress(OSError):  # it may have left at this moment
+                self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -10316,8 +10318,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """Answer the requests that are here whole, until one has to wait for its answer."""
+        loop = self._server.loop
+        until_s = loop.time() + MAX_TURN_S
         for _ in range(MAX_REQUESTS_PER_TURN):
-            if self._phase not in _RECEIVING:
+            if self._phase not in _RECEIVING or self._transport.is_closing():
                 return
             try:
                 request = self._parser.next_request()
@@ -10336,9 +10340,11 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
+            if loop.time() > until_s:
+                break
         if self._phase in _RECEIVING:
             self._transport.pause_reading()  # until all that is here is answered
-            self._server.loop.call_soon(self._serve)
+            loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
@@ -14547,13 +14553,15 @@ def command_restore(arguments: Arguments) -> int:
         raise StoreUnavailable(f"{source} cannot be restored: {error}") from None
     pid = find_governor(config.data_dir)
     server = read_server(config, pid) if pid else {}
-    if not server.get("pid"):
-        print(f"{source} is restored by the next start{' of the server' if pid else ''}")
-        return EXIT_OK
-    signal_process(server["pid"], signal.SIGTERM)
-    wait_until(lambda: not os.path.exists(path + STAGED) and fetch_health(config) == 200,
-               START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
-    print(f"{source} is restored; what was due since it was made may run again")
+    if server.get("pid"):
+        signal_process(server["pid"], signal.SIGTERM)
+        wait_until(lambda: find_governor(config.data_dir) != pid or (
+            not os.path.exists(path + STAGED) and fetch_health(config) == 200
+        ), START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
+        if not os.path.exists(path + STAGED):
+            print(f"{source} is restored; what was due since it was made may run again")
+            return EXIT_OK
+    print(f"{source} is restored by the next start{' of the server' if pid else ''}")
     return EXIT_OK
 
 
