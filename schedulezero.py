@@ -13664,6 +13664,7 @@ NO_ROOM_BYTES: Final = 32 << 20
 FLUSHES: Final = 5
 FLUSHES_LIMIT_S: Final = 15.0  # for all of them
 SLOW_FLUSH_S: Final = 0.1  # a good card takes 5 ms
+FLUSH_FIX: Final = "another card, or set data_dir to another disk; dmesg may tell of errors"
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
 CHECK_DATABASE_S: Final = 60.0
 LATE_BACKUPS: Final = 2.5  # in intervals between two
@@ -13723,13 +13724,13 @@ def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
     return fails(name, f"{version} is not {rule}", fix)
 
 
-def check_bytecode(path: str, is_there: bool, is_writable: bool) -> Diagnosis:
+def check_bytecode(path: str, is_current: bool, is_writable: bool) -> Diagnosis:
     """`path`: where Python keeps what it has compiled of this program."""
-    if is_there:
+    if is_current:
         return passes("bytecode", path)
     if is_writable:
         return passes("bytecode", "made by the first start")
-    sentence = f"{path} is missing and not made: each start compiles, for seconds and in 30 MB"
+    sentence = f"{path} is missing or old, and not made: each start compiles, in seconds and 30 MB"
     return warns("bytecode", sentence, "python -m compileall schedulezero.py, as its owner")
 
 
@@ -13770,12 +13771,11 @@ def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis
 
 def check_flush(path: str, took_s: float | None) -> Diagnosis:
     """`took_s`: the longest of some flushes; None if they did not end."""
-    fix = "another card, or set data_dir to another disk; dmesg may tell of errors"
     if took_s is None:
-        return fails("flush", f"{path} takes no 4 KiB within {FLUSHES_LIMIT_S:g} s", fix)
+        return fails("flush", f"{path} takes no 4 KiB within {FLUSHES_LIMIT_S:g} s", FLUSH_FIX)
     shown = f"4 KiB are on the disk after {took_s * 1e3:.0f} ms"
     if took_s > SLOW_FLUSH_S:
-        return warns("flush", f"{shown}; each change waits for that", fix)
+        return warns("flush", f"{shown}; each change waits for that", FLUSH_FIX)
     return passes("flush", shown)
 
 
@@ -13891,10 +13891,11 @@ def diagnose(
     yield check_python((sys.version_info[0], sys.version_info[1]))
     for name, rule in REQUIREMENTS:
         yield check_requirement(name, rule, load_version(name))
-    compiled = importlib.util.cache_from_source(os.path.abspath(__file__))
+    source = os.path.abspath(__file__)
+    compiled = importlib.util.cache_from_source(source)
     is_writable = os.access(nearest_directory(os.path.dirname(compiled)), os.W_OK)
     is_kept = is_writable and not sys.dont_write_bytecode
-    yield check_bytecode(compiled, os.path.exists(compiled), is_kept)
+    yield check_bytecode(compiled, is_compiled_from(compiled, source), is_kept)
     yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
@@ -13923,8 +13924,11 @@ def look_at_installation(
     room = os.statvfs(nearest_directory(config.data_dir))
     inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
     yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
-    with suppress(OSError):  # a full disk has been told of
+    try:
         yield check_flush(config.data_dir, measure_flush_s(config.data_dir, clock))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a full disk has been told of
+            yield fails("flush", f"{config.data_dir}: {error.strerror}", FLUSH_FIX)
     yield check_secrecy(load_modes(config))
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
@@ -13960,8 +13964,25 @@ def measure_flush_s(directory: str, clock: Clock) -> float | None:
         return None if flusher.is_alive() else max(took_s)
 
 
+def is_compiled_from(compiled: str, source: str) -> bool:
+    """Whether Python would load the bytecode: its head tells time and size of its source."""
+    about = os.stat(source)
+    stamp = struct.pack("<II", int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
+    try:
+        with open(compiled, "rb") as file:
+            return file.read(16)[8:] == stamp
+    except OSError:
+        return False
+
+
 def look_at_directory(name: str, path: str) -> Diagnosis:
     nearest = nearest_directory(path)
+    below = os.path.join(nearest, path.removeprefix(nearest).strip("/").partition("/")[0])
+    if nearest != path and os.path.lexists(below):
+        return fails(name, f"{below} is no directory", "move it away, or set another directory")
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        fix = "mount -o remount,rw; dmesg may tell why it became so"
+        return fails(name, f"{nearest} is on a file system that can only be read", fix)
     closed = find_closed(nearest, within=nearest == path)
     owner = user_name(os.stat(closed).st_uid) if closed else ""
     user = user_name(os.geteuid())
