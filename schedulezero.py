@@ -13434,11 +13434,17 @@ class Governor:
         shown = self._describe()
         if shown == self._written:
             return
-        path = status_path(self._config.data_dir)
+        path, text = status_path(self._config.data_dir), json.dumps(shown)
         try:
-            with open(path + ".new", "w") as file:
-                file.write(json.dumps(shown))
-            os.replace(path + ".new", path)
+            try:
+                with open(path + ".new", "w") as file:
+                    file.write(text)
+                os.replace(path + ".new", path)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                with open(path, "r+") as file:  # on a full disk, in the room it has
+                    file.write(text.ljust(size_of(path)))
             self._written = shown
         except OSError as error:
             log_governor.warning("cannot write %s: %s", path, error.strerror)
