@@ -5747,7 +5747,8 @@ class Recovery:
             return
         aside = self._set_aside("replaced")
         place_file(self.path + STAGED, self.path)
-        log_store.warning("the restored database is in place; the one before is %s", aside)
+        before = f"; the one before is {aside}" if aside else ""
+        log_store.warning("the restored database is in place%s", before)
         self._adopt(finding)
 
     def _compare(self, finding: Finding) -> None:
@@ -5893,6 +5894,7 @@ class Recovery:
         sentence = "the database was deleted, moved or replaced while it was in use"
         await store.halt(sentence)
         unfinished = self.path + STAGED + UNFINISHED
+        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
         remove_files(unfinished)
         store.copy_into(unfinished)
         place_file(unfinished, self.path + STAGED)
@@ -9753,6 +9755,7 @@ MAX_HEADERS: Final = 100
 MAX_QUERY_FIELDS: Final = 32
 MAX_PIPELINED_BYTES: Final = 64 << 10  # taken from a client while its last request is pending
 MAX_REQUESTS_PER_TURN: Final = 16  # of one connection, before the others have theirs
+MAX_TURN_S: Final = 0.01  # and no further one after so long
 MAX_TURNED_AWAY: Final = 50  # connections over the bound that are being told so
 MAX_STREAM_BUFFER_BYTES: Final = 256 << 10  # unread by an event stream's client
 MAX_STATIC_BYTES: Final = 4 << 20
@@ -10322,7 +10325,8 @@ class HttpConnection(asyncio.Protocol):
         if self._has_eof or not self._transport.can_write_eof():
             self._close()
         else:
-            self._transport.write_eof()
+            with suppress(OSError):  # it may have left at this moment
+                self._transport.write_eof()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -10349,8 +10353,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _serve(self) -> None:
         """Answer the requests that are here whole, until one has to wait for its answer."""
+        loop = self._server.loop
+        until_s = loop.time() + MAX_TURN_S
         for _ in range(MAX_REQUESTS_PER_TURN):
-            if self._phase not in _RECEIVING:
+            if self._phase not in _RECEIVING or self._transport.is_closing():
                 return
             try:
                 request = self._parser.next_request()
@@ -10369,9 +10375,11 @@ class HttpConnection(asyncio.Protocol):
             else:
                 self._enter(Phase.HANDLING)
                 self._server.spawn(self._send_later(request, answer))
+            if loop.time() > until_s:
+                break
         if self._phase in _RECEIVING:
             self._transport.pause_reading()  # until all that is here is answered
-            self._server.loop.call_soon(self._serve)
+            loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
@@ -12589,9 +12597,10 @@ async def _serve(config: Config, lifeline_fd: int | None) -> int:
         if lifeline_fd is not None:
             loop.remove_reader(lifeline_fd)
         await server.close()
-    log_server.info("stopped")
     if server.failed is not None:
+        log_server.error("ended: %s", server.failed)  # last, for the governor to tell
         return EXIT_FAILED
+    log_server.info("stopped")
     return EXIT_RENEW if server.must_renew else EXIT_OK
 
 
@@ -12739,6 +12748,10 @@ def describe_exit(exit_code: int) -> str:
 # What is on disk: the lock says that a governor runs, and who; status.json what it sees.
 
 
+def lock_path(data_dir: str) -> str:
+    return os.path.join(data_dir, "governor.lock")
+
+
 def open_lock(data_dir: str, clock: Clock) -> int:
     """Take the data directory for this process, for as long as it lives; the descriptor.
 
@@ -12746,7 +12759,7 @@ def open_lock(data_dir: str, clock: Clock) -> int:
     nothing. Raises AlreadyRunning, OSError.
     """
     os.makedirs(data_dir, mode=0o700, exist_ok=True)  # parameters and results are in it
-    fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(lock_path(data_dir), os.O_RDWR | os.O_CREAT, 0o644)
     give_up_s = clock.monotonic() + LOCK_WAIT_S
     while not _try_lock(fd, fcntl.LOCK_EX):
         if clock.monotonic() >= give_up_s:
@@ -12769,7 +12782,7 @@ def find_governor(data_dir: str) -> int | None:
     The pid counts only while the lock is held, and with the start time the kernel knows.
     """
     try:
-        fd = os.open(os.path.join(data_dir, "governor.lock"), os.O_RDONLY)
+        fd = os.open(lock_path(data_dir), os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -13131,6 +13144,19 @@ class Governor:
         log_governor.info("governor ends with exit code %d", self._exit_code)
         return self._exit_code
 
+    def _keep_place(self) -> None:
+        """Take the data directory anew if it was deleted, moved or replaced: no command would find
+        this process any more.
+        """
+        held = os.fstat(self._lock_fd)
+        if file_number(lock_path(self._config.data_dir)) == (held.st_dev, held.st_ino):
+            return
+        with suppress(AlreadyRunning, OSError):  # once more at the next look
+            lock_fd = open_lock(self._config.data_dir, self._clock)
+            os.close(self._lock_fd)
+            self._lock_fd, self._written = lock_fd, {}
+            log_governor.warning("%s was replaced, and is taken anew", self._config.data_dir)
+
     def _is_over(self) -> bool:
         return self._stop_s is not None and not any(c.pid for c in self._children.values())
 
@@ -13142,6 +13168,7 @@ class Governor:
             if now_s >= self._prune_s:
                 self._prune_s = now_s + LOG_PRUNE_S
                 self._prune_logs()
+            self._keep_place()
             if self._warden_pid is None:
                 self._start_warden()
         for child in list(self._children.values()):
@@ -13459,11 +13486,17 @@ class Governor:
         shown = self._describe()
         if shown == self._written:
             return
-        path = status_path(self._config.data_dir)
+        path, text = status_path(self._config.data_dir), json.dumps(shown)
         try:
-            with open(path + ".new", "w") as file:
-                file.write(json.dumps(shown))
-            os.replace(path + ".new", path)
+            try:
+                with open(path + ".new", "w") as file:
+                    file.write(text)
+                os.replace(path + ".new", path)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                with open(path, "r+") as file:  # on a full disk, in the room it has
+                    file.write(text.ljust(size_of(path)))
             self._written = shown
         except OSError as error:
             log_governor.warning("cannot write %s: %s", path, error.strerror)
@@ -13706,6 +13739,7 @@ NO_ROOM_BYTES: Final = 32 << 20
 FLUSHES: Final = 5
 FLUSHES_LIMIT_S: Final = 15.0  # for all of them
 SLOW_FLUSH_S: Final = 0.1  # a good card takes 5 ms
+FLUSH_FIX: Final = "another card, or set data_dir to another disk; dmesg may tell of errors"
 LONG_WAL_BYTES: Final = 64 << 20  # checkpoints keep it far below, unless a reader never ends
 CHECK_DATABASE_S: Final = 60.0
 LATE_BACKUPS: Final = 2.5  # in intervals between two
@@ -13765,13 +13799,13 @@ def check_requirement(name: str, rule: str, version: str | None) -> Diagnosis:
     return fails(name, f"{version} is not {rule}", fix)
 
 
-def check_bytecode(path: str, is_there: bool, is_writable: bool) -> Diagnosis:
+def check_bytecode(path: str, is_current: bool, is_writable: bool) -> Diagnosis:
     """`path`: where Python keeps what it has compiled of this program."""
-    if is_there:
+    if is_current:
         return passes("bytecode", path)
     if is_writable:
         return passes("bytecode", "made by the first start")
-    sentence = f"{path} is missing and not made: each start compiles, for seconds and in 30 MB"
+    sentence = f"{path} is missing or old, and not made: each start compiles, in seconds and 30 MB"
     return warns("bytecode", sentence, "python -m compileall schedulezero.py, as its owner")
 
 
@@ -13812,13 +13846,12 @@ def check_room(path: str, free_bytes: int, free_inodes: int | None) -> Diagnosis
 
 def check_flush(path: str, took_s: float | None) -> Diagnosis:
     """`took_s`: the longest of some flushes; None if they did not end."""
-    fix = "another card, or set data_dir to another disk; dmesg may tell of errors"
     if took_s is None:
         shown = f"{path} takes no {FLUSHES} times 4 KiB within {FLUSHES_LIMIT_S:g} s"
-        return fails("flush", shown, fix)
+        return fails("flush", shown, FLUSH_FIX)
     shown = f"4 KiB are on the disk after {took_s * 1e3:.0f} ms"
     if took_s > SLOW_FLUSH_S:
-        return warns("flush", f"{shown}; each change waits for that", fix)
+        return warns("flush", f"{shown}; each change waits for that", FLUSH_FIX)
     return passes("flush", shown)
 
 
@@ -13934,10 +13967,11 @@ def diagnose(
     yield check_python((sys.version_info[0], sys.version_info[1]))
     for name, rule in REQUIREMENTS:
         yield check_requirement(name, rule, load_version(name))
-    compiled = importlib.util.cache_from_source(os.path.abspath(__file__))
+    source = os.path.abspath(__file__)
+    compiled = importlib.util.cache_from_source(source)
     is_writable = os.access(nearest_directory(os.path.dirname(compiled)), os.W_OK)
     is_kept = is_writable and not sys.dont_write_bytecode
-    yield check_bytecode(compiled, os.path.exists(compiled), is_kept)
+    yield check_bytecode(compiled, is_compiled_from(compiled, source), is_kept)
     yield check_clock(is_clock_synchronised(), clock.now_us())
     try:
         config = load()
@@ -13966,8 +14000,11 @@ def look_at_installation(
     room = os.statvfs(nearest_directory(config.data_dir))
     inodes = room.f_favail if room.f_files else None  # btrfs has no table of them
     yield check_room(config.data_dir, room.f_bavail * room.f_frsize, inodes)
-    with suppress(OSError):  # a full disk has been told of
+    try:
         yield check_flush(config.data_dir, measure_flush_s(config.data_dir, clock))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # a full disk has been told of
+            yield fails("flush", f"{config.data_dir}: {error.strerror}", FLUSH_FIX)
     yield check_secrecy(load_modes(config))
     pid = find_governor(config.data_dir)
     trouble = None if pid else port_trouble(config, "http") or port_trouble(config, "zmq")
@@ -14003,8 +14040,25 @@ def measure_flush_s(directory: str, clock: Clock) -> float | None:
         return None if flusher.is_alive() else max(took_s)
 
 
+def is_compiled_from(compiled: str, source: str) -> bool:
+    """Whether Python would load the bytecode: its head tells time and size of its source."""
+    about = os.stat(source)
+    stamp = struct.pack("<II", int(about.st_mtime) & 0xFFFFFFFF, about.st_size & 0xFFFFFFFF)
+    try:
+        with open(compiled, "rb") as file:
+            return file.read(16)[8:] == stamp
+    except OSError:
+        return False
+
+
 def look_at_directory(name: str, path: str) -> Diagnosis:
     nearest = nearest_directory(path)
+    below = os.path.join(nearest, path.removeprefix(nearest).strip("/").partition("/")[0])
+    if nearest != path and os.path.lexists(below):
+        return fails(name, f"{below} is no directory", "move it away, or set another directory")
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        fix = "mount -o remount,rw; dmesg may tell why it became so"
+        return fails(name, f"{nearest} is on a file system that can only be read", fix)
     closed = find_closed(nearest, within=nearest == path)
     owner = user_name(os.stat(closed).st_uid) if closed else ""
     user = user_name(os.geteuid())
@@ -14268,6 +14322,7 @@ def take_place(config: Config, name: str, *, is_foreground: bool) -> int:
 
     Raises AlreadyRunning, Unavailable, OSError.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # who sees the lock may send it before it is read
     lock_fd = open_lock(config.data_dir, Clock())
     require_ports(config)
     configure_logging(config, name, is_foreground=is_foreground)
@@ -14554,9 +14609,12 @@ def command_restart(arguments: Arguments) -> int:
 def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
-    before = read_status(config, pid).get("reloads", 0)
+    before = read_status(config, pid)
     signal_process(pid, signal.SIGHUP)
-    wait_until(lambda: read_status(config, pid).get("reloads", 0) != before,
+    if not before:  # a server alone
+        print(f"pid {pid} is told to reload; its log says whether it does")
+        return EXIT_OK
+    wait_until(lambda: read_status(config, pid).get("reloads") != before["reloads"],
                RELOAD_TIMEOUT_S, f"pid {pid} did not reload")  # fmt: skip
     shown = read_status(config, pid)
     if trouble := shown.get("reload_error"):
@@ -14591,13 +14649,15 @@ def command_restore(arguments: Arguments) -> int:
         raise StoreUnavailable(f"{source} cannot be restored: {error}") from None
     pid = find_governor(config.data_dir)
     server = read_server(config, pid) if pid else {}
-    if not server.get("pid"):
-        print(f"{source} is restored by the next start{' of the server' if pid else ''}")
-        return EXIT_OK
-    signal_process(server["pid"], signal.SIGTERM)
-    wait_until(lambda: not os.path.exists(path + STAGED) and fetch_health(config) == 200,
-               START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
-    print(f"{source} is restored; what was due since it was made may run again")
+    if server.get("pid"):
+        signal_process(server["pid"], signal.SIGTERM)
+        wait_until(lambda: find_governor(config.data_dir) != pid or (
+            not os.path.exists(path + STAGED) and fetch_health(config) == 200
+        ), START_TIMEOUT_S, "the server did not start anew")  # fmt: skip
+        if not os.path.exists(path + STAGED):
+            print(f"{source} is restored; what was due since it was made may run again")
+            return EXIT_OK
+    print(f"{source} is restored by the next start{' of the server' if pid else ''}")
     return EXIT_OK
 
 
@@ -15000,7 +15060,8 @@ def command_status(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
     elif pid:
-        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {shown['url']}")
+        url = shown["url"] or http_url(config)
+        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {url}")
         print(render_processes(shown["processes"]))
         if shown["reload_error"]:
             print(f"The last reload failed: {shown['reload_error']}")

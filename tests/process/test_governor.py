@@ -273,6 +273,18 @@ def test_a_second_one_on_the_same_data_exits_75_and_names_the_first(site: Site) 
         assert f"already running: pid {pid} holds {site.data}" in err
 
 
+def test_a_server_alone_is_looked_at_reloaded_and_stopped_too(site: Site) -> None:
+    server = site.popen("server")
+    wait_for(lambda: site.do("status")[0] == 0, "the server")
+    os.kill(server.pid, signal.SIGHUP)  # however early: it must not end by it
+    assert f"(default) on http://127.0.0.1:{site.http_port}\n" in site.do("status")[1]
+    code, out, err = site.do("reload")
+    assert (code, err) == (0, "")
+    assert out == f"pid {server.pid} is told to reload; its log says whether it does\n"
+    assert site.do("stop")[0] == 0
+    assert "configuration reloaded" in server.communicate()[1]
+
+
 def test_a_stale_pid_file_is_never_trusted(site: Site) -> None:
     innocent = subprocess.Popen(SLEEPER)
     try:
@@ -399,6 +411,23 @@ def test_a_killed_child_is_back_and_the_others_do_not_notice(site: Site, name: s
     assert {key for key in before if before[key] != after[key]} == {name}
     child = site.glance()[name]
     assert (child["restarts"], child["reason"]) == (1, "killed by SIGKILL")
+
+
+def test_a_data_directory_deleted_under_it_is_made_anew_with_all_that_was_in_it(
+    site: Site,
+) -> None:
+    trigger = {"type": "interval", "hours": 1}
+    call = {"handler_id": "h", "method_name": "m", "trigger_config": trigger}
+    site.configure(schedules={"kept": call}, handlers={"a": {"command": SLEEPER}})
+    site.start()
+    before = site.wait_running("governor", "server", "a")
+    shutil.rmtree(site.data)
+    wait_for(lambda: site.glance().get("server", {}).get("restarts"), "another server")
+    after = site.wait_running("governor", "server", "a")
+    assert (after["governor"], after["a"]) == (before["governor"], before["a"])
+    assert "was deleted, moved or replaced" in site.glance()["server"]["reason"]
+    assert "kept:" in site.do("export")[1]
+    assert site.do("stop")[0] == 0
 
 
 def test_exit_code_78_is_fatal_and_never_restarted(site: Site) -> None:

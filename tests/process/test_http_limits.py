@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -181,6 +182,38 @@ def test_a_client_that_pipelines_without_end_is_not_read_beyond_what_is_answered
         assert max(buffered) < 512 << 10
 
     run(PATIENT, test)
+
+
+def test_a_client_that_asks_for_much_at_once_lets_others_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        greedy, other = await connect(server), await connect(server)
+        for client in (greedy, other):
+            assert (await client.ask(b"GET /first"))[0] == 200
+        greedy.send((b"GET /heavy" + HEAD + b"\r\n") * 16)
+        assert (await other.ask(b"GET /other"))[0] == 200
+        for _ in range(16):
+            assert (await greedy.answer())[0] == 200
+        assert site.seen.index("/other") < 16
+
+    monkeypatch.setattr(sz, "MAX_TURN_S", 0.0)  # as if each request took longer
+    run(PATIENT, test)
+
+
+def test_requests_of_a_client_that_has_left_are_not_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(server: sz.HttpServer, site: Site) -> None:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port)) as rude:
+                rude.sendall((b"GET /a" + HEAD + b"\r\n") * 16)
+                rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await until(lambda: bool(site.seen))
+        await until(lambda: len(server._connections) == 0)
+
+    run(PATIENT, test)
+    assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 def test_half_a_close_still_gets_every_answer() -> None:

@@ -184,6 +184,23 @@ def test_it_starts_on_a_full_disk_and_goes_on_when_there_is_room(
     assert call(served, wait=True, n=2).status == 200
 
 
+def test_commands_work_on_a_full_disk(disk: Path, appliance: Callable[..., Appliance]) -> None:
+    one = appliance(data_dir=str(disk), backup={"every_hours": 0}).run("run")
+    server = next(p for p in processes(one) if p["name"] == "server")
+    filler = fill(disk)
+    assert one.cli("reload").returncode == 0
+    os.kill(server["pid"], signal.SIGKILL)
+    wait_for(lambda: any(p["restarts"] and p["pid"] for p in processes(one)), "another server")
+    filler.unlink()
+    wait_ok(one)
+    assert one.stop() == 0
+
+
+def processes(one: Appliance) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = json.loads(one.cli("status", "--json").stdout)["processes"]
+    return shown
+
+
 def launch(one: Appliance) -> None:
     """Start a server that will not be healthy."""
     with (one.directory / "output.log").open("ab") as output:

@@ -175,6 +175,20 @@ def test_a_restore_while_the_server_is_down_ends_no_handler_in_its_place(
     assert told == []
 
 
+def test_a_restore_whose_server_is_stopped_meanwhile_waits_for_no_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    governors: list[int | None] = [1]
+    shown = {"children": [{"name": "server", "pid": 4_242}]}
+    staged = home / "data" / "default" / "schedulezero.db.restore"
+    monkeypatch.setattr(schedulezero, "stage_restore", lambda source, path: staged.touch())
+    monkeypatch.setattr(schedulezero, "find_governor", lambda data_dir: governors[-1])
+    monkeypatch.setattr(schedulezero, "read_status", lambda config, pid: shown)
+    monkeypatch.setattr(schedulezero, "signal_process", lambda pid, number: governors.append(None))
+    assert main(["restore", "kept.db"]) == 0
+    assert "by the next start of the server" in capsys.readouterr().out
+
+
 # Status.
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import py_compile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import schedulezero as sz
@@ -30,6 +32,9 @@ from schedulezero import (
     check_secrecy,
     check_unit,
     check_zones,
+    is_compiled_from,
+    look_at_directory,
+    look_at_installation,
     measure_flush_s,
     render_diagnosis,
     render_unit,
@@ -51,7 +56,7 @@ SOUND = Finding(Condition.SOUND)
         (check_python((3, 14)), "warning", "newer than any tested"),
         (check_bytecode("/c.pyc", True, False), "ok", "/c.pyc"),
         (check_bytecode("/c.pyc", False, True), "ok", "made by the first start"),
-        (check_bytecode("/c.pyc", False, False), "warning", "/c.pyc is missing and not made: each"),
+        (check_bytecode("/c.pyc", False, False), "warning", "/c.pyc is missing or old"),
         (check_clock(True, NOW_US), "ok", "synchronised"),
         (check_clock(False, NOW_US), "warning", "not synchronised"),
         (check_clock(None, NOW_US), "warning", "does not tell"),
@@ -151,6 +156,11 @@ def test_a_flush_that_fails_is_an_error_and_not_a_slow_one(
     with pytest.raises(OSError, match="Input/output"):
         measure_flush_s(str(tmp_path), Clock())
     assert not list(tmp_path.iterdir())
+    config = Config(data_dir=str(tmp_path / "data"), log_dir=str(tmp_path / "logs"))
+    checks = look_at_installation(config, Clock(), lambda config: (None, ""))
+    (found,) = (each for each in checks if each.check == "flush")
+    assert found.verdict is Verdict.FAILED
+    assert found.sentence.endswith("Input/output error")
 
 
 def test_a_flush_that_ends_after_nobody_waits_any_more_says_nothing(
@@ -166,3 +176,29 @@ def test_a_flush_that_ends_after_nobody_waits_any_more_says_nothing(
     go_on.set()
     flusher.join(5)
     assert not flusher.is_alive() and not said
+
+
+def test_what_is_in_the_way_of_a_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/nowhere/at/all")
+    for name in ("file", "link"):
+        for path in (tmp_path / name, tmp_path / name / "default"):
+            found = look_at_directory("data directory", str(path))
+            assert found.verdict is Verdict.FAILED
+            assert found.sentence == f"{tmp_path / name} is no directory"
+    assert look_at_directory("data directory", str(tmp_path / "new")).verdict is Verdict.OK
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    found = look_at_directory("data directory", str(tmp_path / "new"))
+    assert found.sentence == f"{tmp_path} is on a file system that can only be read"
+
+
+def test_bytecode_counts_only_for_the_source_it_was_made_from(tmp_path: Path) -> None:
+    source, compiled = tmp_path / "a.py", tmp_path / "a.pyc"
+    source.write_text("A = 1\n")
+    assert not is_compiled_from(str(compiled), str(source))
+    py_compile.compile(str(source), str(compiled))
+    assert is_compiled_from(str(compiled), str(source))
+    source.write_text("A = 12\n")
+    assert not is_compiled_from(str(compiled), str(source))
