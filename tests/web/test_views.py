@@ -565,6 +565,9 @@ def test_a_declared_schedule_is_not_offered_to_be_changed_here(
     page.keyboard.press("u")
     expect(page.locator("tr[data-id=hourly-chime] [data-act=edit-schedule]")).to_have_count(1)
     expect(page.locator("tr[data-id=nightly-backup] [data-act=edit-schedule]")).to_have_count(0)
+    page.locator("tr[data-id=nightly-backup]").press("e")
+    expect(page.get_by_role("status")).to_contain_text("declared in the configuration file")
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 @pytest.mark.parametrize("way", ["back", "up"])
@@ -608,3 +611,29 @@ def test_the_browser_asks_before_a_reload_drops_what_was_entered(
     form.get_by_label("Id", exact=True).press_sequentially("nightly")
     page.reload()
     assert asked == ["beforeunload"]
+
+
+@pytest.mark.parametrize(
+    ("role", "kept"), [("viewer", []), ("operator", ["run"]), ("admin", ["edit", "run"])]
+)
+def test_keys_and_palette_offer_what_the_role_may_do(
+    open_page: Open, serve: Serve, role: str, kept: list[str]
+) -> None:
+    mock = mock_server.small()
+    mock.role = role
+    page = open_page(serve(mock).url + "/#/schedules/nightly-backup")
+    expect(page.locator(f"html[data-role={role}] h1")).to_have_text("nightly-backup")
+    page.keyboard.press(":")
+    offered = page.get_by_role("dialog").get_by_role("option")
+    expect(offered.first).to_be_visible()
+    words = [text.split()[0] for text in offered.all_inner_texts()]
+    assert [word for word in ("edit", "run") if word in words] == kept
+    page.keyboard.type("audit")
+    expect(page.get_by_role("option", name="audit")).to_have_count(int(role == "admin"))
+    page.keyboard.press("Escape")
+    for key, name in (("e", "Edit nightly-backup"), ("n", "New schedule")):
+        page.keyboard.press(key)
+        page.keyboard.press("?")  # if a form was open, this would do nothing
+        expected = name if role == "admin" else "Keys"
+        expect(page.locator("dialog[open] h2").first).to_have_text(expected)
+        page.keyboard.press("Escape")
