@@ -633,7 +633,8 @@ def test_keys_and_palette_offer_what_the_role_may_do(
     page.keyboard.press("Escape")
     for key, name in (("e", "Edit nightly-backup"), ("n", "New schedule")):
         page.keyboard.press(key)
-        page.keyboard.press("?")  # if a form was open, this would do nothing
+        if role != "admin":
+            page.keyboard.press("?")
         expected = name if role == "admin" else "Keys"
         expect(page.locator("dialog[open] h2").first).to_have_text(expected)
         page.keyboard.press("Escape")
