@@ -42,6 +42,8 @@ function scheduleActions(page) {
   };
   const open = (copy) => async ({ id }) => {
     const schedule = await request("GET", at("schedules", id));
+    if (!copy && schedule.origin === "config")
+      return page.say(`✗ Schedule ${id} is declared in the configuration file: change it there.`);
     openScheduleForm(page, { schedule, copy, onDone });
   };
   return {

@@ -1,6 +1,7 @@
 // What buttons, keys, filters and the palette can ask for, by name; and how they ask.
 
 import { createActions } from "./actions.js";
+import { h } from "./dom.js";
 import { KEYS, actionFor } from "./keys.js";
 import { VIEWS, parseRoute } from "./model.js";
 import { openHelp, openPalette } from "./palette.js";
@@ -40,8 +41,19 @@ function walk(step) {
   list[Math.min(list.length - 1, Math.max(0, next))]?.focus();
 }
 
-const press = (...acts) =>
-  focusedRow()?.querySelector(acts.map((act) => `[data-act=${act}]`).join())?.click();
+function press(...acts) {
+  const found = focusedRow()?.querySelector(acts.map((act) => `[data-act=${act}]`).join());
+  if (found?.checkVisibility()) found.click();
+}
+
+/** Whether a button for it would be shown to this role: the stylesheet knows. */
+function isOffered(act) {
+  const probe = h("span", { "data-act": act });
+  document.body.append(probe);
+  const isShown = probe.checkVisibility();
+  probe.remove();
+  return isShown;
+}
 
 const follow = (id) => document.getElementById(id)?.click();
 
@@ -102,7 +114,8 @@ function offer(commands, page, row) {
     back: page.route.id != null,
     undo: page.undo,
   };
-  return KEYS.filter(({ act, on }) => (act in can ? can[act] : true) && (!on || on === dataset.row))
+  return KEYS.filter(({ on }) => !on || on === dataset.row)
+    .filter(({ act }) => (act in can ? can[act] : isOffered(act)))
     .sort((a, b) => Boolean(b.on) - Boolean(a.on))
     .map(({ act, key, text, on }) => ({
       text: on ? `${text} ${dataset.id}` : text,
@@ -151,7 +164,7 @@ const linkOfRow = (target) =>
 function keyDown(event, page, commands) {
   if (document.querySelector("dialog[open]")) return;
   const { act, ...data } = asked(event, page) ?? {};
-  if (!act) return;
+  if (!act || !isOffered(act)) return;
   event.preventDefault();
   commands[act](data);
 }

@@ -50,13 +50,18 @@ export function openScheduleForm(page, { schedule, copy, call, onDone }) {
     },
     send: async (body) => onDone((await send(body)).schedule_id, isEdit ? "changed" : "created"),
     entered: (name, before) => entered(form, name, before),
-    onClose: () => stopPreview(form),
+    onClose() {
+      stopPreview(form);
+      removeEventListener("beforeunload", keep);
+    },
     leave() {
-      const isDirty = JSON.stringify(this.draft) !== JSON.stringify(initial);
-      if (isDirty) askToLeave(this.close);
+      if (isDirty()) askToLeave(this.close);
       else this.close();
     },
   });
+  const isDirty = () => JSON.stringify(form.draft) !== JSON.stringify(initial);
+  const keep = (event) => isDirty() && event.preventDefault(); // the browser asks
+  addEventListener("beforeunload", keep);
   form.dialog.addEventListener("cancel", (event) => {
     event.preventDefault();
     form.leave();

@@ -37,7 +37,7 @@ contrast.addEventListener("change", look);
 const zones = Intl.supportedValuesOf("timeZone");
 document.getElementById("zones").append(...zones.map((value) => h("option", { value })));
 listen(page, createCommands(page, stream, look));
-addEventListener("popstate", () => page.follow());
+addEventListener("popstate", () => page.follow(true));
 document.addEventListener("visibilitychange", () => page.render());
 setInterval(() => document.hidden || page.held || live.isAiming || page.tick(), TICK_MS);
 setInterval(() => page.held || page.render(), CLOCK_MS);

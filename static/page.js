@@ -42,6 +42,8 @@ export class Page {
   undo = null; // takes the last deletion back
   #offset = 0;
   #lists = {};
+  #scrolls = {}; // how far down each list was left
+  #scroll = 0; // where to go as soon as the list is there
   #isWanted = false;
 
   /** `views` by name: modules with resources, renderList, renderOne; `parts`: what to fill. */
@@ -94,6 +96,10 @@ export class Page {
     patch(parts.facts, renderFacts(this));
     for (const node of parts.main.querySelectorAll("[data-stick]"))
       if (!read.includes(node)) node.scrollTop = node.scrollHeight;
+    if (this.#scroll && parts.main.querySelector("[data-row]")) {
+      scrollTo(0, this.#scroll);
+      this.#scroll = 0;
+    }
     const alarm = this.link.state === "disconnected" ? "○ " : "";
     const instance = this.config?.instance_name ?? "ScheduleZero";
     document.title = `${alarm}${route.id ?? name} · ${instance}`;
@@ -132,18 +138,25 @@ export class Page {
     this.follow();
   }
 
-  follow() {
+  /** Show what the address says; `isBack`: it was left before. */
+  follow(isBack = false) {
     const before = this.route;
     this.route = parseRoute(location.hash);
     const { view, id } = this.route;
-    if (id == null) this.#lists[view] = renderRoute(this.route);
+    const hash = renderRoute(this.route);
+    if (id == null) this.#lists[view] = hash;
+    const isReturn = id == null && (isBack || before.view === view);
     const hasMoved = before.view !== view || before.id !== id;
-    if (hasMoved) this.log = [];
+    if (hasMoved) {
+      this.log = [];
+      if (before.id == null) this.#scrolls[renderRoute(before)] = scrollY;
+      this.#scroll = isReturn ? this.#scrolls[hash] : 0;
+      scrollTo(0, 0);
+    }
     this.isAllSelected = false;
     this.#sync(hasMoved);
     this.paint();
     if (!hasMoved) return;
-    scrollTo(0, 0);
     const { main } = this.parts;
     (main.querySelector("h1") ?? main).focus({ preventScroll: true });
   }

@@ -224,7 +224,9 @@ function plan(page, schedule) {
 }
 
 const describeRetry = ({ max_attempts: most, base_delay: base, factor, max_delay: limit }) =>
-  most === 1 ? "none: one attempt" : `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
+  most === 1
+    ? "none: one attempt"
+    : `${formatPlural(most, "attempt")}, after ${base} s, then × ${factor} up to ${limit} s`;
 
 function callee(handlers, { handler_id, method_name }) {
   const handler = handlers.find(({ id }) => id === handler_id);

@@ -65,6 +65,7 @@ class Mock:
     per_minute: list[Json] = field(default_factory=list)
     calls: list[tuple[str, str, Any]] = field(default_factory=list)
     timezone: str = "Europe/Berlin"
+    role: str = "admin"
     has_events: bool = True
     delay_s: float = 0.0
     left_out: int = 0
@@ -107,7 +108,7 @@ class Mock:
         }  # fmt: skip
 
     def session(self, query: Json, body: Any) -> Json:
-        return {"authenticated": True, "name": "loopback", "role": "admin", "can_log_out": False}
+        return {"authenticated": True, "name": "ann", "role": self.role, "can_log_out": False}
 
     def list_handlers(self, query: Json, body: Any) -> Json:
         return {"handlers": self.handlers, "count": len(self.handlers)}

@@ -565,3 +565,76 @@ def test_a_declared_schedule_is_not_offered_to_be_changed_here(
     page.keyboard.press("u")
     expect(page.locator("tr[data-id=hourly-chime] [data-act=edit-schedule]")).to_have_count(1)
     expect(page.locator("tr[data-id=nightly-backup] [data-act=edit-schedule]")).to_have_count(0)
+    page.locator("tr[data-id=nightly-backup]").press("e")
+    expect(page.get_by_role("status")).to_contain_text("declared in the configuration file")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+@pytest.mark.parametrize("way", ["back", "up"])
+def test_a_list_is_found_again_where_it_was_left(open_page: Open, serve: Serve, way: str) -> None:
+    mock = mock_server.small()
+    for number in range(45):
+        made = mock_server.schedule(f"fleet-{number:02}", "backup", "push")
+        mock.schedules[made["id"]] = made
+    page = open_page(serve(mock).url + "/#/schedules")
+    page.locator("tr[data-id=fleet-40] a").first.scroll_into_view_if_needed()
+    page.locator("tr[data-id=fleet-40] a").first.click()
+    expect(page.get_by_role("heading", name="fleet-40")).to_be_visible()
+    assert page.evaluate("scrollY") == 0
+    if way == "back":
+        page.go_back()
+    else:
+        page.keyboard.press("u")
+    expect(page.locator("tr[data-id=fleet-40] td.name")).to_be_in_viewport()
+    page.keyboard.press("4")
+    expect(page.locator("table.history tbody tr").first).to_be_visible()
+    assert page.evaluate("scrollY") == 0
+
+
+def test_the_browser_asks_before_a_reload_drops_what_was_entered(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    asked: list[str] = []
+
+    def keep(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    page.on("dialog", keep)
+    page.keyboard.press("n")
+    form = page.get_by_role("dialog", name="New schedule")
+    expect(form).to_be_visible()
+    page.reload()
+    assert asked == []
+    page.keyboard.press("n")
+    form.get_by_label("Id", exact=True).press_sequentially("nightly")
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
+@pytest.mark.parametrize(
+    ("role", "kept"), [("viewer", []), ("operator", ["run"]), ("admin", ["edit", "run"])]
+)
+def test_keys_and_palette_offer_what_the_role_may_do(
+    open_page: Open, serve: Serve, role: str, kept: list[str]
+) -> None:
+    mock = mock_server.small()
+    mock.role = role
+    page = open_page(serve(mock).url + "/#/schedules/nightly-backup")
+    expect(page.locator(f"html[data-role={role}] h1")).to_have_text("nightly-backup")
+    page.keyboard.press(":")
+    offered = page.get_by_role("dialog").get_by_role("option")
+    expect(offered.first).to_be_visible()
+    words = [text.split()[0] for text in offered.all_inner_texts()]
+    assert [word for word in ("edit", "run") if word in words] == kept
+    page.keyboard.type("audit")
+    expect(page.get_by_role("option", name="audit")).to_have_count(int(role == "admin"))
+    page.keyboard.press("Escape")
+    for key, name in (("e", "Edit nightly-backup"), ("n", "New schedule")):
+        page.keyboard.press(key)
+        if role != "admin":
+            page.keyboard.press("?")
+        expected = name if role == "admin" else "Keys"
+        expect(page.locator("dialog[open] h2").first).to_have_text(expected)
+        page.keyboard.press("Escape")
