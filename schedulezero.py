@@ -3563,6 +3563,7 @@ def open_writing(path: str) -> sqlite3.Connection:
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             migrate(db, version)
+            mend_pairs(db)
         except BaseException:
             db.close()
             raise
@@ -3593,6 +3594,25 @@ def migrate(db: sqlite3.Connection, version: int) -> None:
             f"BEGIN; {'; '.join(SCHEMA[version:])}; PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
+
+
+DEFINITION_ALONE: Final = "FROM definitions WHERE key NOT IN (SELECT key FROM states)"
+STATE_ALONE: Final = "FROM states WHERE key NOT IN (SELECT key FROM definitions)"
+
+
+def mend_pairs(db: sqlite3.Connection) -> None:
+    """Quarantine definitions without a state, remove states without a definition.
+
+    Only damage leaves such. The latter would be due for ever.
+    """
+    alone = f"SELECT EXISTS (SELECT 1 {DEFINITION_ALONE}) OR EXISTS (SELECT 1 {STATE_ALONE})"
+    if not db.execute(alone).fetchone()[0]:
+        return
+    log_store.error("the database lacks half of some schedules: see which are quarantined")
+    db.executescript(
+        f"BEGIN; DELETE {STATE_ALONE}; INSERT INTO states SELECT key, 0, 0, NULL, NULL, "
+        f"'its state is missing in the database' {DEFINITION_ALONE}; COMMIT;"
+    )
 
 
 def open_reading(path: str) -> sqlite3.Connection:
