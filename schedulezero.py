@@ -7119,6 +7119,17 @@ SOCKET_OPTIONS: Final = (
 )
 
 
+def load_methods(stored: str) -> tuple[MethodInfo, ...]:
+    """The methods of a handler's row; none, as of one that named none, if it is damaged."""
+    try:
+        return tuple(
+            MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
+            for item in json.loads(stored)
+        )
+    except (ValueError, TypeError, KeyError):
+        return ()
+
+
 class Gateway:
     """The ZeroMQ side of the server: registrations, heartbeats, calls out and results in."""
 
@@ -7148,6 +7159,7 @@ class Gateway:
         self.keys = KeyFile(config) if choose_security(config) == "curve" else None
         self.pair = self.keys.open_server(make_keypair) if self.keys else None
         self._enrolled = self.keys.load() if self.keys else Keys()
+        heard_of = store.known_handlers()  # before there are sockets that a failure leaves open
         self.context = zmq.Context()
         self._gatekeeper = Gatekeeper(self) if self.keys else None
         self._router = self.make_socket(zmq.ROUTER)
@@ -7164,11 +7176,8 @@ class Gateway:
         self.endpoint = self._bind(config)
         self.port = int(self.endpoint.rpartition(":")[2])
         loop.add_reader(self._router.fileno(), self._on_readable)
-        for handler_id, address, methods, seen_us in store.known_handlers():
-            infos = tuple(
-                MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
-                for item in json.loads(methods)
-            )
+        for handler_id, address, methods, seen_us in heard_of:
+            infos = load_methods(methods)
             if is_tcp_address(address):
                 said = Registration(handler_id, address, address, infos, 1, (), (), None, None)
                 self._start(self._seek(said, seen_us))
@@ -12150,7 +12159,9 @@ class Server:
         loop.set_exception_handler(LoopErrorLog(self.clock))
         try:
             await self._open(loop)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DatabaseDamaged):
+                await self.recovery.suspect()
             await self.close()
             raise
 
