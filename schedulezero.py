@@ -3570,6 +3570,7 @@ def open_writing(path: str) -> sqlite3.Connection:
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             migrate(db, version)
+            mend_pairs(db)
         except BaseException:
             db.close()
             raise
@@ -3600,6 +3601,25 @@ def migrate(db: sqlite3.Connection, version: int) -> None:
             f"BEGIN; {'; '.join(SCHEMA[version:])}; PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
+
+
+DEFINITION_ALONE: Final = "FROM definitions WHERE key NOT IN (SELECT key FROM states)"
+STATE_ALONE: Final = "FROM states WHERE key NOT IN (SELECT key FROM definitions)"
+
+
+def mend_pairs(db: sqlite3.Connection) -> None:
+    """Quarantine definitions without a state, remove states without a definition.
+
+    Only damage leaves such. The latter would be due for ever.
+    """
+    alone = f"SELECT EXISTS (SELECT 1 {DEFINITION_ALONE}) OR EXISTS (SELECT 1 {STATE_ALONE})"
+    if not db.execute(alone).fetchone()[0]:
+        return
+    log_store.error("the database lacks half of some schedules: see which are quarantined")
+    db.executescript(
+        f"BEGIN; DELETE {STATE_ALONE}; INSERT INTO states SELECT key, 0, 0, NULL, NULL, "
+        f"'its state is missing in the database' {DEFINITION_ALONE}; COMMIT;"
+    )
 
 
 def open_reading(path: str) -> sqlite3.Connection:
@@ -7128,6 +7148,17 @@ SOCKET_OPTIONS: Final = (
 )
 
 
+def load_methods(stored: str) -> tuple[MethodInfo, ...]:
+    """The methods of a handler's row; none, as of one that named none, if it is damaged."""
+    try:
+        return tuple(
+            MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
+            for item in json.loads(stored)
+        )
+    except (ValueError, TypeError, KeyError):
+        return ()
+
+
 class Gateway:
     """The ZeroMQ side of the server: registrations, heartbeats, calls out and results in."""
 
@@ -7157,6 +7188,7 @@ class Gateway:
         self.keys = KeyFile(config) if choose_security(config) == "curve" else None
         self.pair = self.keys.open_server(make_keypair) if self.keys else None
         self._enrolled = self.keys.load() if self.keys else Keys()
+        heard_of = store.known_handlers()  # before there are sockets that a failure leaves open
         self.context = zmq.Context()
         self._gatekeeper = Gatekeeper(self) if self.keys else None
         self._router = self.make_socket(zmq.ROUTER)
@@ -7173,11 +7205,8 @@ class Gateway:
         self.endpoint = self._bind(config)
         self.port = int(self.endpoint.rpartition(":")[2])
         loop.add_reader(self._router.fileno(), self._on_readable)
-        for handler_id, address, methods, seen_us in store.known_handlers():
-            infos = tuple(
-                MethodInfo(item["name"], item["doc"], tuple(item["parameters"]))
-                for item in json.loads(methods)
-            )
+        for handler_id, address, methods, seen_us in heard_of:
+            infos = load_methods(methods)
             if is_tcp_address(address):
                 said = Registration(handler_id, address, address, infos, 1, (), (), None, None)
                 self._start(self._seek(said, seen_us))
@@ -12186,7 +12215,9 @@ class Server:
         loop.set_exception_handler(LoopErrorLog(self.clock))
         try:
             await self._open(loop)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DatabaseDamaged):
+                await self.recovery.suspect()
             await self.close()
             raise
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,50 @@ async def test_fire_times_are_moved_once_the_disk_is_back_if_the_clock_went_back
         assert next_fire_us() == planned_us
     await until(lambda: next_fire_us() < planned_us - 3_500_000_000)
     assert not server._must_replan
+
+
+@pytest.mark.parametrize("table", ["states", "executions", "handlers"])
+async def test_damage_that_is_met_while_opening_is_cured_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    config = Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), log_dir=str(tmp_path))
+    server = Server(config, Clock())
+    await server.open()
+    await server.close()
+    path = tmp_path / sz.DATABASE_FILE
+    with closing(sqlite3.connect(path)) as db:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (page,) = db.execute(query, (table,)).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * sz.PAGE_BYTES)
+        file.write(b"\xa5" * sz.PAGE_BYTES)
+
+    def take_too_long(db: sqlite3.Connection, limit_s: float, pragma: str = "") -> None:
+        raise TimeoutError
+
+    with monkeypatch.context() as slow:
+        slow.setattr(sz, "find_damage", take_too_long)
+        with pytest.raises(sz.DatabaseDamaged):
+            await Server(config, Clock()).open()
+    server = Server(config, Clock())
+    await server.open()
+    assert "starts anew" in server.health()[0]["recovery"]
+    await server.close()
+
+
+@pytest.mark.parametrize("methods", ["[{", "[{}]", "[5]", "5"])
+async def test_it_starts_although_the_row_of_a_handler_is_damaged(
+    tmp_path: Path, methods: str
+) -> None:
+    config = Config(http_port=0, zmq_port=0, data_dir=str(tmp_path), log_dir=str(tmp_path))
+    server = Server(config, Clock())
+    await server.open()
+    await server.store.save_handler("worker", "", methods, 1)
+    await server.close()
+    server = Server(config, Clock())
+    await server.open()
+    assert server.gateway.method_names("worker") == []
+    await server.close()
 
 
 HOURLY = {"handler_id": "h", "method_name": "m", "trigger_config": {"type": "cron", "minute": "0"}}
