@@ -14354,7 +14354,7 @@ def mention_other(config: Config) -> str:
         _, health = ask_server(config, "GET", "/api/health", {})
     except Unavailable:
         return ""
-    if not isinstance(health, Mapping) or "checks" not in health:
+    if "checks" not in health:
         return ""
     return f"; a ScheduleZero with another data_dir answers on {http_url(config)}"
 
@@ -14381,7 +14381,9 @@ def ask_server(
             connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + data)
             answer = b"".join(iter(partial(connection.recv, 1 << 16), b""))
         head, _, answered = answer.partition(b"\r\n\r\n")
-        return int(head.split(None, 2)[1]), json.loads(answered)
+        if not isinstance(told := json.loads(answered), dict):
+            raise ValueError("another program has the port")
+        return int(head.split(None, 2)[1]), told
     except (OSError, ValueError, IndexError) as error:
         raise Unavailable(f"no answer from {http_url(config)}: {error}") from None
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,26 @@ def test_what_belongs_to_another_user_is_named_with_its_owner(
     found = checks["data directory"]
     assert found["sentence"] == f"root cannot write to {path}, which is nobody's"
     assert found["fix"].endswith(f"sudo chown -R root {site.directory / 'data' / 'default'}")
+
+
+def test_a_port_that_another_program_answers_on_is_told(
+    appliance: Callable[..., Appliance],
+) -> None:
+    site = appliance()
+    site.cli("start")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        site.write_config(http_port=other.getsockname()[1])
+        code, checks = examine(site)
+        thread.join(10)
+    assert (code, checks["server"]["verdict"]) == (1, "failed")
+    assert "does not answer" in checks["server"]["sentence"]
+    site.write_config(http_port=site.http_port)
