@@ -226,3 +226,12 @@ def test_the_status_of_a_server_alone_says_where_it_is(appliance):
     one = appliance().run()
     first = one.cli("status").stdout.splitlines()[0]
     assert first.endswith(f" (default) on http://127.0.0.1:{one.http_port}")
+
+
+def test_a_server_alone_is_told_to_reload(appliance):
+    one = appliance().run()
+    hourly = add("ex", trigger_config={"type": "interval", "hours": 1})
+    one.write_config(schedules={"hourly": hourly})
+    reloaded = one.cli("reload")
+    assert reloaded.returncode == 0, reloaded.stderr
+    wait_for(lambda: one.get("/api/schedules").json()["count"], "the declared schedule")
