@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +116,26 @@ def test_a_python_that_lacks_the_packages_says_where_they_are_listed() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("schedulezero: No module named ")
     assert "stands at the head of" in done.stderr
+
+
+def test_a_port_that_another_program_answers_on_is_told(
+    appliance: Callable[..., Appliance],
+) -> None:
+    site = appliance()
+    site.cli("start")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        site.write_config(http_port=other.getsockname()[1])
+        code, checks = examine(site)
+        thread.join(10)
+    assert (code, checks["server"]["verdict"]) == (1, "failed")
+    assert "does not answer" in checks["server"]["sentence"]
+    site.write_config(http_port=site.http_port)
