@@ -1000,8 +1000,10 @@ async def test_of_a_schedule_that_damage_has_halved_nothing_is_due_and_the_rest_
     open_store: Callable[..., Store],
 ) -> None:
     old = open_store("old.db")
+    state = {"type": "interval"}
     for schedule_id in ("whole", "stateless", "undefined"):
-        await old.add_schedule_record(Schedule(schedule_id, "h", "m", {}, {}, {}, next_fire_us=1))
+        made = Schedule(schedule_id, "h", "m", {}, state, state, next_fire_us=1)
+        await old.add_schedule_record(made)
     whole, stateless, undefined = map(partial(found, old), ("whole", "stateless", "undefined"))
     await old.write(lambda db: db.execute("DELETE FROM states WHERE key = ?", (stateless.key,)))
     await old.write(
