@@ -4581,10 +4581,7 @@ class Store(apscheduler.abc.DataStore):
 
         The next fire time is left to the scheduler unless the trigger or the pause changed: then
         fire times that are overdue get the row of missed ones, as their catch-up will not come.
-        Raises Conflict for what is left of a damaged row.
         """
-        if schedule.is_damaged:
-            raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
         execution_id, now_us, reason = self.new_id(), self.clock.now_us(), self.reason
 
         def change(db: sqlite3.Cursor) -> tuple[bool, Execution | None]:
@@ -4645,8 +4642,9 @@ class Store(apscheduler.abc.DataStore):
             now_us = self.clock.now_us()
             changed = replace(schedule, paused=paused, updated_us=now_us)
             if not paused and schedule.quarantined is None:
-                trigger = self._trigger(dump_state(schedule.trigger_state))
-                changed = replace(changed, next_fire_us=next_us(trigger, now_us))
+                with suppress(TriggerError):  # it is due as it was, and will be quarantined
+                    trigger = self._trigger(dump_state(schedule.trigger_state))
+                    changed = replace(changed, next_fire_us=next_us(trigger, now_us))
             if await self.replace_schedule(changed, schedule.generation):
                 return self.schedule(schedule_id)
 
@@ -11474,8 +11472,15 @@ async def _replace_schedule(app: App, known: Schedule, changed: Schedule) -> Non
         raise Overtaken
 
 
+def refuse_damaged(schedule: Schedule) -> None:
+    """Raise Conflict for one of which only a part is left, which must not pass for the whole."""
+    if schedule.is_damaged:
+        raise Conflict(f"{schedule.quarantined}; replace the schedule as a whole or delete it")
+
+
 async def change_schedule(app: App, call: Call) -> Response:
     known = find_schedule(app, call)
+    refuse_damaged(known)
     if call.body.keys() - {"paused"}:
         check_undeclared(known)
     changed = changed_schedule(known, call.body, app.config, app.clock.now_us())
@@ -11524,8 +11529,7 @@ async def _set_paused(app: App, call: Call, paused: bool) -> Response:
 
 async def run_schedule(app: App, call: Call) -> Response:
     schedule = find_schedule(app, call)
-    if schedule.is_damaged:  # its parameters are not what they were
-        raise Conflict(str(schedule.quarantined))
+    refuse_damaged(schedule)
     check_target(app, schedule.handler_id, schedule.method_name)
     called = schedule.handler_id, schedule.method_name, schedule.job_params
     submitted = app.dispatcher.submit(

@@ -723,6 +723,21 @@ async def test_ours_quarantines_a_schedule_whose_trigger_it_cannot_read_and_fire
     assert quarantined.next_fire_us == sz.us_of(due)
 
 
+async def test_ours_resumes_a_schedule_whose_trigger_it_cannot_read_and_then_quarantines_it(
+    ours: Store,
+) -> None:
+    due = now() - timedelta(seconds=1)
+    await ours.add_schedule(schedule("a", due), ConflictPolicy.exception)
+    await ours.set_paused("a", True)
+    sql = "UPDATE definitions SET trigger_state = replace(trigger_state, 'UTC', 'Mars/Olympus')"
+    await ours.write(lambda db: db.execute(sql))
+    resumed = await ours.set_paused("a", False)
+    assert resumed is not None and not resumed.paused
+    assert await acquired_ids(ours) == []
+    quarantined = ours.schedule("a")
+    assert quarantined is not None and "Mars/Olympus" in (quarantined.quarantined or "")
+
+
 async def test_ours_lets_no_trouble_of_the_database_out_to_the_loop(
     ours: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

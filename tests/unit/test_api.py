@@ -839,12 +839,21 @@ def test_a_definition_makes_an_equal_schedule(world: World) -> None:
     assert put(world, json.loads(json.dumps(body)))[1]["changed"] is False
 
 
-def test_a_schedule_whose_parameters_are_lost_is_not_run(world: World) -> None:
+def test_a_schedule_whose_parameters_are_lost_is_neither_run_nor_mended_in_parts(
+    world: World,
+) -> None:
     world.add()
     left = {"trigger_config": {}, "job_params": {}, "quarantined": "its row is damaged"}
     world.store.by_id["hourly"] = replace(world.store.by_id["hourly"], **left)
-    status, answer = world.ask("POST", "/api/schedules/hourly/run")
-    assert (status, answer["error"]) == (409, "its row is damaged")
+    trigger = {"type": "interval", "hours": 2}
+    for method, path, body in (
+        ("POST", "/api/schedules/hourly/run", None),
+        ("PATCH", "/api/schedules/hourly", {"name": "new"}),
+        ("PATCH", "/api/schedules/hourly", {"trigger_config": trigger}),
+    ):
+        status, answer = world.ask(method, path, body)
+        assert status == 409
+        assert answer["error"].startswith("its row is damaged; replace the schedule as a whole")
     assert world.store.runs == {}
 
 
