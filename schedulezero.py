@@ -3558,6 +3558,8 @@ def open_writing(path: str) -> sqlite3.Connection:
         try:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             version = schema_version(db)  # before anything is written
+            if 0 < version < SCHEMA_VERSION:
+                ensure_room(path)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -3585,6 +3587,19 @@ def schema_version(db: sqlite3.Connection) -> int:
             f"{SCHEMA_VERSION}: start the newer program"
         )
     return version if tables else 0
+
+
+def ensure_room(path: str) -> None:
+    """Raise DiskFull if a transaction that changes most pages of a database may find no room.
+
+    Else it would be tried at each new start, and write all that there is room for.
+    """
+    needed, free = size_of(path), room_bytes(path)
+    if free < needed:
+        raise DiskFull(
+            f"the disk is full: this version has to rewrite the database once, for which "
+            f"{needed / 1e6:.1f} MB must be free, and {free / 1e6:.1f} MB are"
+        )
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:

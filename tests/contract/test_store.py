@@ -927,6 +927,19 @@ async def test_a_migration_that_fails_leaves_the_version_it_started_from(
         assert db.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall() == []
 
 
+async def test_a_migration_is_not_begun_without_the_room_for_it(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store("old.db").close()
+    before = (tmp_path / "old.db").read_bytes()
+    monkeypatch.setattr(sz, "room_bytes", lambda path: len(before) - 1)
+    open_store("old.db").close()
+    monkeypatch.setattr(sz, "SCHEMA_VERSION", sz.SCHEMA_VERSION + 1)
+    with pytest.raises(sz.DiskFull, match="must be free"):
+        open_store("old.db")
+    assert (tmp_path / "old.db").read_bytes() == before
+
+
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 async def test_a_newer_database_is_refused_untouched(
     open_store: Callable[..., Store], tmp_path: Path, journal: str
