@@ -5094,7 +5094,7 @@ class Store(apscheduler.abc.DataStore):
             acquired.append(claim)
             if len(acquired) == limit:
                 break
-        self._backlog = len(acquired) == limit
+        self._backlog = len(acquired) == limit or bool(self._due_keys)
         self._stuck = bool(rows) and not acquired
         return acquired  # type: ignore[return-value]
 
