@@ -14581,9 +14581,15 @@ ScheduleDumper.add_representer(str, ScheduleDumper.represent_str)
 
 def render_schedules(schedules: Iterable[Schedule]) -> str:
     """A YAML file of declared schedules; the same text for equal schedules in the same order."""
-    entries = {schedule.schedule_id: render_definition(schedule) for schedule in schedules}
     head = "# Written by `export`; `import` reads it, and so does `schedules:` of config.yaml.\n"
-    return head + yaml.dump(
+    # One at a time: the dumper keeps several kilobytes for each of those it is given together.
+    entries = (dump_yaml({s.schedule_id: render_definition(s)}) for s in schedules)
+    body = "".join(entry.removeprefix("schedules:\n") for entry in entries)
+    return f"{head}schedules:\n{body}" if body else head + dump_yaml({})
+
+
+def dump_yaml(entries: Mapping[str, Any]) -> str:
+    return yaml.dump(
         {"schedules": entries}, Dumper=ScheduleDumper, sort_keys=False, allow_unicode=True,
         width=100, default_flow_style=None,
     )  # fmt: skip
