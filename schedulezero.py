@@ -4604,8 +4604,9 @@ class Store(apscheduler.abc.DataStore):
             if known == (value_of["trigger_state"], value_of["paused"], None):
                 value_of |= {name: before[name] for name in TIMES}
             elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
-                _insert_execution(missed, db)
                 value_of["last_fire_us"] = missed.fire_us
+                if not _insert_execution(missed, db):  # used before the clock went back
+                    missed = None
             db.execute(UPDATE_DEFINITION, value_of)
             db.execute(UPDATE_STATE, value_of)
             return True, missed

@@ -562,6 +562,22 @@ async def test_a_pause_or_a_new_trigger_leaves_a_row_for_the_fires_that_were_ove
     assert resumed.next_fire_us == began_us + 6 * 60_000_000
 
 
+async def test_a_missed_fire_whose_time_was_used_before_the_clock_went_back_is_not_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store.clock, Dial)
+    told: list[Execution] = []
+    monkeypatch.setattr(store.intake, "accept", told.append)
+    await store.add_schedule_record(schedule(store))
+    due_us = found(store).next_fire_us
+    store.clock.us += 60_000_000
+    sql = "UPDATE states SET paused = 0, next_fire_us = ?"  # as when the clock goes back
+    for _ in range(2):
+        await store.set_paused("a", True)
+        await store.write(lambda db: db.execute(sql, (due_us,)))
+    assert told == store.executions(limit=9) != []
+
+
 async def test_an_edit_that_leaves_the_times_alone_writes_no_row(store: Store) -> None:
     assert isinstance(store.clock, Dial)
     await store.add_schedule_record(schedule(store))
