@@ -3565,6 +3565,8 @@ def open_writing(path: str) -> sqlite3.Connection:
         try:
             db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             version = schema_version(db)  # before anything is written
+            if 0 < version < SCHEMA_VERSION:
+                ensure_room(path)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -3592,6 +3594,19 @@ def schema_version(db: sqlite3.Connection) -> int:
             f"{SCHEMA_VERSION}: start the newer program"
         )
     return version if tables else 0
+
+
+def ensure_room(path: str) -> None:
+    """Raise DiskFull if a transaction that changes most pages of a database may find no room.
+
+    Else it would be tried at each new start, and write all that there is room for.
+    """
+    needed, free = size_of(path), room_bytes(path)
+    if free < needed:
+        raise DiskFull(
+            f"the disk is full: this version has to rewrite the database once, for which "
+            f"{needed / 1e6:.1f} MB must be free, and {free / 1e6:.1f} MB are"
+        )
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:
@@ -4600,8 +4615,9 @@ class Store(apscheduler.abc.DataStore):
             if known == (value_of["trigger_state"], value_of["paused"], None):
                 value_of |= {name: before[name] for name in TIMES}
             elif missed := missed_of(schedule_of(row), execution_id, now_us, reason, self.config):
-                _insert_execution(missed, db)
                 value_of["last_fire_us"] = missed.fire_us
+                if not _insert_execution(missed, db):  # used before the clock went back
+                    missed = None
             db.execute(UPDATE_DEFINITION, value_of)
             db.execute(UPDATE_STATE, value_of)
             return True, missed
@@ -5094,7 +5110,7 @@ class Store(apscheduler.abc.DataStore):
             acquired.append(claim)
             if len(acquired) == limit:
                 break
-        self._backlog = len(acquired) == limit
+        self._backlog = len(acquired) == limit or bool(self._due_keys)
         self._stuck = bool(rows) and not acquired
         return acquired  # type: ignore[return-value]
 
@@ -14732,9 +14748,15 @@ ScheduleDumper.add_representer(str, ScheduleDumper.represent_str)
 
 def render_schedules(schedules: Iterable[Schedule]) -> str:
     """A YAML file of declared schedules; the same text for equal schedules in the same order."""
-    entries = {schedule.schedule_id: render_definition(schedule) for schedule in schedules}
     head = "# Written by `export`; `import` reads it, and so does `schedules:` of config.yaml.\n"
-    return head + yaml.dump(
+    # One at a time: the dumper keeps several kilobytes for each of those it is given together.
+    entries = (dump_yaml({s.schedule_id: render_definition(s)}) for s in schedules)
+    body = "".join(entry.removeprefix("schedules:\n") for entry in entries)
+    return f"{head}schedules:\n{body}" if body else head + dump_yaml({})
+
+
+def dump_yaml(entries: Mapping[str, Any]) -> str:
+    return yaml.dump(
         {"schedules": entries}, Dumper=ScheduleDumper, sort_keys=False, allow_unicode=True,
         width=100, default_flow_style=None,
     )  # fmt: skip

@@ -580,6 +580,19 @@ async def test_ours_asks_again_whether_what_it_found_due_a_turn_ago_still_is(our
     assert await acquired_ids(ours, "two", limit=3) == ["later"]
 
 
+async def test_ours_blames_the_downtime_until_all_that_was_due_is_done(ours: Store) -> None:
+    due = now() - timedelta(seconds=1)
+    for name in "abcde":
+        await ours.add_schedule(schedule(name, due), ConflictPolicy.exception)
+    blamed = []
+    for _ in range(3):
+        acquired = await ours.acquire_schedules("one", LEASE, 2)
+        await ours.set_paused("c", True)
+        await ours.release_schedules("one", [result_of(each) for each in acquired])
+        blamed.append((len(acquired), ours.reason))
+    assert blamed == [(2, Reason.DOWN), (1, Reason.DOWN), (1, Reason.TOO_LATE)]
+
+
 async def edit(store: Store) -> None:
     known = store.schedule("a")
     assert known is not None

@@ -615,6 +615,22 @@ async def test_a_pause_or_a_new_trigger_leaves_a_row_for_the_fires_that_were_ove
     assert resumed.next_fire_us == began_us + 6 * 60_000_000
 
 
+async def test_a_missed_fire_whose_time_was_used_before_the_clock_went_back_is_not_told_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store.clock, Dial)
+    told: list[Execution] = []
+    monkeypatch.setattr(store.intake, "accept", told.append)
+    await store.add_schedule_record(schedule(store))
+    due_us = found(store).next_fire_us
+    store.clock.us += 60_000_000
+    sql = "UPDATE states SET paused = 0, next_fire_us = ?"  # as when the clock goes back
+    for _ in range(2):
+        await store.set_paused("a", True)
+        await store.write(lambda db: db.execute(sql, (due_us,)))
+    assert told == store.executions(limit=9) != []
+
+
 async def test_an_edit_that_leaves_the_times_alone_writes_no_row(store: Store) -> None:
     assert isinstance(store.clock, Dial)
     await store.add_schedule_record(schedule(store))
@@ -978,6 +994,19 @@ async def test_a_migration_that_fails_leaves_the_version_it_started_from(
     with closing(sqlite3.connect(tmp_path / "old.db")) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (version,)
         assert db.execute("SELECT name FROM sqlite_master WHERE name = 'half'").fetchall() == []
+
+
+async def test_a_migration_is_not_begun_without_the_room_for_it(
+    open_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store("old.db").close()
+    before = (tmp_path / "old.db").read_bytes()
+    monkeypatch.setattr(sz, "room_bytes", lambda path: len(before) - 1)
+    open_store("old.db").close()
+    monkeypatch.setattr(sz, "SCHEMA_VERSION", sz.SCHEMA_VERSION + 1)
+    with pytest.raises(sz.DiskFull, match="must be free"):
+        open_store("old.db")
+    assert (tmp_path / "old.db").read_bytes() == before
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
