@@ -10208,7 +10208,7 @@ class HttpConnection(asyncio.Protocol):
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
             self._parser.feed(data)
             if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
-                self._transport.pause_reading()
+                self._plain.pause_reading()
         elif phase is Phase.STREAMING:
             self._receive(data)
 
@@ -10253,7 +10253,7 @@ class HttpConnection(asyncio.Protocol):
             self._enter(Phase.HEAD)
         else:
             self._enter(Phase.HANDSHAKE)
-            self._transport.pause_reading()  # what comes is for start_tls
+            self._plain.pause_reading()  # what comes is for start_tls
             self._server.spawn(self._shake_hands(tls))
 
     def check_deadline(self, now: float) -> None:
@@ -10321,7 +10321,7 @@ class HttpConnection(asyncio.Protocol):
         loop = self._server.loop
         until_s = loop.time() + MAX_TURN_S
         for _ in range(MAX_REQUESTS_PER_TURN):
-            if self._phase not in _RECEIVING or self._transport.is_closing():
+            if self._phase not in _RECEIVING or self._plain.is_closing():
                 return
             try:
                 request = self._parser.next_request()
@@ -10343,13 +10343,13 @@ class HttpConnection(asyncio.Protocol):
             if loop.time() > until_s:
                 break
         if self._phase in _RECEIVING:
-            self._transport.pause_reading()  # until all that is here is answered
+            self._plain.pause_reading()  # until all that is here is answered
             loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
-        self._transport.resume_reading()
+        self._plain.resume_reading()
         begun = Phase.HEAD if parser.has_begun else Phase.IDLE
         phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
@@ -10391,7 +10391,7 @@ class HttpConnection(asyncio.Protocol):
     def _resume(self) -> None:
         """Go on with what the client has sent meanwhile."""
         if self._phase in _RECEIVING:
-            self._transport.resume_reading()
+            self._plain.resume_reading()
             self._serve()
 
     def _close(self) -> None:
@@ -10409,7 +10409,7 @@ class HttpConnection(asyncio.Protocol):
         if request.method == "HEAD" or self._server.is_closing:
             self._close()
             return
-        self._transport.resume_reading()  # to see the client leave
+        self._plain.resume_reading()  # to see the client leave
         self._stop = stream.start(self._write_stream)
 
     def _receive(self, data: bytes) -> None:
