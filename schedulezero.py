@@ -13497,7 +13497,7 @@ UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
 HOMES: Final = ("/home/", "/root/", "/run/user/")
-MADE_BY_SYSTEMD: Final = ("/var/lib/", "/var/log/")
+MADE_BY_SYSTEMD: Final = (("StateDirectory", "/var/lib/"), ("LogsDirectory", "/var/log/"))
 INSTALL: Final = ("", "[Install]", "WantedBy=multi-user.target")
 
 # For every unit, also of handlers that run whatever a user has written.
@@ -13532,6 +13532,13 @@ SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
 SystemCallErrorNumber=EPERM"""
 
+# A port below 1024 takes a capability, and it must not be one of a user namespace's own.
+LOW_PORT_SETTINGS: Final = (
+    STRICT_SETTINGS.replace("PrivateUsers=yes\n", "")
+    .replace("Capabilities=", "Capabilities=CAP_NET_BIND_SERVICE")
+    .replace("BoundingSet=", "BoundingSet=CAP_NET_BIND_SERVICE")
+)
+
 
 def unit_name(config: Config) -> str:
     return f"schedulezero-{config.deployment}.service"
@@ -13553,7 +13560,8 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     """The unit of governor, server and handlers: what they need is allowed and nothing else."""
     name = unit_name(config)
     data, logs = os.path.dirname(config.data_dir), os.path.dirname(config.log_dir)
-    others = [path for path in (data, logs) if not path.startswith(MADE_BY_SYSTEMD)]
+    made = tuple(root for _, root in MADE_BY_SYSTEMD)
+    others = [path for path in (data, logs) if not path.startswith(made)]
     shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
     is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
     is_closed = is_local and not any(spec.autostart for spec in config.handlers)
@@ -13577,12 +13585,12 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["run"]),
         "ExecReload=kill -HUP $MAINPID",
         "RestartPreventExitStatus=2 75 78",
-        *_directory_lines("StateDirectory", "/var/lib/", data),
-        *_directory_lines("LogsDirectory", "/var/log/", logs),
+        *_directory_lines(data),
+        *_directory_lines(logs),
         "UMask=0077",
         f"ProtectHome={'read-only' if _is_in_home(config) else 'yes'}",
         LAX_SETTINGS,
-        STRICT_SETTINGS,
+        STRICT_SETTINGS if min(config.http_port, config.zmq_port) >= 1024 else LOW_PORT_SETTINGS,
         *(["IPAddressDeny=any", "IPAddressAllow=localhost"] if is_closed else []),
         *INSTALL,
     ]
@@ -13633,10 +13641,12 @@ def _service_lines(
     yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
 
 
-def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
+def _directory_lines(directory: str) -> list[str]:
     """Where systemd makes directories it makes this one; elsewhere it is there already."""
-    if directory.startswith(root):
-        return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
+    for setting, root in MADE_BY_SYSTEMD:
+        if directory.startswith(root):
+            name = quote_setting(directory.removeprefix(root))
+            return [f"{setting}={name}", f"{setting}Mode=0700"]
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
