@@ -14551,6 +14551,8 @@ def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
     before = read_status(config, pid)
+    if before.get("is_stopping"):
+        raise Unavailable(f"not reloaded: pid {pid} is stopping")
     signal_process(pid, signal.SIGHUP)
     if not before:  # a server alone
         print(f"pid {pid} is told to reload; its log says whether it does")
@@ -14571,6 +14573,8 @@ def command_reload(arguments: Arguments) -> int:
 def command_backup(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     path, target = find_database(config), os.path.abspath(arguments.file)
+    if not os.path.isdir(os.path.dirname(target)):
+        raise NotFound(f"there is no directory {os.path.dirname(target)}")
     if os.path.exists(target):
         raise Conflict(f"there is a file {target} already")
     copy_database(path, target)
