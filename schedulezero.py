@@ -8832,7 +8832,7 @@ def labelled(
     join: Callable[[Iterable[float]], float] = sum,
 ) -> Iterable[Sample]:
     """The samples of a family with one label; those beyond MAX_LABELS joined in one."""
-    pairs = list(values)
+    pairs = sorted(values, key=lambda pair: pair[0] == "other")  # whoever has that name comes last
     if others := [value for _, value in pairs[MAX_LABELS:]]:
         pairs[MAX_LABELS:] = [("other", join(others))]
     return [("", ((label, name),), value) for name, value in pairs]
