@@ -8910,7 +8910,7 @@ def labelled(
     join: Callable[[Iterable[float]], float] = sum,
 ) -> Iterable[Sample]:
     """The samples of a family with one label; those beyond MAX_LABELS joined in one."""
-    pairs = list(values)
+    pairs = sorted(values, key=lambda pair: pair[0] == "other")  # whoever has that name comes last
     if others := [value for _, value in pairs[MAX_LABELS:]]:
         pairs[MAX_LABELS:] = [("other", join(others))]
     return [("", ((label, name),), value) for name, value in pairs]
@@ -10286,7 +10286,7 @@ class HttpConnection(asyncio.Protocol):
         elif phase is Phase.HANDLING or phase is Phase.WRITING:
             self._parser.feed(data)
             if self._parser.buffered_bytes > MAX_PIPELINED_BYTES:
-                self._transport.pause_reading()
+                self._plain.pause_reading()
         elif phase is Phase.STREAMING:
             self._receive(data)
 
@@ -10331,7 +10331,7 @@ class HttpConnection(asyncio.Protocol):
             self._enter(Phase.HEAD)
         else:
             self._enter(Phase.HANDSHAKE)
-            self._transport.pause_reading()  # what comes is for start_tls
+            self._plain.pause_reading()  # what comes is for start_tls
             self._server.spawn(self._shake_hands(tls))
 
     def check_deadline(self, now: float) -> None:
@@ -10399,7 +10399,7 @@ class HttpConnection(asyncio.Protocol):
         loop = self._server.loop
         until_s = loop.time() + MAX_TURN_S
         for _ in range(MAX_REQUESTS_PER_TURN):
-            if self._phase not in _RECEIVING or self._transport.is_closing():
+            if self._phase not in _RECEIVING or self._plain.is_closing():
                 return
             try:
                 request = self._parser.next_request()
@@ -10421,13 +10421,13 @@ class HttpConnection(asyncio.Protocol):
             if loop.time() > until_s:
                 break
         if self._phase in _RECEIVING:
-            self._transport.pause_reading()  # until all that is here is answered
+            self._plain.pause_reading()  # until all that is here is answered
             loop.call_soon(self._serve)
 
     def _await_more(self) -> None:
         """Note what is being waited for; the time for it starts with its first byte."""
         parser = self._parser
-        self._transport.resume_reading()
+        self._plain.resume_reading()
         begun = Phase.HEAD if parser.has_begun else Phase.IDLE
         phase = Phase.BODY if parser.is_in_body else begun
         if self._has_eof or self._server.is_closing:
@@ -10469,7 +10469,7 @@ class HttpConnection(asyncio.Protocol):
     def _resume(self) -> None:
         """Go on with what the client has sent meanwhile."""
         if self._phase in _RECEIVING:
-            self._transport.resume_reading()
+            self._plain.resume_reading()
             self._serve()
 
     def _close(self) -> None:
@@ -10487,7 +10487,7 @@ class HttpConnection(asyncio.Protocol):
         if request.method == "HEAD" or self._server.is_closing:
             self._close()
             return
-        self._transport.resume_reading()  # to see the client leave
+        self._plain.resume_reading()  # to see the client leave
         self._stop = stream.start(self._write_stream)
 
     def _receive(self, data: bytes) -> None:
@@ -13600,7 +13600,7 @@ UNIT_STOP_S: Final = round(DRAIN_S + 5)
 UNIT_WATCHDOG_S: Final = round(BACKOFF_S[1] + 30)  # a server may wait to be started again
 MEMORY_MAX_MB: Final = 512  # of all processes of a unit, unless memory_limit asks for more
 HOMES: Final = ("/home/", "/root/", "/run/user/")
-MADE_BY_SYSTEMD: Final = ("/var/lib/", "/var/log/")
+MADE_BY_SYSTEMD: Final = (("StateDirectory", "/var/lib/"), ("LogsDirectory", "/var/log/"))
 INSTALL: Final = ("", "[Install]", "WantedBy=multi-user.target")
 
 # For every unit, also of handlers that run whatever a user has written.
@@ -13635,6 +13635,13 @@ SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
 SystemCallErrorNumber=EPERM"""
 
+# A port below 1024 takes a capability, and it must not be one of a user namespace's own.
+LOW_PORT_SETTINGS: Final = (
+    STRICT_SETTINGS.replace("PrivateUsers=yes\n", "")
+    .replace("Capabilities=", "Capabilities=CAP_NET_BIND_SERVICE")
+    .replace("BoundingSet=", "BoundingSet=CAP_NET_BIND_SERVICE")
+)
+
 
 def unit_name(config: Config) -> str:
     return f"schedulezero-{config.deployment}.service"
@@ -13656,7 +13663,8 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
     """The unit of governor, server and handlers: what they need is allowed and nothing else."""
     name = unit_name(config)
     data, logs = os.path.dirname(config.data_dir), os.path.dirname(config.log_dir)
-    others = [path for path in (data, logs) if not path.startswith(MADE_BY_SYSTEMD)]
+    made = tuple(root for _, root in MADE_BY_SYSTEMD)
+    others = [path for path in (data, logs) if not path.startswith(made)]
     shown = " ".join(map(repr, others))  # as a shell takes it, and in one line
     is_local = is_this_machine(config.http_host) and is_this_machine(config.zmq_host)
     is_closed = is_local and not any(spec.autostart for spec in config.handlers)
@@ -13681,12 +13689,12 @@ def render_unit(config: Config, environ: Mapping[str, str]) -> str:
         *_service_lines(config, environ, ["run"]),
         "ExecReload=kill -HUP $MAINPID",
         "RestartPreventExitStatus=2 75 78",
-        *_directory_lines("StateDirectory", "/var/lib/", data),
-        *_directory_lines("LogsDirectory", "/var/log/", logs),
+        *_directory_lines(data),
+        *_directory_lines(logs),
         "UMask=0077",
         f"ProtectHome={'read-only' if _is_in_home(config) else 'yes'}",
         LAX_SETTINGS,
-        STRICT_SETTINGS,
+        STRICT_SETTINGS if min(config.http_port, config.zmq_port) >= 1024 else LOW_PORT_SETTINGS,
         *(["IPAddressDeny=any", "IPAddressAllow=localhost"] if is_closed else []),
         *INSTALL,
     ]
@@ -13737,10 +13745,12 @@ def _service_lines(
     yield f"MemoryMax={max(MEMORY_MAX_MB, 2 * (config.memory_limit or 0))}M"
 
 
-def _directory_lines(setting: str, root: str, directory: str) -> list[str]:
+def _directory_lines(directory: str) -> list[str]:
     """Where systemd makes directories it makes this one; elsewhere it is there already."""
-    if directory.startswith(root):
-        return [f"{setting}={quote_setting(directory.removeprefix(root))}", f"{setting}Mode=0700"]
+    for setting, root in MADE_BY_SYSTEMD:
+        if directory.startswith(root):
+            name = quote_setting(directory.removeprefix(root))
+            return [f"{setting}={name}", f"{setting}Mode=0700"]
     return [f"ReadWritePaths={quote_setting(directory)}"]
 
 
@@ -14661,6 +14671,8 @@ def command_reload(arguments: Arguments) -> int:
     config = load_checked(arguments)
     pid = find_running(config)
     before = read_status(config, pid)
+    if before.get("is_stopping"):
+        raise Unavailable(f"not reloaded: pid {pid} is stopping")
     signal_process(pid, signal.SIGHUP)
     if not before:  # a server alone
         print(f"pid {pid} is told to reload; its log says whether it does")
@@ -14681,6 +14693,8 @@ def command_reload(arguments: Arguments) -> int:
 def command_backup(arguments: Arguments) -> int:
     config = load_arguments(arguments)
     path, target = find_database(config), os.path.abspath(arguments.file)
+    if not os.path.isdir(os.path.dirname(target)):
+        raise NotFound(f"there is no directory {os.path.dirname(target)}")
     if os.path.exists(target):
         raise Conflict(f"there is a file {target} already")
     copy_database(path, target)

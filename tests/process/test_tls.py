@@ -185,13 +185,41 @@ def test_a_reload_with_a_wrong_certificate_changes_nothing(started: Any, tmp_pat
     assert client.ask("GET", "/api/health")[0] == 200
 
 
+def make_contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's, and that of a client which trusts it."""
+    paths = make_certificate(directory)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(paths["tls_cert"], paths["tls_key"])
+    return context, ssl.create_default_context(cafile=paths["tls_cert"])
+
+
+def test_requests_of_a_client_that_has_left_are_not_answered_over_tls(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context, trusting = make_contexts(tmp_path)
+
+    async def test() -> None:
+        server = sz.HttpServer(lambda request: sz.Response(200), clock=sz.Clock())
+        await server.start("127.0.0.1", 0, context)
+        for end in ("abort", "half a close") * 3:
+            _, rude = await asyncio.open_connection("localhost", server.port, ssl=trusting)
+            rude.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
+            if end == "abort":
+                rude.transport.abort()
+            else:
+                rude.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            while server._connections:
+                await asyncio.sleep(0.005)
+        await server.close(0)
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    assert [each.message for each in caplog.records if each.name == "asyncio"] == []
+
+
 def test_answers_that_are_not_taken_over_tls_are_bounded_for_all_clients_together(
     tmp_path: Path,
 ) -> None:
-    paths = make_certificate(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(paths["tls_cert"], paths["tls_key"])
-    trusting = ssl.create_default_context(cafile=paths["tls_cert"])
+    context, trusting = make_contexts(tmp_path)
     statuses: list[int] = []
 
     async def test() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,27 @@ def test_the_unit_says_which_homes_have_to_let_its_user_through(tmp_path: Path) 
         lines = render_unit(config, {}).splitlines()
         assert (f"#   chmod o+x {str(home)!r}" in lines) == says
         assert f"#   chmod o+x {str(data)!r}" not in lines
+
+
+def test_the_unit_has_systemd_make_what_it_can_and_names_the_rest() -> None:
+    below = replace(
+        Config(), data_dir="/var/lib/sz/data/default", log_dir="/var/lib/sz/logs/default"
+    )
+    lines = render_unit(below, {}).splitlines()
+    assert {"StateDirectory=sz/data", "StateDirectory=sz/logs"} <= set(lines)
+    assert not any("ReadWritePaths" in line or "mkdir" in line for line in lines)
+    lines = render_unit(replace(below, log_dir="/srv/logs/default"), {}).splitlines()
+    assert {"StateDirectory=sz/data", "ReadWritePaths=/srv/logs"} <= set(lines)
+    assert "#   mkdir -p '/srv/logs' && chown -R schedulezero: '/srv/logs'" in lines
+
+
+def test_a_unit_with_a_low_port_may_have_it() -> None:
+    lines = render_unit(replace(Config(), http_port=443), {}).splitlines()
+    capable = {
+        f"{name}=CAP_NET_BIND_SERVICE" for name in ("CapabilityBoundingSet", "AmbientCapabilities")
+    }
+    assert capable <= set(lines)
+    assert "PrivateUsers=yes" not in lines
+    assert {"CapabilityBoundingSet=", "PrivateUsers=yes"} <= set(
+        render_unit(Config(), {}).splitlines()
+    )

@@ -144,6 +144,7 @@ def bounded(values: dict[str, float], join: Callable[..., float] = sum) -> dict[
 def test_what_is_beyond_the_bound_shares_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedulezero, "MAX_LABELS", 1)
     assert bounded({"a": 1, "b": 2, "c": 3}) == {"a": 1, "other": 5}
+    assert bounded({"other": 1, "b": 2, "c": 3}) == {"b": 2, "other": 4}  # no label comes twice
     assert bounded({"a": 1}) == {"a": 1}
 
 
