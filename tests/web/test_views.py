@@ -638,3 +638,14 @@ def test_keys_and_palette_offer_what_the_role_may_do(
         expected = name if role == "admin" else "Keys"
         expect(page.locator("dialog[open] h2").first).to_have_text(expected)
         page.keyboard.press("Escape")
+
+
+def test_the_next_page_of_a_list_is_shown_from_its_top(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    for number in range(120):
+        made = mock_server.schedule(f"fleet-{number:03}", "backup", "push")
+        mock.schedules[made["id"]] = made
+    page = open_page(serve(mock).url + "/#/schedules")
+    page.get_by_role("link", name="next ›").click()  # it is below the list
+    expect(page.get_by_text("page 2 of 3")).to_be_attached()
+    assert page.evaluate("scrollY") == 0
