@@ -649,3 +649,15 @@ def test_the_next_page_of_a_list_is_shown_from_its_top(open_page: Open, serve: S
     page.get_by_role("link", name="next ›").click()  # it is below the list
     expect(page.get_by_text("page 2 of 3")).to_be_attached()
     assert page.evaluate("scrollY") == 0
+
+
+def test_all_that_is_wrong_in_a_form_is_shown_together(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    page.keyboard.press("n")
+    form = page.get_by_role("dialog", name="New schedule")
+    form.get_by_label("Time zone").fill("Mars/Base")
+    unknown = form.get_by_text("'Mars/Base' is not a known time zone")
+    expect(unknown).to_be_visible()
+    form.get_by_role("button", name="create").click()
+    expect(form.get_by_text("Choose one.")).to_have_count(2)
+    expect(unknown).to_be_visible()
