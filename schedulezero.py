@@ -3436,7 +3436,8 @@ END_EXECUTION: Final = (
     "WHERE id = ? AND attempt = ? AND completed_us IS NULL"
 )
 REQUEUE_EXECUTION: Final = (
-    "UPDATE executions SET status = 'queued', due_us = ?, error = ?, attempt = ?, instance = NULL "
+    "UPDATE executions SET status = 'queued', due_us = ?, error = ?, attempt = ?, "
+    "started_us = iif(? > 0, started_us, NULL), instance = NULL "
     "WHERE id = ? AND attempt = ? AND status = 'running'"
 )
 SAVE_LIVE_ID: Final = """
@@ -4722,7 +4723,7 @@ class Store(apscheduler.abc.DataStore):
         """Record that a failed attempt (number `begun`) is to be followed by another one."""
         e = execution
         number = decode_id(e.execution_id)
-        values = (e.due_us, e.error, e.attempt, number, begun)
+        values = (e.due_us, e.error, e.attempt, e.attempt, number, begun)
         return self.write(
             partial(_end_attempt, REQUEUE_EXECUTION, values, number, attempt, log), essential=True
         )
@@ -8068,7 +8069,11 @@ def after_attempt(
 
 def unbegun(execution: Execution) -> Execution:
     """The execution without its last attempt, which no handler has seen."""
-    return execution._replace(status=Status.QUEUED, attempt=execution.attempt - 1, instance=None)
+    left = execution.attempt - 1
+    started_us = execution.started_us if left else None
+    return execution._replace(
+        status=Status.QUEUED, attempt=left, started_us=started_us, instance=None
+    )
 
 
 class Dispatcher:

@@ -71,8 +71,11 @@ export class Form {
   async submit(event) {
     event.preventDefault();
     const { body, errors } = this.read();
-    this.errors = errors;
+    const isTold = ([path]) => path.startsWith("trigger_config"); // by the preview
+    const told = Object.fromEntries(Object.entries(this.errors).filter(isTold));
+    this.errors = { ...told, ...errors };
     if (!Object.keys(errors).length) {
+      this.errors = {};
       this.sending = true;
       this.update();
       await this.send(body).then(this.close, (error) => this.place(error));

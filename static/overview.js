@@ -4,7 +4,7 @@ import { dayStrip, durationRanges, gauge, minuteBars, sum } from "./charts.js";
 import { h } from "./dom.js";
 import { executionTable } from "./executions.js";
 import { EXECUTION_STATUSES, FAILED, formatCount, formatPercent, formatPlural } from "./format.js";
-import { fillMinutes, newest, stateOfSchedule, wordsOf } from "./model.js";
+import { fillMinutes, newest, wordsOf } from "./model.js";
 import {
   button, dim, empty, frame, link, missing, shape, state, tableFrame, when,
 } from "./pieces.js";
@@ -138,9 +138,10 @@ function next(page) {
   const columns = [
     ["name", "schedule", ({ id, name }) => link("schedules", id, name ?? id)],
     ["grow dim", "trigger", (schedule) => wordsOf(schedule, page.config)],
-    ["end", "fires", (schedule) => when(schedule.next_fire_time, page)],
+    ["end", "fires", (schedule) =>
+      schedule.quarantined ? state("quarantined") : when(schedule.next_fire_time, page)],
   ];
-  const coming = resource?.data?.schedules.filter((one) => stateOfSchedule(one) === "active");
+  const coming = resource?.data?.schedules.filter((schedule) => schedule.next_fire_time);
   return tableFrame({ ...about, resource }, columns, coming);
 }
 

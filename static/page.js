@@ -142,16 +142,17 @@ export class Page {
   follow(isBack = false) {
     const before = this.route;
     this.route = parseRoute(location.hash);
-    const { view, id } = this.route;
+    const { view, id, query } = this.route;
     const hash = renderRoute(this.route);
     if (id == null) this.#lists[view] = hash;
     const isReturn = id == null && (isBack || before.view === view);
     const hasMoved = before.view !== view || before.id !== id;
+    const isOtherPage = ["page", "before"].some((name) => before.query[name] !== query[name]);
+    if (hasMoved && before.id == null) this.#scrolls[renderRoute(before)] = scrollY;
+    if (hasMoved || isOtherPage) scrollTo(0, 0);
     if (hasMoved) {
       this.log = [];
-      if (before.id == null) this.#scrolls[renderRoute(before)] = scrollY;
       this.#scroll = isReturn ? this.#scrolls[hash] : 0;
-      scrollTo(0, 0);
     }
     this.isAllSelected = false;
     this.#sync(hasMoved);

@@ -395,6 +395,24 @@ async def test_a_refused_call_is_queued_again_without_using_an_attempt(
         assert server.attempts(execution_id) == []
 
 
+async def test_a_call_that_was_refused_has_not_started(
+    server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "REFUSED_DELAY_S", 60)
+    async with worker(context, server) as handler:
+        execution_id = await server.submit()
+        call = await handler.call()
+        await handler.fail(call, "no free slot", refused=True)
+
+        def told() -> tuple[Any, ...]:
+            found = server.store.execution(execution_id)
+            assert found is not None
+            return found.status, found.attempt, found.started_us, found.instance
+
+        await until(lambda: told()[0] is not Status.RUNNING)
+        assert told() == (Status.QUEUED, 0, None, None)
+
+
 # Cancel
 
 

@@ -12,7 +12,7 @@ STATIC = Path(__file__).parents[2] / "static"
 FILES = sorted(STATIC.iterdir())
 PAGE = [path for path in FILES if path.name != "grafana.json"]  # which the page never loads
 MODULES = [path for path in FILES if path.suffix == ".js"]
-MAX_BYTES = 154_500
+MAX_BYTES = 155_000
 MAX_SENT_BYTES = 60_000  # as the server sends them, each compressed
 
 

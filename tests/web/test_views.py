@@ -526,8 +526,7 @@ def test_a_broken_schedule_is_not_said_to_fire_next(open_page: Open, serve: Serv
     mock.schedules["nightly-backup"]["quarantined"] = "the stored trigger cannot be read"
     mock.schedules["nightly-backup"]["next_fire_time"] = mock_server.iso_in(-60)
     page = open_page(serve(mock).url)
-    expect(rows(page, "nexts").first).to_be_visible()
-    expect(page.locator("table.nexts tr[data-id=nightly-backup]")).to_have_count(0)
+    expect(page.locator("table.nexts tr[data-id=nightly-backup] td.end")).to_have_text("!broken")
     page.goto(f"{page.url.split('#')[0]}#/schedules")
     expect(page.locator("tr[data-id=nightly-backup] td.next")).to_have_text("–")
 
@@ -638,3 +637,26 @@ def test_keys_and_palette_offer_what_the_role_may_do(
         expected = name if role == "admin" else "Keys"
         expect(page.locator("dialog[open] h2").first).to_have_text(expected)
         page.keyboard.press("Escape")
+
+
+def test_the_next_page_of_a_list_is_shown_from_its_top(open_page: Open, serve: Serve) -> None:
+    mock = mock_server.small()
+    for number in range(120):
+        made = mock_server.schedule(f"fleet-{number:03}", "backup", "push")
+        mock.schedules[made["id"]] = made
+    page = open_page(serve(mock).url + "/#/schedules")
+    page.get_by_role("link", name="next ›").click()  # it is below the list
+    expect(page.get_by_text("page 2 of 3")).to_be_attached()
+    assert page.evaluate("scrollY") == 0
+
+
+def test_all_that_is_wrong_in_a_form_is_shown_together(open_page: Open, serve: Serve) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/schedules")
+    page.keyboard.press("n")
+    form = page.get_by_role("dialog", name="New schedule")
+    form.get_by_label("Time zone").fill("Mars/Base")
+    unknown = form.get_by_text("'Mars/Base' is not a known time zone")
+    expect(unknown).to_be_visible()
+    form.get_by_role("button", name="create").click()
+    expect(form.get_by_text("Choose one.")).to_have_count(2)
+    expect(unknown).to_be_visible()
