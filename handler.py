@@ -2094,6 +2094,9 @@ def serve_handler(subject: type[Handler] | Handler, options: Options) -> int:
         "hostname": os.uname().nodename,
         "library": f"handler.py {__version__}",
     }
+    size, most = len(request("register", **profile)), MAX_MESSAGE_BYTES - MAX_FINISHED_BYTES
+    if size > most:
+        raise ConfigError(f"what {handler_id} tells of its methods takes {size} bytes, not {most}")
 
     def work(job: Job) -> bytes:
         body = perform(job, methods)

@@ -410,6 +410,20 @@ def test_cancel_callbacks_run_once_even_if_one_fails_or_comes_late():
     assert called == ["early", "late"]
 
 
+@pytest.mark.parametrize(
+    ("methods", "doc", "says"),
+    [(257, "", "has 257 public methods, not 1 to 256"), (256, "ü" * 2_000, "tells of its methods")],
+)
+def test_a_handler_that_the_server_would_not_take_does_not_begin(methods, doc, says):
+    def method(self):
+        pass
+
+    method.__doc__ = doc
+    large = type("Large", (Handler,), {f"method_{number}": method for number in range(methods)})
+    with pytest.raises(ConfigError, match=says):
+        handler.serve_handler(large, handler.Options())
+
+
 def test_methods_can_be_called_without_a_handler_process():
     assert Example().sleep(0)["slept"] >= 0
     assert DingDong().countdown(0) == {"counted": 0}
