@@ -4281,6 +4281,10 @@ def due_of(row: Sequence[Any]) -> Due:
 
 
 DUE_COLUMNS: Final = ", ".join(Due._fields).replace("coalesce", "coalesce_policy")
+COUNT_STATES: Final = """
+    SELECT count(*) FILTER (WHERE quarantined IS NULL AND NOT paused),
+        count(*) FILTER (WHERE quarantined IS NULL AND paused), count(quarantined) FROM states
+"""
 IS_DUE: Final = "next_fire_us <= ? AND paused = 0 AND quarantined IS NULL ORDER BY next_fire_us"
 SELECT_DUE_KEYS: Final = f"SELECT key FROM states WHERE {IS_DUE} LIMIT ?"
 SELECT_DUE: Final = (
@@ -4557,6 +4561,14 @@ class Store(apscheduler.abc.DataStore):
             is_page=limit >= 0,
         )
         return [schedule_of(row) for row in rows], total
+
+    def count_schedules(self) -> dict[str, int]:
+        """How many fire, are paused, and are quarantined; empty if that cannot be read."""
+        try:
+            ((fire, paused, broken),) = self._reader.all(COUNT_STATES)
+        except StoreUnavailable:
+            return {}
+        return {"active": fire, "paused": paused, "quarantined": broken}
 
     def schedule_ids(self, **wanted: Unpack[Wanted]) -> list[str]:
         """The ids of all matching schedules."""
@@ -11765,6 +11777,8 @@ def describe_metrics(app: App) -> Iterator[Family]:
         ("queue_oldest_age_seconds", "gauge", "How long the oldest of those that are due waits.",
          single(0 if due_us is None else max(0, now_us - due_us) / 1e6)),
         ("executions_running", "gauge", "Executions that run.", single(app.dispatcher.running)),
+        ("schedules", "gauge", "Schedules, by state; a quarantined one does not fire.",
+         labelled("state", app.store.count_schedules().items())),
         ("handler_up", "gauge", "Whether an instance of the handler is connected.",
          labelled("handler_id", is_up, min)),
         ("handler_running", "gauge", "Calls that the handler is running.",

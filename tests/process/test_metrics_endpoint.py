@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,24 @@ def test_what_was_done_is_counted(appliance: Callable[..., Appliance]) -> None:
     assert requests.value(method="GET", route="static", status="404") == 1
     assert families["schedulezero_store_up"].value() == 1
     assert families["process_resident_memory_bytes"].value() > 1 << 20
+
+
+def test_schedules_are_counted_by_their_state(appliance: Callable[..., Appliance]) -> None:
+    site = appliance(handlers={"absent": {"command": ["true"]}}).run()
+    hourly = {"type": "interval", "hours": 1}
+    body = {"handler_id": "absent", "method_name": "work", "trigger_config": hourly}
+    for schedule_id in ("a", "b", "c", "d"):
+        assert site.post("/api/schedule", {**body, "schedule_id": schedule_id}).status == 201
+    site.post("/api/schedules/b/pause")
+    site.stop()
+    database = site.directory / "data" / "default" / "schedulezero.db"
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        db.execute("UPDATE states SET quarantined = 'no such zone' WHERE key > 2")
+        db.commit()
+    site.run()
+    counted = scrape(site)["schedulezero_schedules"]
+    states = ("active", "paused", "quarantined")
+    assert [counted.value(state=state) for state in states] == [1, 1, 2]
 
 
 def test_no_client_can_make_up_a_label(appliance: Callable[..., Appliance]) -> None:

@@ -198,7 +198,8 @@ def families_of_a_server(data_dir: str) -> list[Family]:
         config=schedulezero.Config(data_dir=data_dir),
         dispatcher=SimpleNamespace(count_waiting=lambda: ({"ready": 0}, None), running=0),
         gateway=SimpleNamespace(handlers=lambda: [HANDLER], malformed=0),
-        store=SimpleNamespace(commits=0, state="ok"), events=SimpleNamespace(subscribers=0),
+        store=SimpleNamespace(commits=0, state="ok", count_schedules=lambda: {"active": 1}),
+        events=SimpleNamespace(subscribers=0),
     )  # fmt: skip
     return list(schedulezero.describe_metrics(app))  # type: ignore[arg-type]
 
