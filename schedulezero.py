@@ -1754,7 +1754,7 @@ class Tail:
 
     def read_lines(self) -> list[str]:
         """The whole lines since the last call."""
-        with suppress(FileNotFoundError), open(self.path, "rb") as file:  # renamed a moment ago
+        with suppress(OSError), open(self.path, "rb") as file:  # renamed a moment ago, or closed
             found = os.fstat(file.fileno())
             if found.st_ino != self.inode or found.st_size < self.offset:
                 self.inode, self.offset = found.st_ino, 0
@@ -1769,7 +1769,7 @@ class Tail:
 
 def follow_log(path: str) -> Tail:
     """Follow a log file from its present end. It need not exist yet."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         found = os.stat(path)
         return Tail(path, found.st_ino, found.st_size)
     return Tail(path, 0, 0)
@@ -13203,13 +13203,14 @@ class Governor:
         preload(self._config)
         gc.freeze()  # a later collection in a child would copy the pages it shares with us
         while not self._is_over():
-            try:
-                self._turn()
-            except Exception:
-                # Ending would take the server and all handlers down; the next turn starts
-                # from what is, not from what failed.
-                log_governor.exception("the governor's turn failed; it goes on")
-                time.sleep(1.0)
+            for part in (self._turn, self._heed):
+                try:
+                    part()
+                except Exception:
+                    # Ending would take the server and all handlers down; the next turn starts
+                    # from what is, not from what failed.
+                    log_governor.exception("the governor's turn failed; it goes on")
+                    time.sleep(1.0)
         self._write_status()
         log_governor.info("governor ends with exit code %d", self._exit_code)
         return self._exit_code
@@ -13245,6 +13246,10 @@ class Governor:
             self._advance(child, now_s)
         self._write_status()
         self._received |= self._signals.wait(self._next_deadline_s() - self._clock.monotonic())
+
+    def _heed(self) -> None:
+        """Answer what has happened meanwhile, however the turn went."""
+        self._received |= self._signals.wait(0.0)
         self._reap()
         self._answer_signals()
         self._echo_logs()
@@ -13418,10 +13423,16 @@ class Governor:
     def _live(self, child: Child) -> int:
         os.environ[LIFELINE_VARIABLE] = str(self._lifeline_fd)
         config = self._config
+        try:
+            if child.spec is None:
+                configure_logging(config, SERVER_NAME, is_foreground=self._echo is not None)
+            else:
+                self._redirect_output(child)
+        except OSError as error:
+            sentence = f"{child.name} cannot write {error.filename}: {error.strerror}"
+            raise ScheduleZeroError(sentence) from None
         if child.spec is None:
-            configure_logging(config, SERVER_NAME, is_foreground=self._echo is not None)
             return run_server(config, lifeline_fd=self._lifeline_fd)
-        self._redirect_output(child)
         with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(HANDLER_OOM_SCORE))
         for name in NOTIFY_VARIABLES:  # the server's alone
@@ -14298,10 +14309,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"schedulezero: {where}{error.strerror or error}", file=sys.stderr)
+        print(
+            f"schedulezero: {where}{error.strerror or error}{mention_owner(error)}", file=sys.stderr
+        )
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def mention_owner(error: OSError) -> str:
+    """Half a sentence, if somebody else may do what was denied."""
+    if not isinstance(error, PermissionError) or not error.filename:
+        return ""
+    owner = os.stat(nearest_directory(os.path.abspath(error.filename))).st_uid
+    return "" if owner == os.geteuid() else f"; run it as {user_name(owner)}"
 
 
 def offer_to_be_killed() -> None:

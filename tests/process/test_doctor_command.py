@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from appliance import ROOT, Appliance
+from appliance import ROOT, Appliance, wait_for
 
 # What the machine that runs the tests may lack.
 OF_THE_MACHINE = {"bytecode", "clock", "unit", "disk", "flush"}
@@ -87,9 +87,20 @@ def test_damage_and_carelessness_are_found_in_the_data(appliance: Callable[..., 
     assert "restore" in checks["database"]["fix"]
 
 
-@pytest.mark.skipif(
+only_root = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can give files away"
 )
+
+
+def weaken(site: Appliance) -> None:
+    """Run its commands without the powers that root has over files of others."""
+    powers = "-dac_override,-dac_read_search"
+    site.program = [
+        "setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", *site.program
+    ]  # fmt: skip
+
+
+@only_root
 @pytest.mark.parametrize("closed", ["", "governor.lock"])
 def test_what_belongs_to_another_user_is_named_with_its_owner(
     appliance: Callable[..., Appliance], closed: str
@@ -99,10 +110,7 @@ def test_what_belongs_to_another_user_is_named_with_its_owner(
     path = site.directory / "data" / "default" / closed
     path.chmod(path.stat().st_mode & 0o700)
     os.chown(path, 65_534, 65_534)
-    powers = "-dac_override,-dac_read_search"  # without them root is a user like any other
-    site.program = [
-        "setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", *site.program
-    ]  # fmt: skip
+    weaken(site)
     code, checks = examine(site)
     assert (code, ailing(checks)) == (1, {"data directory": "failed"})
     found = checks["data directory"]
@@ -139,3 +147,33 @@ def test_a_port_that_another_program_answers_on_is_told(
     assert (code, checks["server"]["verdict"]) == (1, "failed")
     assert "does not answer" in checks["server"]["sentence"]
     site.write_config(http_port=site.http_port)
+
+
+@only_root
+def test_a_command_that_may_not_look_says_who_may(appliance: Callable[..., Appliance]) -> None:
+    site = appliance().run()
+    site.stop()
+    data = site.directory / "data" / "default"
+    os.chown(data, 65_534, 65_534)
+    weaken(site)
+    for command in ("status", "stop", "start"):
+        done = site.cli(command)
+        told = f"schedulezero: {data}/governor.lock: Permission denied; run it as nobody\n"
+        assert (done.returncode, done.stderr) == (1, told)
+
+
+@only_root
+def test_a_handler_whose_log_cannot_be_written_is_one_line(
+    appliance: Callable[..., Appliance],
+) -> None:
+    site = appliance(handlers={"a": {"command": ["true"]}})
+    logs = site.directory / "logs" / "default"
+    (logs / "handlers" / "a").mkdir(parents=True)
+    os.chown(logs / "handlers" / "a", 65_534, 65_534)
+    (logs / "handlers" / "a").chmod(0o700)
+    weaken(site)
+    site.run("run")
+    log = logs / "governor" / "governor.log"
+    told = f"a cannot write {logs}/handlers/a/handler.log: Permission denied"
+    wait_for(lambda: told in log.read_text(), "the reason")
+    assert "Traceback" not in log.read_text()
