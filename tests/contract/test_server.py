@@ -199,6 +199,7 @@ async def test_a_reload_that_comes_while_the_server_opens_is_applied_afterwards(
         await made.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_thread_that_writes_no_more_ends_the_server(server: Server) -> None:
     def end(db: sqlite3.Cursor) -> None:
         raise SystemExit
