@@ -7939,6 +7939,7 @@ REQUESTS: Final[Mapping[str, Reply]] = {
 # the state it leaves, so that of two changes at once exactly one takes place.
 
 MAX_QUEUED: Final = 10_000  # run-now calls are refused above; fires are always recorded
+MAX_QUEUED_BYTES: Final = 16 << 20  # and above this, which is what their parameters take
 MAX_QUEUED_OF_HANDLER: Final = MAX_QUEUED // 2  # so that one that is away leaves room for others
 MAX_QUEUED_OF_SCHEDULE: Final = 100  # further fires are skipped, with a row
 ADOPT_S: Final = 15.0  # what ran under an earlier server is given up if unclaimed by then
@@ -7983,6 +7984,7 @@ class Live:
     log: LogBuffer | None = None
     progress: tuple[float | None, str | None] | None = None
     scrubber: Scrubber | None = None  # hides the secrets it was called with
+    weight: int = 0  # bytes, roughly, of its parameters
 
 
 class LogBuffer:
@@ -8109,6 +8111,7 @@ class Dispatcher:
         self._chance = chance
         self.secrets = Secrets(store.config)
         self._live: dict[str, Live] = {}
+        self._queued_bytes = 0  # of all that is live
         self._ready: dict[str, OrderedDict[str, Live]] = {}  # by handler id and execution id
         self._of_schedule: dict[str | None, dict[str, Live]] = {}  # in the order of their fires
         self._ticker: asyncio.TimerHandle | None = None
@@ -8165,6 +8168,8 @@ class Dispatcher:
         self.secrets.check(job_params)
         if len(self._live) >= MAX_QUEUED:
             raise Overloaded(f"{len(self._live)} executions are queued already")
+        if self._queued_bytes >= MAX_QUEUED_BYTES:
+            raise Overloaded(f"parameters of {self._queued_bytes >> 20} MiB are queued already")
         if (queued := self.queued(handler_id)) >= MAX_QUEUED_OF_HANDLER:
             raise Overloaded(f"{queued} executions wait for the handler '{handler_id}' already")
         config, now_us = self._store.config, self._clock.now_us()
@@ -8270,6 +8275,8 @@ class Dispatcher:
     def _remember(self, live: Live) -> None:
         execution = live.execution
         self._live[execution.execution_id] = live
+        live.weight = weight_of_json(repr(execution.job_params))
+        self._queued_bytes += live.weight
         if execution.schedule_id is not None:
             of_schedule = self._of_schedule.setdefault(execution.schedule_id, {})
             of_schedule[execution.execution_id] = live
@@ -8572,7 +8579,8 @@ class Dispatcher:
 
     def _forget(self, live: Live) -> None:
         execution = live.execution
-        self._live.pop(execution.execution_id, None)
+        if self._live.pop(execution.execution_id, None) is live:
+            self._queued_bytes -= live.weight
         of_schedule = self._of_schedule.get(execution.schedule_id)
         if of_schedule is None:
             return

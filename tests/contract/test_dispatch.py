@@ -1167,6 +1167,18 @@ async def test_run_now_calls_are_refused_above_the_bound_and_fires_are_not(
     assert server.status(await server.fire()) is Status.QUEUED
 
 
+async def test_what_the_parameters_of_queued_calls_take_is_bounded_until_they_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sz, "MAX_QUEUED_BYTES", 1 << 20)
+    first = await server.submit(job_params={"many": [{}] * 10_000})  # 40 KB of text
+    with pytest.raises(sz.Overloaded, match="parameters of 1 MiB are queued already"):
+        await server.submit()
+    assert server.status(await server.fire()) is Status.QUEUED
+    await server.dispatcher.cancel(first, "cancelled")
+    await server.submit()
+
+
 async def test_a_handler_that_is_away_leaves_room_in_the_queue_for_the_others(
     server: Server, context: zmq.asyncio.Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
