@@ -46,7 +46,10 @@ export function openPalette({ commands, handlers, goTo, runMethod }) {
   const press = (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const count = items().length;
-    if (event.key === "Enter") choose(chosen);
+    if (event.key === "Enter") {
+      event.preventDefault(); // else what opens takes it for its own, and runs at once
+      choose(chosen);
+    }
     if (!step || !count) return;
     event.preventDefault();
     chosen = (chosen + step + count) % count;

@@ -381,6 +381,22 @@ def test_the_palette_finds_commands_schedules_and_methods(open_page: Open, serve
     expect(page.get_by_role("dialog", name="Run ding-dong.chime")).to_be_visible()
 
 
+def test_the_key_that_chooses_in_the_palette_does_not_reach_what_opens(
+    open_page: Open, serve: Serve
+) -> None:
+    page = open_page(serve(mock_server.small()).url + "/#/handlers")
+    expect(rows(page, "handlers").first).to_be_visible()
+    page.keyboard.press(":")
+    palette = page.get_by_role("combobox", name="Command")
+    palette.fill("run ding chime")
+    is_kept = palette.evaluate(
+        "node => !node.dispatchEvent("
+        "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))"
+    )
+    assert is_kept
+    expect(page.get_by_role("dialog", name="Run ding-dong.chime")).to_be_visible()
+
+
 def test_the_palette_offers_what_can_be_done_on_the_page(open_page: Open, serve: Serve) -> None:
     page = open_page(serve(mock_server.small()).url + "/#/schedules/nightly-backup")
     expect(page.get_by_role("button", name="run now")).to_be_visible()
