@@ -22,3 +22,10 @@ def appliance(tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
     yield make
     for one in made:
         one.close()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Why a test had to be run twice; what passed in the end would hide it."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"rerun: {report.nodeid}")
+        terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-40:]))

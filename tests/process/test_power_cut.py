@@ -100,6 +100,7 @@ class Client(threading.Thread):
     def __init__(self, port: int, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        self._handler = name.rpartition("-")[0]  # one for each round: its queue has a bound
         self.executions: dict[str, Span] = {}
         self.schedules: dict[str, Span] = {}
 
@@ -110,7 +111,7 @@ class Client(threading.Thread):
         self._connection.close()
 
     def _call(self) -> bool:
-        body = {"handler_id": "absent", "method_name": "work", "wait": False}
+        body = {"handler_id": self._handler, "method_name": "work", "wait": False}
         status, answer, span = self._post("/api/run_now", body)
         if status == 202:
             self.executions[answer["execution_id"]] = span
@@ -118,7 +119,7 @@ class Client(threading.Thread):
 
     def _schedule(self) -> bool:
         schedule_id = f"{self.name}-{len(self.schedules)}"
-        body = {"schedule_id": schedule_id, "handler_id": "absent", "method_name": "work"}
+        body = {"schedule_id": schedule_id, "handler_id": self._handler, "method_name": "work"}
         status, _, span = self._post("/api/schedule", {**body, "trigger_config": DAILY})
         if status == 201:
             self.schedules[schedule_id] = span
@@ -158,7 +159,8 @@ def load_and_cut(one: Appliance, disk: Disk, flag: int, name: str) -> tuple[list
 
 
 def test_no_acknowledged_call_or_schedule_is_missing_after_a_power_cut(disk, appliance):
-    one = appliance(data_dir=str(disk.path / "data"), handlers={"absent": {"command": ["true"]}})
+    handlers = {f"round-{number}": {"command": ["true"]} for number in range(len(ROUNDS))}
+    one = appliance(data_dir=str(disk.path / "data"), handlers=handlers)
     executions: set[str] = set()
     schedules: set[str] = set()
     one.run()
