@@ -15179,8 +15179,7 @@ def command_status(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps({"running": pid is not None, "deployment": config.deployment, **shown}))
     elif pid:
-        url = shown["url"] or http_url(config)
-        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {url}")
+        print(f"ScheduleZero {shown['version']} ({config.deployment}) on {shown['url']}")
         print(render_processes(shown["processes"]))
         if shown["reload_error"]:
             print(f"The last reload failed: {shown['reload_error']}")
